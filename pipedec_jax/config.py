@@ -1,0 +1,111 @@
+"""The geometry of a LLaMA model, as a frozen dataclass that any JSON file can fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """The `llama3` frequency scaling of LLaMA 3.1 and later (Hugging Face `rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Static sizes of one LLaMA model. Everything here is known before a weight is read."""
+
+    vocab_size: int
+    """Rows of the embedding (V), padding rows of the checkpoint included."""
+    width: int
+    """Width of the residual stream (D)."""
+    feed_forward: int
+    """Width of the gated feed-forward layer (F)."""
+    layers: int
+    """Number of decoder layers (L)."""
+    heads: int
+    """Query heads (H)."""
+    kv_heads: int
+    """Key and value heads (G); divides `heads`."""
+    head_size: int
+    """Size of one head (A); not always `width // heads`."""
+    context: int
+    """Largest number of positions the model was trained for."""
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied_embeddings: bool = False
+    """Whether the LM head is the embedding transposed (then no `head` array is stored)."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "width",
+            "feed_forward",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_size",
+            "context",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
+        if self.head_size % 2:
+            raise ValueError(f"head_size must be even for rotary embeddings, not {self.head_size}")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
+
+    @property
+    def query_groups(self) -> int:
+        """Query heads that share one KV head (H / G)."""
+        return self.heads // self.kv_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LlamaConfig:
+        """Build a config from a dictionary.
+
+        Raises:
+            ValueError: for an unknown key (naming the nearest right one), a missing key or a bad value.
+        """
+        values = dict(values)
+        check_keys(values, cls, "model config")
+        scaling = values.get("rope_scaling")
+        if scaling is not None:
+            check_keys(scaling, RopeScaling, "rope_scaling")
+            values["rope_scaling"] = RopeScaling(**scaling)
+        return cls(**values)
+
+
+def check_keys(values: dict[str, Any], cls: type, what: str) -> None:
+    """Raise `ValueError` when `values` has a key that dataclass `cls` lacks, or lacks one it requires."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(fields)}"
+            raise ValueError(f"unknown key {key!r} in {what}{hint}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")

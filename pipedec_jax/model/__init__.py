@@ -1,0 +1,1 @@
+"""LLaMA as pure functions, and the parameter tree they run over."""

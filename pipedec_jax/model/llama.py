@@ -1,0 +1,135 @@
+"""LLaMA as pure functions over a Flax parameter tree.
+
+Dimension letters: B batch, W rows fed at once, S cache slots, T positions of a full sequence, D width, H query
+heads, G KV heads, Q = H / G query heads per KV head, A head size, F feed-forward width, V vocabulary.
+
+Numerics follow Hugging Face's `LlamaForCausalLM`: norms and softmax in float32 (or wider), everything else in
+the weights' dtype. In float32 every product runs at the highest precision; in bfloat16 products accumulate in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.parameters import Parameters
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""`attend(query [..., W, H, A], key [..., W, G, A], value [..., W, G, A]) -> (mixed [..., W, H, A], new cache)`."""
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype in which norms, softmax and logits of `dtype` activations are computed."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def product(spec: str, x: jax.Array, y: jax.Array, out: Any = None) -> jax.Array:
+    """`einsum` that accumulates in float32 or wider and returns `out` (the operands' dtype when not given)."""
+    precision = None if x.dtype == jnp.bfloat16 or x.dtype == jnp.float16 else lax.Precision.HIGHEST
+    result = jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide(x.dtype))
+    return result.astype(x.dtype if out is None else out)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis."""
+    y = x.astype(wide(x.dtype))
+    y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + jnp.asarray(eps, y.dtype))
+    return weight * y.astype(x.dtype)
+
+
+def rope_frequencies(config: LlamaConfig) -> list[float]:
+    """Rotation per position of each half-head dimension (A / 2 numbers, radians)."""
+    A = config.head_size
+    frequencies = [config.rope_theta ** (-2 * i / A) for i in range(A // 2)]
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    # llama3 scaling: long wavelengths are slowed by `factor`, short ones kept, those between interpolated.
+    scaled = []
+    for frequency in frequencies:
+        turns = scaling.original_context * frequency / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        keep = min(1.0, max(0.0, (turns - scaling.low_freq_factor) / span))
+        scaled.append(frequency * (keep + (1 - keep) / scaling.factor))
+    return scaled
+
+
+def rope_tables(config: LlamaConfig, position_W: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine `[W, 1, A / 2]` for the given positions, computed in float32 or wider."""
+    frequency = jnp.asarray(rope_frequencies(config), wide(dtype))
+    angle = position_W[..., None].astype(frequency.dtype) * frequency
+    return jnp.cos(angle)[..., None, :].astype(dtype), jnp.sin(angle)[..., None, :].astype(dtype)
+
+
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding of `[..., W, heads, A]`, halves split as Hugging Face does."""
+    cos, sin = rope
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Masked attention of `query [..., W, H, A]` over `key, value [..., S, G, A]` under `mask [W, S]`.
+
+    A row whose mask is empty (a padding row) gets the plain mean of all values: finite, and never used.
+    """
+    *batch, W, H, A = query.shape
+    G = key.shape[-2]
+    grouped = query.reshape(*batch, W, G, H // G, A)
+    score = product("...WGQA,...SGA->...GQWS", grouped, key, wide(query.dtype))
+    score = score * jnp.asarray(A**-0.5, score.dtype)
+    score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
+    weight = jax.nn.softmax(score, axis=-1).astype(query.dtype)
+    return product("...GQWS,...SGA->...WGQA", weight, value).reshape(*batch, W, H, A)
+
+
+def forward_layer(
+    config: LlamaConfig, layer: Parameters, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
+) -> tuple[jax.Array, Any]:
+    """One decoder layer over `x [..., W, D]`; returns the new `x` and whatever cache `attend` returned."""
+    with jax.named_scope("attention"):
+        y = rms_norm(x, layer["attention_norm"], config.norm_eps)
+        query = rotate(product("...D,DHA->...HA", y, layer["query"]), rope)
+        key = rotate(product("...D,DGA->...GA", y, layer["key"]), rope)
+        value = product("...D,DGA->...GA", y, layer["value"])
+        mixed, cache = attend(query, key, value)
+        x = x + product("...HA,HAD->...D", mixed, layer["output"])
+    with jax.named_scope("feed_forward"):
+        y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
+        gate = product("...D,DF->...F", y, layer["gate"])
+        up = product("...D,DF->...F", y, layer["up"])
+        x = x + product("...F,FD->...D", jax.nn.silu(gate) * up, layer["down"])
+    return x, cache
+
+
+def head_matrix(params: Parameters) -> jax.Array:
+    """The LM head as `[V, D]` rows; the embedding itself when tied."""
+    return params["head"].T if "head" in params else params["embedding"]
+
+
+def logits(config: LlamaConfig, final_norm: jax.Array, head_VD: jax.Array, x: jax.Array) -> jax.Array:
+    """Final norm and product with (a slice of) the head: `[..., V]` in float32 or wider."""
+    y = rms_norm(x, final_norm, config.norm_eps)
+    return product("...D,VD->...V", y, head_VD, wide(x.dtype))
+
+
+def forward(config: LlamaConfig, params: Parameters, token_BT: jax.Array) -> jax.Array:
+    """Logits `[B, T, V]` of whole sequences, without a cache: for training and for checks."""
+    T = token_BT.shape[-1]
+    x = params["embedding"][token_BT]
+    position = jnp.arange(T, dtype=jnp.int32)
+    rope = rope_tables(config, position, x.dtype)
+    mask = position[:, None] >= position[None, :]
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+        return attention(query, key, value, mask), None
+
+    for index in range(config.layers):
+        x, _ = forward_layer(config, params["layers"][str(index)], x, rope, attend)
+    return logits(config, params["final_norm"], head_matrix(params), x)

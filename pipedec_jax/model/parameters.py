@@ -1,0 +1,131 @@
+"""The Flax parameter tree of a LLaMA model: names, shapes, initialisation and where arrays are read from.
+
+The tree is a nested dictionary. `layers` holds one entry per decoder layer under its number as a string, so that
+a stored checkpoint knows nothing of stages:
+
+    embedding [V, D]   final_norm [D]   head [D, V] (absent when the embedding is tied)
+    layers/I/attention_norm [D]   layers/I/query [D, H, A]   layers/I/key [D, G, A]   layers/I/value [D, G, A]
+    layers/I/output [H, A, D]     layers/I/feed_forward_norm [D]
+    layers/I/gate [D, F]          layers/I/up [D, F]          layers/I/down [F, D]
+
+Matrices are stored input dimension first, as Flax does (PyTorch stores them the other way round).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipedec_jax.config import LlamaConfig
+
+Parameters = dict[str, Any]
+"""A nested dictionary of arrays, as described at the top of this module."""
+
+
+def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of one decoder layer, in the order they are used."""
+    D, F = config.width, config.feed_forward
+    H, G, A = config.heads, config.kv_heads, config.head_size
+    return {
+        "attention_norm": (D,),
+        "query": (D, H, A),
+        "key": (D, G, A),
+        "value": (D, G, A),
+        "output": (H, A, D),
+        "feed_forward_norm": (D,),
+        "gate": (D, F),
+        "up": (D, F),
+        "down": (F, D),
+    }
+
+
+def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all arrays under their path, such as `layers/3/query`, in model order."""
+    V, D = config.vocab_size, config.width
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (V, D)}
+    for layer in range(config.layers):
+        for name, shape in layer_shapes(config).items():
+            shapes[f"layers/{layer}/{name}"] = shape
+    shapes["final_norm"] = (D,)
+    if not config.tied_embeddings:
+        shapes["head"] = (D, V)
+    return shapes
+
+
+def parameter_count(config: LlamaConfig) -> int:
+    """Number of stored parameters (a tied head counts once)."""
+    return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
+
+
+def nest(flat: dict[str, Any]) -> Parameters:
+    """Turn `{"layers/0/query": x}` into `{"layers": {"0": {"query": x}}}`."""
+    tree: Parameters = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def flatten(tree: Parameters, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(path, array)` of a parameter tree; the inverse of `nest`."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
+    """Random weights: normal with standard deviation 0.02, output projections scaled down by depth, norms at 1."""
+    flat: dict[str, jax.Array] = {}
+    for index, (path, shape) in enumerate(parameter_shapes(config).items()):
+        if len(shape) == 1:
+            flat[path] = jnp.ones(shape, dtype)
+            continue
+        scale = 0.02
+        if path.endswith(("output", "down")):
+            scale /= (2 * config.layers) ** 0.5
+        noise = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+        flat[path] = (scale * noise).astype(dtype)
+    return nest(flat)
+
+
+class ParameterSource(Protocol):
+    """Where a model's arrays come from, read one at a time: a converted checkpoint, or a tree in memory."""
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Geometry of the model."""
+        ...
+
+    def read(self, path: str) -> np.ndarray:
+        """The stored array under `path` (see `parameter_shapes`), in its stored dtype."""
+        ...
+
+
+class MemorySource:
+    """A `ParameterSource` over a parameter tree that is already in memory (tests, random weights, notebooks)."""
+
+    def __init__(self, config: LlamaConfig, tree: Parameters) -> None:
+        self.config = config
+        self._arrays = dict(flatten(tree))
+        for path, shape in parameter_shapes(config).items():
+            if path not in self._arrays:
+                raise ValueError(f"the parameter tree lacks {path!r}")
+            if tuple(self._arrays[path].shape) != shape:
+                found = tuple(self._arrays[path].shape)
+                raise ValueError(f"{path!r} has shape {found}, the config asks for {shape}")
+        unknown = sorted(set(self._arrays) - set(parameter_shapes(config)))
+        if unknown:
+            raise ValueError(f"the parameter tree has unknown arrays {unknown}")
+
+    def read(self, path: str) -> np.ndarray:
+        """The array under `path` as NumPy."""
+        return np.asarray(self._arrays[path])
