@@ -1,0 +1,204 @@
+"""Hugging Face's `config.json` to `LlamaConfig` and back: old and new spellings, and every setting we refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipedec_jax.config import LlamaConfig, RopeScaling
+
+ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
+"""Spellings of the one architecture that is converted (the second in the first LLaMA conversions)."""
+
+ROPE_SCALING_KEYS = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_context",
+}
+"""Hugging Face's names of the llama3 RoPE settings, and the fields of `RopeScaling` they fill."""
+
+Json = dict[str, Any]
+
+
+def read_json(path: Path) -> Json:
+    """The JSON object in file `path`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it does not hold one JSON object in UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a Hugging Face LLaMA directory has a {path.name}")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def llama_config(values: Json) -> LlamaConfig:
+    """The geometry in the object of a `config.json`.
+
+    Keys that may be absent default to what Hugging Face's `LlamaConfig` gives them. Keys that change nothing when
+    decoding (`pretraining_tp`, `attention_dropout`, `use_cache`, ...) are ignored.
+
+    Raises:
+        ValueError: for a missing key, a value of the wrong type, or a setting that this model does not have.
+    """
+    _refuse_unsupported(values)
+    width, heads = _whole(values, "hidden_size"), _whole(values, "num_attention_heads")
+    if values.get("head_dim") is None and width % max(heads, 1):
+        raise ValueError(
+            f"hidden_size ({width}) is no multiple of num_attention_heads ({heads}) and head_dim is absent"
+        )
+    theta, scaling = _rope(values)
+    return LlamaConfig(
+        vocab_size=_whole(values, "vocab_size"),
+        width=width,
+        feed_forward=_whole(values, "intermediate_size"),
+        layers=_whole(values, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=_whole(values, "num_key_value_heads", heads),
+        head_size=_whole(values, "head_dim", width // heads),
+        context=_whole(values, "max_position_embeddings", 2048),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=_number(values, "rms_norm_eps", 1e-6),
+        tied_embeddings=_flag(values, "tie_word_embeddings"),
+    )
+
+
+def config_json(config: LlamaConfig, dtype: str) -> Json:
+    """The object of a `config.json` for weights stored as `dtype` (`"bfloat16"`, ...).
+
+    Written in the old spellings (`rope_theta`, `rope_scaling`, `torch_dtype`), which every transformers release reads.
+    """
+    scaling = None
+    if config.rope_scaling is not None:
+        scaling = {theirs: getattr(config.rope_scaling, ours) for theirs, ours in ROPE_SCALING_KEYS.items()}
+        scaling["rope_type"] = "llama3"
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.feed_forward,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tied_embeddings,
+        "torch_dtype": dtype,
+    }
+
+
+def token_ids(values: Json, key: str) -> list[int]:
+    """The token ids under `key`, which files write as one number, a list or null."""
+    found = values.get(key)
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise ValueError(f"{key} must be a token id, a list of token ids or null, not {found!r}")
+    return ids
+
+
+def _refuse_unsupported(values: Json) -> None:
+    """Raise `ValueError` for another architecture, or a variant of LLaMA that this package does not compute."""
+    if values.get("model_type") != "llama":
+        raise ValueError(f"model_type is {values.get('model_type')!r}; only 'llama' can be converted")
+    architectures = values.get("architectures") or [ARCHITECTURES[0]]
+    if not isinstance(architectures, list) or not all(name in ARCHITECTURES for name in architectures):
+        raise ValueError(f"architectures is {architectures!r}; only {ARCHITECTURES[0]!r} can be converted")
+    if values.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act is {values['hidden_act']!r}; only 'silu' is supported")
+    for key in ("attention_bias", "mlp_bias"):
+        if _flag(values, key):
+            raise ValueError(f"{key} is true; LLaMA models with biases are not supported")
+    if values.get("quantization_config") is not None:
+        method = values["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise ValueError(
+            f"quantization_config is present (quant_method {method!r}); convert the unquantized checkpoint "
+            "(bfloat16, float16 or float32) instead"
+        )
+
+
+def _rope(values: Json) -> tuple[float, RopeScaling | None]:
+    """`rope_theta` and the scaling, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
+    new, old = (_object(values, key) for key in ("rope_parameters", "rope_scaling"))
+    if new and old and new != old:
+        raise ValueError("rope_parameters and rope_scaling contradict each other; remove one of them from config.json")
+    settings = new or old
+    thetas = {_number(place, "rope_theta") for place in (settings, values) if place.get("rope_theta") is not None}
+    if len(thetas) > 1:
+        raise ValueError(f"rope_theta is given twice, as {' and '.join(map(str, sorted(thetas)))}; remove one of them")
+    theta = thetas.pop() if thetas else 10000.0
+    for place in (settings, values):
+        if place.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise ValueError(f"partial_rotary_factor is {place['partial_rotary_factor']!r}; only 1 is supported")
+
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise ValueError(f"rope_type is {kind!r}; only 'default' and 'llama3' are supported")
+    scaling = RopeScaling(
+        factor=_number(settings, "factor"),
+        low_freq_factor=_number(settings, "low_freq_factor"),
+        high_freq_factor=_number(settings, "high_freq_factor"),
+        original_context=_whole(settings, "original_max_position_embeddings"),
+    )
+    if scaling.high_freq_factor <= scaling.low_freq_factor or min(scaling.factor, scaling.original_context) <= 0:
+        raise ValueError(
+            f"llama3 RoPE settings need factor > 0, original_max_position_embeddings > 0 and low_freq_factor < "
+            f"high_freq_factor; found {settings!r}"
+        )
+    return theta, scaling
+
+
+def _object(values: Json, key: str) -> Json:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} must be a JSON object or null, not {found!r}")
+    return found
+
+
+def _get(values: Json, key: str, default: Any) -> Any:
+    """`values[key]`, or the default when the key is absent or null (which Hugging Face treats alike)."""
+    found = values.get(key)
+    if found is None and default is None:
+        raise ValueError(f"config.json lacks {key!r}")
+    return default if found is None else found
+
+
+def _whole(values: Json, key: str, default: int | None = None) -> int:
+    found = _get(values, key, default)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"{key} must be a positive whole number, not {found!r}")
+    return found
+
+
+def _number(values: Json, key: str, default: float | None = None) -> float:
+    found = _get(values, key, default)
+    # The bound keeps `float` from overflowing on a hostile whole number.
+    if not isinstance(found, int | float) or isinstance(found, bool) or not -1e300 < found < 1e300:
+        raise ValueError(f"{key} must be a number, not {found!r}")
+    return float(found)
+
+
+def _flag(values: Json, key: str) -> bool:
+    found = values.get(key)
+    if found is not None and not isinstance(found, bool):
+        raise ValueError(f"{key} must be true or false, not {found!r}")
+    return bool(found)

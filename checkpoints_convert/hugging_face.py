@@ -1,0 +1,125 @@
+"""LLaMA tensors as Hugging Face names and lays them out, and the way back: `export_hugging_face`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from checkpoints_convert.config_json import config_json
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.parameters import Parameters, flatten, parameter_shapes
+
+DTYPES: dict[str, np.dtype] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+"""The dtypes that a checkpoint may be stored in, by name."""
+
+TOP_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
+LAYER_NAMES = {
+    "attention_norm": "input_layernorm.weight",
+    "query": "self_attn.q_proj.weight",
+    "key": "self_attn.k_proj.weight",
+    "value": "self_attn.v_proj.weight",
+    "output": "self_attn.o_proj.weight",
+    "feed_forward_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+
+
+def tensor_name(path: str) -> str:
+    """Hugging Face's name of our array: `layers/3/query` is `model.layers.3.self_attn.q_proj.weight`."""
+    if path in TOP_NAMES:
+        return TOP_NAMES[path]
+    _, layer, name = path.split("/")
+    return f"model.layers.{layer}.{LAYER_NAMES[name]}"
+
+
+def tensor_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Hugging Face's shape of the array `path` that has `shape` here: matrices are `[out, in]`, heads merged."""
+    if _is_plain(path, shape):
+        return shape
+    inputs = _input_axes(path)
+    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+
+
+def from_hugging_face(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Our array `path` of `shape`, as a view of Hugging Face's tensor.
+
+    Both split the rotary halves of a head the same way, so nothing is permuted.
+    """
+    return tensor if _is_plain(path, shape) else tensor.T.reshape(shape)
+
+
+def to_hugging_face(path: str, array: np.ndarray) -> np.ndarray:
+    """Hugging Face's tensor for our array `path`; the inverse of `from_hugging_face`."""
+    if _is_plain(path, array.shape):
+        return array
+    return array.reshape(tensor_shape(path, array.shape)[::-1]).T
+
+
+def _is_plain(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether both sides lay the array out alike: norms, and the embedding (a table, not a matrix)."""
+    return len(shape) == 1 or path == "embedding"
+
+
+def _input_axes(path: str) -> int:
+    """Leading axes of our matrix that are summed over: `output [H, A, D]` has two, the others one."""
+    return 2 if path.endswith("/output") else 1
+
+
+def export_hugging_face(
+    config: LlamaConfig,
+    tree: Parameters,
+    directory: str | Path,
+    dtype: str | None = None,
+    *,
+    bos_token_id: int | None = None,
+    eos_token_id: int | list[int] | None = None,
+) -> None:
+    """Write a parameter tree as a Hugging Face directory: `config.json` and `model.safetensors`.
+
+    Args:
+        config: geometry of the model.
+        tree: arrays as `pipedec_jax.model.parameters` describes them (NumPy or JAX).
+        directory: created when absent; files of these two names in it are replaced.
+        dtype: `bfloat16`, `float16` or `float32`; the tree's own dtype when not given.
+        bos_token_id: written into `config.json`.
+        eos_token_id: written into `config.json`; one id, or all ids that end a text.
+
+    Raises:
+        ValueError: when arrays are missing, unknown or misshapen, or `dtype` is none of the three.
+    """
+    arrays: dict[str, Any] = dict(flatten(tree))
+    shapes = parameter_shapes(config)
+    if set(arrays) != set(shapes):
+        missing, unknown = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
+        raise ValueError(f"the parameter tree lacks {missing} and has unknown {unknown}")
+    name = check_dtype(dtype if dtype is not None else str(arrays["embedding"].dtype))
+    tensors = {}
+    for path, shape in shapes.items():
+        array = np.asarray(arrays[path])
+        if array.shape != shape:
+            raise ValueError(f"{path!r} has shape {array.shape}, the config asks for {shape}")
+        tensors[tensor_name(path)] = np.ascontiguousarray(to_hugging_face(path, array).astype(DTYPES[name], copy=False))
+    values = config_json(config, name) | {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def check_dtype(name: str) -> str:
+    """`name` itself when a checkpoint may be stored in it, else `ValueError`."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}")
+    return name
