@@ -1,0 +1,104 @@
+"""The KV cache with slots: committing and pruning are flags, and nothing in the cache is ever moved.
+
+A sent node owns a slot until it is pruned; a committed token is a slot whose `committed` flag is set. A row attends
+to the committed slots and to those of its own path through the tree. Giving a dead node's slot to a new node at once
+is safe because the pipe is first in, first out: at every stage the new owner's write comes after the old one's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.llama import Attend, attention
+from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
+
+
+@struct.dataclass
+class Rows:
+    """What a model needs to know of the W rows it is fed, beside their embeddings."""
+
+    position: jax.Array
+    """[W] int32: absolute positions."""
+    slot: jax.Array
+    """[W] int32: where keys and values are written; NO_SLOT for rows that write nothing."""
+    mask: jax.Array
+    """[W, S] bool: the slots each row attends to, its own included."""
+
+
+@struct.dataclass
+class LayerCache:
+    """Keys and values of one layer."""
+
+    key: jax.Array
+    """[S, G, A]"""
+    value: jax.Array
+    """[S, G, A]"""
+
+    def attend(self, rows: Rows) -> Attend:
+        """Attention of `rows` that first writes their keys and values to their slots."""
+
+        def run(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, LayerCache]:
+            cache = LayerCache(
+                key=self.key.at[rows.slot].set(key, mode="drop"),
+                value=self.value.at[rows.slot].set(value, mode="drop"),
+            )
+            return attention(query, cache.key, cache.value, rows.mask), cache
+
+        return run
+
+
+def cache_shape(config: LlamaConfig, capacity: int) -> tuple[int, int, int]:
+    """Shape of one layer's keys, and of its values: `[S, G, A]`."""
+    return capacity, config.kv_heads, config.head_size
+
+
+def empty_layer(config: LlamaConfig, capacity: int, dtype: Any) -> LayerCache:
+    """A layer's cache of zeros (two arrays: a shared one could not be donated)."""
+    shape = cache_shape(config, capacity)
+    return LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
+
+
+def owners(tree: PredictionTree, slots: int) -> jax.Array:
+    """The living node that owns each slot, `[S]` int32, C for slots without one."""
+    C = tree.capacity
+    node = jnp.arange(C, dtype=jnp.int32)
+    slot = jnp.where(tree.alive, tree.slot, NO_SLOT)
+    return jnp.full(slots, C, jnp.int32).at[slot].set(node, mode="drop")
+
+
+def free_slots(tree: PredictionTree, committed_S: jax.Array, size: int) -> jax.Array:
+    """The first `size` slots that neither text nor tree holds, `[size]` int32, NO_SLOT where there are no more."""
+    S = committed_S.shape[0]
+    slot = select(~committed_S & (owners(tree, S) == tree.capacity), size)
+    return jnp.where(slot < S, slot, NO_SLOT)
+
+
+def tree_rows(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> Rows:
+    """Rows for tree nodes: each sees the committed text and its own path. A "none" node sees the text, writes nothing."""
+    path = at(tree.ancestor, node_W, False)
+    path = jnp.pad(path, ((0, 0), (0, 1)))  # column C: slots without an owner
+    on_path = jnp.take(path, owners(tree, committed_S.shape[0]), axis=1)
+    return Rows(
+        position=at(tree.position, node_W, 0),
+        slot=at(tree.slot, node_W, NO_SLOT),
+        mask=on_path | committed_S[None, :],
+    )
+
+
+def chunk_rows(start: jax.Array, width: int, length: jax.Array, slots: int) -> Rows:
+    """Rows for positions `start .. start + width` of a prompt whose first `length` tokens are prefilled.
+
+    Slots are positions and the mask is causal. Rows at `length` and beyond write nothing.
+    """
+    position = start + jnp.arange(width, dtype=jnp.int32)
+    slot = jnp.arange(slots, dtype=jnp.int32)
+    return Rows(
+        position=position,
+        slot=jnp.where(position < length, position, NO_SLOT),
+        mask=slot[None, :] <= position[:, None],
+    )

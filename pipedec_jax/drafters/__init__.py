@@ -1,0 +1,1 @@
+"""Drafters: who proposes the guesses. See `base` for the interface."""

@@ -1,0 +1,344 @@
+"""The engine: compiles a method's prefill and loop of ticks for a mesh, and runs them for one prompt after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pipedec_jax.drafters.base import Drafter, NoDrafter
+from pipedec_jax.drafters.model import ModelDrafter
+from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.placement import OWN, SAME
+from pipedec_jax.pipeline.prefill import Request, prefill
+from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.pipeline.stage import Target
+from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
+from pipedec_jax.sampling import Sampling, SamplingMode
+from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.schedules.levels import LevelSchedule
+from pipedec_jax.schedules.plain import PlainSchedule
+
+METHODS = ("pp", "pipedec")
+"""Decoding methods: plain pipeline parallelism, and PipeDec."""
+
+END_TOKENS = 16
+"""Places for end tokens in a compiled program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """What the user chooses. Checked when the engine is made."""
+
+    method: str = "pipedec"
+    stages: int = 4
+    """Stages of the target (N)."""
+    width: int = 16
+    """Most nodes of a tree level, and so of a tick's batch (W); PP ignores it."""
+    children: int = 8
+    """Most children per node (K); PP ignores it."""
+    dtype: Any = jnp.float32
+    """Dtype of weights, activations and caches."""
+    prefill_width: int = 128
+    """Prompt tokens per prefill chunk."""
+    capacity: int | None = None
+    """Cache slots (S); by default the next power of two that holds prompt, answer and tree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What has been committed since `Engine.start`. Lists have one entry per new token."""
+
+    tokens: list[int]
+    ticks: list[int]
+    """Tick in which each token was committed, counted from 1 at the root's entry into the pipe."""
+    hits: list[bool]
+    """Whether the token was in the pipe, as a child of the one before, when the target chose it."""
+    delays: list[int]
+    """Ticks between the sending of the token's parent and its own: 1 on time, more a late hit, 0 a miss."""
+    logprobs: list[float]
+    """The target's log-probability of the token, at temperature 1 and without filters."""
+    nodes: int
+    """Tree nodes sent into the pipe so far."""
+    done: bool
+    """Whether an end token or the length limit was reached."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """Compiled for one capacity and sampling mode."""
+
+    prefill: Any
+    run: Any
+
+
+class Engine:
+    """Decodes prompts one after another with one method on one mesh.
+
+    Args:
+        target: the target model's weights.
+        draft: the draft model's weights; `None` for PP or with another drafter.
+        settings: method and sizes.
+        vocab_size: ids that are tokens; rows of either model beyond it are padding and never chosen.
+        devices: devices to use, the first stage's first; all of `jax.devices()` by default.
+        drafter: proposes the guesses in place of the draft model.
+        drafter_params: that drafter's parameters, replicated; may be replaced at every `start`.
+
+    Raises:
+        ValueError: when settings, models and devices do not fit together.
+    """
+
+    def __init__(
+        self,
+        target: ParameterSource,
+        draft: ParameterSource | None,
+        settings: EngineSettings,
+        *,
+        vocab_size: int,
+        devices: Sequence[jax.Device] | None = None,
+        drafter: Drafter | None = None,
+        drafter_params: Any = None,
+    ) -> None:
+        split = split_layers(target.config.layers, settings.stages)
+        _check_settings(settings, vocab_size)
+        for name, source in (("target", target), ("draft", draft)):
+            if source is not None and vocab_size > source.config.vocab_size:
+                raise ValueError(
+                    f"the {name} has {source.config.vocab_size} embedding rows for {vocab_size} tokens"
+                )
+        self.settings = settings
+        self.target_config = target.config
+        self._draft_config = draft.config if draft is not None else None
+        self._target = Target(config=target.config, split=split, vocab_size=vocab_size)
+        self._drafter = _make_drafter(settings, draft, drafter, vocab_size)
+        self._schedule = _make_schedule(settings)
+        self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices)
+        self.compile_seconds = 0.0
+        self._programs: dict[Any, _Programs] = {}
+        self._local: tuple[int, Local] | None = None
+        self._shared: Shared | None = None
+        self._run: Any = None
+        self._start_length = 0
+        params = (
+            placement.place_draft(self.mesh, draft, settings.dtype)
+            if isinstance(self._drafter, ModelDrafter) and draft is not None
+            else self._replicate(drafter_params)
+        )
+        self._weights = Weights(
+            target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params
+        )
+
+    @property
+    def ranks(self) -> int:
+        """Devices in use: the target's stages, then the drafter's ranks."""
+        return self.mesh.size
+
+    def capacity_for(self, length: int) -> int:
+        """Cache slots (S) for prompt and answer of this length together, the tree in flight included."""
+        # A slot that is silently missing would be wrong text, so the batch being chosen is counted too.
+        need = length + (self.settings.stages + 2) * self._schedule.width
+        if self.settings.capacity is None:
+            return max(256, 1 << (need - 1).bit_length())
+        if need > self.settings.capacity:
+            raise ValueError(
+                f"prompt, answer and tree need {need} cache slots but capacity is {self.settings.capacity}; raise "
+                "capacity, or lower max_new_tokens or width"
+            )
+        return self.settings.capacity
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        end_tokens: Sequence[int] = (),
+        drafter_params: Any = None,
+    ) -> None:
+        """Prefill a prompt, compiling first when this capacity and sampling mode are new.
+
+        Raises:
+            ValueError: for an empty prompt, an id that is no token, or a length over the context.
+        """
+        prompt = [int(token) for token in prompt]
+        self._check_request(prompt, max_new_tokens, end_tokens)
+        capacity = self.capacity_for(len(prompt) + max_new_tokens)
+        if drafter_params is not None:
+            self._weights = self._weights.replace(drafter=self._replicate(drafter_params))
+        request = Request(
+            prompt=np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
+            length=np.int32(len(prompt)),
+            limit=np.int32(len(prompt) + max_new_tokens),
+            end_token=np.asarray([*end_tokens] + [-1] * (END_TOKENS - len(end_tokens)), np.int32),
+            sampling=jax.tree.map(np.asarray, sampling.arrays()),
+        )
+        local = self._take_local(capacity)
+        programs = self._compile(sampling.mode, request, local)
+        shared, local = programs.prefill(self._weights, request, local)
+        self._shared, self._local, self._run = shared, (capacity, local), programs.run
+        self._start_length = len(prompt)
+
+    def run(self, new_tokens: int) -> Progress:
+        """Tick on the devices until `new_tokens` more tokens are committed or the answer is complete.
+
+        Raises:
+            RuntimeError: when called before `start`, or when the pipe makes no progress (a bug).
+        """
+        if self._shared is None or self._local is None:
+            raise RuntimeError("call start() before run()")
+        capacity, local = self._local
+        before = self._start_length if new_tokens == 0 else None
+        # A token takes at most one walk through all stages; more ticks than that would be a lost row.
+        max_ticks = (new_tokens + 1) * (self.settings.stages + 1)
+        shared, local = self._run(self._weights, self._shared, local, np.int32(new_tokens), np.int32(max_ticks))
+        del before
+        self._shared, self._local = shared, (capacity, local)
+        return self._progress(shared)
+
+    def bytes_per_device(self) -> list[dict[str, int | str]]:
+        """What the weights and caches take on each device this process can address, in bytes, in rank order."""
+        parts = {
+            "target layers": self._weights.target.layers,
+            "embedding and head": (self._weights.target.embedding, self._weights.target.head),
+            "draft layers": getattr(self._weights.drafter, "layers", ()),
+            "draft embedding and head": tuple(
+                getattr(self._weights.drafter, name, ()) for name in ("embedding", "head")
+            ),
+            "target cache": self._local[1].cache if self._local else (),
+            "draft cache": self._local[1].drafter if self._local else (),
+        }
+        sizes = {name: placement.bytes_per_device(tree) for name, tree in parts.items()}
+        return [
+            {"device": str(device), **{name: size.get(device, 0) for name, size in sizes.items()}}
+            for device in self.mesh.devices.flat
+            if device.process_index == jax.process_index()
+        ]
+
+    def _progress(self, shared: Shared) -> Progress:
+        text, nodes = jax.device_get((shared.text, shared.computed))
+        new = slice(self._start_length, int(text.length))
+        delays = text.delay[new].tolist()
+        return Progress(
+            tokens=text.token[new].tolist(),
+            ticks=text.tick[new].tolist(),
+            hits=[delay > 0 for delay in delays],
+            delays=delays,
+            logprobs=text.log_prob[new].tolist(),
+            nodes=int(nodes),
+            done=bool(text.done),
+        )
+
+    def _check_request(self, prompt: list[int], max_new_tokens: int, end_tokens: Sequence[int]) -> None:
+        if not prompt:
+            raise ValueError("the prompt is empty; give at least one token")
+        for token in prompt:
+            if not 0 <= token < self._target.vocab_size:
+                raise ValueError(f"prompt token {token} is not in 0..{self._target.vocab_size - 1}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        context = self.target_config.context
+        if len(prompt) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt ({len(prompt)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context "
+                f"of {context}; shorten one of them"
+            )
+        if len(end_tokens) > END_TOKENS:
+            raise ValueError(f"at most {END_TOKENS} end tokens are supported, not {len(end_tokens)}")
+
+    def _replicate(self, tree: Any) -> Any:
+        return jax.tree.map(functools.partial(placement.replicate, self.mesh), tree)
+
+    def _take_local(self, capacity: int) -> Local:
+        """The ranks' own state; the caches of the last prompt serve again (what is stale in them is masked)."""
+        if self._local is not None and self._local[0] == capacity:
+            local = self._local[1]
+            self._local = self._shared = None
+            return local
+        self._local = self._shared = None  # frees the caches of another capacity before new ones are made
+        config, dtype = self.target_config, self.settings.dtype
+        state: Any = ()
+        if isinstance(self._drafter, ModelDrafter):
+            draft = self._drafter.config
+            state = placement.place_caches(self.mesh, draft, draft.layers, capacity, dtype)
+        return Local(
+            x=placement.per_rank(
+                self.mesh,
+                (self._schedule.width, config.width),
+                dtype,
+                lambda rank: np.zeros((self._schedule.width, config.width), dtype),
+            ),
+            cache=placement.place_caches(self.mesh, config, self._target.split.longest, capacity, dtype),
+            drafter=state,
+        )
+
+    def _compile(self, mode: SamplingMode, request: Request, local: Local) -> _Programs:
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self._weights, request, local)))
+        key = (mode, shapes)
+        if key not in self._programs:
+            begun = time.perf_counter()
+            system = System(
+                target=self._target, drafter=self._drafter, schedule=self._schedule, sampling=mode
+            )
+            own = jax.tree.map(lambda leaf: leaf.sharding.spec, self._weights)
+            width = min(self.settings.prefill_width, request.prompt.shape[0])
+
+            def compiled(function: Any, specs: Any, *arguments: Any) -> Any:
+                mapped = jax.shard_map(
+                    function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN)
+                )
+                donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
+                return jax.jit(mapped, donate_argnums=donated).lower(self._weights, *arguments).compile()
+
+            first = compiled(functools.partial(prefill, system, width), (SAME, OWN), request, local)
+            shared = jax.eval_shape(
+                jax.shard_map(
+                    functools.partial(prefill, system, width),
+                    mesh=self.mesh,
+                    in_specs=(own, SAME, OWN),
+                    out_specs=(SAME, OWN),
+                ),
+                self._weights,
+                request,
+                local,
+            )[0]
+            count = np.int32(0)
+            loop = compiled(
+                functools.partial(run_ticks, system), (SAME, OWN, SAME, SAME), shared, local, count, count
+            )
+            self._programs[key] = _Programs(prefill=first, run=loop)
+            self.compile_seconds += time.perf_counter() - begun
+        return self._programs[key]
+
+
+def _check_settings(settings: EngineSettings, vocab_size: int) -> None:
+    if settings.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {settings.method!r}")
+    for name in ("width", "children", "prefill_width"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(settings, name)}")
+    if settings.children > vocab_size:
+        raise ValueError(f"children ({settings.children}) must not exceed the vocabulary ({vocab_size})")
+
+
+def _make_schedule(settings: EngineSettings) -> Schedule:
+    return PlainSchedule() if settings.method == "pp" else LevelSchedule(settings.width)
+
+
+def _make_drafter(
+    settings: EngineSettings, draft: ParameterSource | None, drafter: Drafter | None, vocab_size: int
+) -> Drafter:
+    if settings.method == "pp":
+        return NoDrafter()
+    if drafter is not None:
+        return drafter
+    if draft is None:
+        raise ValueError(f"method {settings.method!r} needs a draft model or a drafter")
+    return ModelDrafter(config=draft.config, children=settings.children, vocab_size=vocab_size)

@@ -1,0 +1,145 @@
+"""Weights and caches onto the mesh: each device gets its stage, its slice of the vocabulary and the draft's layers.
+
+A global array that differs between ranks is the ranks' local arrays one behind the other along the first axis, so
+that under `shard_map` a rank sees exactly its own array. Arrays are built shard by shard for the devices this process
+can address; nothing here needs to see the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pipedec_jax.cache import LayerCache, cache_shape
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.drafters.model import DraftParams
+from pipedec_jax.model.parameters import ParameterSource, layer_shapes
+from pipedec_jax.pipeline.exchange import AXIS
+from pipedec_jax.pipeline.split import StageSplit
+from pipedec_jax.pipeline.stage import TargetParams
+from pipedec_jax.pipeline.vocabulary import shard_size
+
+OWN = P(AXIS)
+"""Sharding of arrays that every rank has its own of."""
+SAME = P()
+"""Sharding of arrays that are the same on every rank."""
+
+
+def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `ranks` devices along the stage axis.
+
+    Raises:
+        ValueError: when there are fewer devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if len(devices) < ranks:
+        raise ValueError(
+            f"this method needs {ranks} devices (stages, and a rank for the draft model) but there are {len(devices)}; "
+            "use fewer stages, or on CPU set XLA_FLAGS=--xla_force_host_platform_device_count="
+            f"{ranks} before JAX starts"
+        )
+    return Mesh(np.asarray(devices[:ranks]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicate(mesh: Mesh, value: Any) -> jax.Array:
+    """One array, the same on every rank."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, NamedSharding(mesh, SAME), lambda index: value[index])
+
+
+def per_rank(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int], np.ndarray]) -> jax.Array:
+    """An array that each rank has its own of: `make(rank)` gives the local array of that `shape`."""
+    whole = (shape[0] * mesh.size, *shape[1:])
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        rank = (index[0].start or 0) // shape[0]
+        return np.ascontiguousarray(make(rank)).astype(dtype, copy=False)
+
+    return jax.make_array_from_callback(whole, NamedSharding(mesh, OWN), shard)
+
+
+def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: Any) -> TargetParams:
+    """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`."""
+    config = source.config
+
+    def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
+        def make(rank: int) -> np.ndarray:
+            if rank < split.stages and index < split.count[rank]:
+                return source.read(f"layers/{split.first[rank] + index}/{name}")
+            return np.zeros(shape, dtype)
+
+        return per_rank(mesh, shape, dtype, make)
+
+    layers = tuple(
+        {name: stage_array(index, name, shape) for name, shape in layer_shapes(config).items()}
+        for index in range(split.longest)
+    )
+    embedding, head = place_vocabulary(mesh, source, dtype)
+    final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
+    return TargetParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
+
+
+def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
+    """Read the draft's weights: layers on every rank, embedding and head sharded."""
+    config = source.config
+    layers = tuple(
+        {
+            name: replicate(mesh, source.read(f"layers/{layer}/{name}").astype(dtype))
+            for name in layer_shapes(config)
+        }
+        for layer in range(config.layers)
+    )
+    embedding, head = place_vocabulary(mesh, source, dtype)
+    final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
+    return DraftParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
+
+
+def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Embedding and head `[Vr, D]` per rank; the same array twice when they are tied."""
+    config = source.config
+    rows = shard_size(config.vocab_size, mesh.size)
+
+    def shards(matrix_VD: np.ndarray) -> jax.Array:
+        def make(rank: int) -> np.ndarray:
+            part = matrix_VD[rank * rows : (rank + 1) * rows]
+            return np.pad(part, ((0, rows - part.shape[0]), (0, 0)))
+
+        return per_rank(mesh, (rows, config.width), dtype, make)
+
+    embedding = shards(source.read("embedding"))
+    head = embedding if config.tied_embeddings else shards(source.read("head").T)
+    return embedding, head
+
+
+def place_caches(
+    mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any
+) -> tuple[LayerCache, ...]:
+    """Empty caches for `layers` layers of every rank, made on the devices."""
+    S, G, A = cache_shape(config, capacity)
+
+    def make() -> tuple[LayerCache, ...]:
+        shape = (mesh.size * S, G, A)
+        return tuple(
+            LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype)) for _ in range(layers)
+        )
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))()
+
+
+def bytes_per_device(tree: Any) -> dict[jax.Device, int]:
+    """Bytes that the arrays of a pytree hold on each device this process can address; shared arrays count once."""
+    total: dict[jax.Device, int] = {}
+    seen: set[int] = set()
+    for leaf in jax.tree.leaves(tree):
+        if id(leaf) in seen:
+            continue
+        seen.add(id(leaf))
+        for shard in leaf.addressable_shards:
+            total[shard.device] = total.get(shard.device, 0) + shard.data.nbytes
+    return total

@@ -1,0 +1,93 @@
+"""Prefill: the prompt, all but its last token, goes through the same stages in chunks, one chunk a tick.
+
+Slots are positions and the mask is causal; the drafter takes each chunk beside the first stage. The prompt's last
+token is not part of it: it is the first root.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from pipedec_jax import transcript
+from pipedec_jax.cache import chunk_rows
+from pipedec_jax.pipeline import vocabulary
+from pipedec_jax.pipeline.exchange import AXIS, sum_over_ranks, vary
+from pipedec_jax.pipeline.stage import run_stage
+from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
+from pipedec_jax.sampling import SamplingArrays
+from pipedec_jax.tree import plant
+
+
+@struct.dataclass
+class Request:
+    """What to decode. S is the capacity."""
+
+    prompt: jax.Array
+    """[S] int32: the prompt's tokens, then anything."""
+    length: jax.Array
+    """[] int32: tokens of the prompt, at least 1."""
+    limit: jax.Array
+    """[] int32: length of prompt and answer at which the answer is complete."""
+    end_token: jax.Array
+    """[E] int32: tokens that complete the answer, padded with -1."""
+    sampling: SamplingArrays
+
+
+def begin(system: System, request: Request) -> Shared:
+    """The replicated state before the first tick: the prompt's last token is planted as the root, nothing is in flight."""
+    slots, width = request.prompt.shape[0], system.schedule.width
+    capacity = system.schedule.capacity(system.stages)
+    last = request.length - 1
+    return Shared(
+        tree=plant(capacity, request.prompt[last], last),
+        text=transcript.begin(request.prompt, request.length, request.limit, request.end_token),
+        committed=jnp.arange(slots, dtype=jnp.int32) < last,
+        pipe=jnp.full((system.stages, width), capacity, jnp.int32),
+        tick=jnp.zeros((), jnp.int32),
+        computed=jnp.zeros((), jnp.int32),
+        sampling=request.sampling,
+    )
+
+
+def prefill(
+    system: System, width: int, weights: Weights, request: Request, local: Local
+) -> tuple[Shared, Local]:
+    """Fill the caches with the prompt's first `length - 1` tokens, `width` at a time, and begin.
+
+    One compiled program serves every prompt length: the number of chunks is a value, not a shape.
+    """
+    target, drafter, stages = system.target, system.drafter, system.stages
+    rank = lax.axis_index(AXIS)
+    slots = request.prompt.shape[0]
+    length = request.length - 1
+    chunks = (length + width - 1) // width
+    token_S = jnp.pad(request.prompt, (0, width))
+
+    def step(carry: tuple[jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, Local]:
+        count, x, local = carry
+        token = lax.dynamic_slice_in_dim(token_S, jnp.minimum(count * width, slots), width)
+        embedded, entered = sum_over_ranks(
+            (
+                vocabulary.embed_part(weights.target.embedding, token),
+                drafter.prefill_enter(weights.drafter, token),
+            )
+        )
+        mine = count - rank  # the chunk that has reached this stage
+        active = (mine >= 0) & (mine < chunks) & (rank < stages)
+        x = jnp.where(rank == 0, embedded, x)
+        rows = chunk_rows(mine * width, width, length, slots)
+        cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
+        drafted = chunk_rows(count * width, width, length, slots)
+        state = drafter.prefill(weights.drafter, local.drafter, drafted, entered, count < chunks, stages)
+        x = lax.ppermute(x, AXIS, system.shift) if system.shift else x
+        return count + 1, x, local.replace(cache=cache, drafter=state)
+
+    def more(carry: tuple[jax.Array, jax.Array, Local]) -> jax.Array:
+        return carry[0] < jnp.where(chunks > 0, chunks + stages - 1, 0)
+
+    x = vary(jnp.zeros((width, target.config.width), local.x.dtype))
+    _, _, local = lax.while_loop(more, step, (jnp.zeros((), jnp.int32), x, local))
+    return begin(system, request), local

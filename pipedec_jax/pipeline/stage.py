@@ -1,0 +1,82 @@
+"""One rank's share of the target: its layers over the rows it received, and its slices of embedding and head."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from pipedec_jax.cache import LayerCache, Rows
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model import llama
+from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.pipeline.exchange import AXIS, vary
+from pipedec_jax.pipeline.split import StageSplit
+
+
+@struct.dataclass
+class TargetParams:
+    """The target's weights as one rank holds them."""
+
+    layers: tuple[Parameters, ...]
+    """The stage's layers, padded to the longest stage; zeros on padding and on the drafter's ranks."""
+    final_norm: jax.Array
+    """[D] (replicated)."""
+    embedding: jax.Array
+    """[Vr, D]: this rank's rows."""
+    head: jax.Array
+    """[Vr, D]: this rank's rows; the embedding's when tied."""
+
+
+StageCache = tuple[LayerCache, ...]
+"""One cache per layer of the stage, padding included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The target's static description."""
+
+    config: LlamaConfig
+    split: StageSplit
+    vocab_size: int
+    """Ids that are tokens; padding rows of embedding and head beyond it are never chosen."""
+
+
+def run_stage(
+    target: Target, params: TargetParams, cache: StageCache, rows: Rows, x: jax.Array, active: jax.Array
+) -> tuple[StageCache, jax.Array]:
+    """This rank's layers over `x [W, D]` where `active`; otherwise `x` and the cache pass unchanged.
+
+    Layers are unrolled, each with a cache of its own: scanned, the whole cache would be copied every tick on CPU.
+    A stage shorter than the longest skips its padding.
+    """
+    count = jnp.asarray(target.split.count, jnp.int32)
+    mine = count[jnp.minimum(lax.axis_index(AXIS), target.split.stages - 1)]
+    rope = llama.rope_tables(target.config, rows.position, x.dtype)
+
+    def layer_step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+        x, cache = llama.forward_layer(target.config, params.layers[index], x, rope, cache.attend(rows))
+        return cache, x
+
+    def skip(cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+        return cache, x
+
+    def run(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
+        caches = []
+        for index in range(target.split.longest):
+            if index < target.split.shortest:
+                layer_cache, x = layer_step(index, cache[index], x)
+            else:
+                step = lambda c, y, index=index: layer_step(index, c, y)  # noqa: E731
+                layer_cache, x = lax.cond(index < mine, step, skip, cache[index], x)
+            caches.append(layer_cache)
+        return tuple(caches), x
+
+    def rest(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
+        return cache, x
+
+    with jax.named_scope("stage"):
+        return lax.cond(active, run, rest, cache, vary(x))

@@ -1,0 +1,237 @@
+"""One tick of the pipeline: send, compute, exchange, update. Every method is this function.
+
+    send      the schedule's next batch enters the pipe; its embeddings are summed over the ranks
+    compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter extends the frontier
+    exchange  activations move one stage on (ppermute); the last stage's rows meet every rank's slice of the head
+    update    the same on all ranks: record the target's choices, walk the root, prune, grow the tree
+
+The tree, the text and the pipe's bookkeeping are replicated, so all ranks agree without a coordinator. Only caches
+and activations differ between ranks. Collectives stand at the top level of `tick`, never inside a branch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from pipedec_jax import transcript, tree
+from pipedec_jax.cache import free_slots, tree_rows
+from pipedec_jax.drafters.base import Drafter, View
+from pipedec_jax.model.llama import wide
+from pipedec_jax.pipeline import vocabulary
+from pipedec_jax.pipeline.exchange import AXIS, gather_over_ranks, sum_over_ranks, vary
+from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
+from pipedec_jax.sampling import SamplingArrays, SamplingMode
+from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.transcript import Transcript
+from pipedec_jax.tree import PredictionTree
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """Everything about a decoding method that is known at compile time."""
+
+    target: Target
+    drafter: Drafter
+    schedule: Schedule
+    sampling: SamplingMode
+
+    @property
+    def stages(self) -> int:
+        """The target's stages (N)."""
+        return self.target.split.stages
+
+    @property
+    def ranks(self) -> int:
+        """Devices of the mesh axis (R): the stages, then the drafter's ranks."""
+        return self.stages + self.drafter.ranks
+
+    @property
+    def shift(self) -> list[tuple[int, int]]:
+        """Where activations go: from each stage to the next."""
+        return [(k, k + 1) for k in range(self.stages - 1)]
+
+
+@struct.dataclass
+class Shared:
+    """The replicated state: the same on every rank."""
+
+    tree: PredictionTree
+    text: Transcript
+    committed: jax.Array
+    """[S] bool: slots that hold committed text."""
+    pipe: jax.Array
+    """[N, W] int32: the node of every row at every stage, as processed in the last tick; C for none or pruned."""
+    tick: jax.Array
+    """[] int32: ticks since the first root's entry."""
+    computed: jax.Array
+    """[] int32: nodes sent so far."""
+    sampling: SamplingArrays
+
+
+@struct.dataclass
+class Local:
+    """The state that each rank has its own of."""
+
+    x: jax.Array
+    """[W, D]: activations received from the previous stage."""
+    cache: StageCache
+    drafter: Any
+    """The drafter's state."""
+
+
+@struct.dataclass
+class Weights:
+    """The weights as one rank holds them."""
+
+    target: TargetParams
+    drafter: Any
+
+
+def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tuple[Shared, Local]:
+    """One stage-step of the whole system. Runs under `shard_map`."""
+    target, drafter = system.target, system.drafter
+    rank = lax.axis_index(AXIS)
+
+    # Send.
+    shared = send(system, shared)
+    nodes, shown = shared.tree, shared.text
+    none = nodes.capacity
+    frontier = system.schedule.frontier(nodes)
+    view = View(tree=nodes, text=shown, frontier=frontier, rows=tree_rows(nodes, shared.committed, frontier))
+    token = tree.at(nodes.token, shared.pipe[0], 0)
+    embedded, entered = sum_over_ranks(
+        (vocabulary.embed_part(weights.target.embedding, token), drafter.enter(weights.drafter, view))
+    )
+
+    # Compute: no collective in here, so every rank works on its own at the same time.
+    batch = shared.pipe[jnp.minimum(rank, system.stages - 1)]
+    active = jnp.any(batch < none) & (rank < system.stages)
+    x = jnp.where(rank == 0, embedded, local.x)
+    cache, x = run_stage(
+        target, weights.target, local.cache, tree_rows(nodes, shared.committed, batch), x, active
+    )
+    state, partial = drafter.compute(weights.drafter, local.drafter, view, entered, system.stages)
+
+    # Exchange.
+    leaving = shared.pipe[-1]
+    last = rank == system.stages - 1
+    hidden, partial = sum_over_ranks((jnp.where(last, x, jnp.zeros_like(x)), partial))
+    received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
+    part = choice_part(system, weights.target, shared, hidden, leaving)
+    parts, scores = gather_over_ranks((part, drafter.score(weights.drafter, partial)), system.ranks)
+    choice, log_prob = vocabulary.choose(parts)
+
+    # Update.
+    nodes = tree.record(nodes, leaving, choice, log_prob)
+    shared = walk(shared.replace(tree=nodes))
+    proposals = drafter.propose(weights.drafter, view, scores)
+    proposals = proposals.replace(parent=still_there(shared.tree, proposals.parent))
+    shared = shared.replace(tree=system.schedule.grow(shared.tree, proposals))
+    return shared, Local(x=received, cache=cache, drafter=state)
+
+
+def send(system: System, shared: Shared) -> Shared:
+    """Start a tick: the next batch gets its slots and enters the pipe, and what is in flight moves one stage on.
+
+    A node for which no slot is left stays behind, unsent (the engine sizes the cache so that there always is one).
+    """
+    count = shared.tick + 1
+    batch = system.schedule.next_batch(shared.tree)
+    slot = free_slots(shared.tree, shared.committed, batch.shape[0])
+    batch = jnp.where(slot < tree.NO_SLOT, batch, shared.tree.capacity)
+    return shared.replace(
+        tree=tree.send(shared.tree, batch, slot, count),
+        pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
+        tick=count,
+        computed=shared.computed + jnp.sum(batch < shared.tree.capacity, dtype=jnp.int32),
+    )
+
+
+def choice_part(
+    system: System, params: TargetParams, shared: Shared, hidden_WD: jax.Array, leaving: jax.Array
+) -> vocabulary.ChoicePart:
+    """This rank's part of the target's choices for the rows that leave the last stage; skipped when none is alive."""
+    target = system.target
+    position = tree.at(shared.tree.position, leaving, 0) + 1  # of the token being drawn
+
+    def compute(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logit = vocabulary.head_part(
+            target.config, params.final_norm, params.head, hidden_WD, target.vocab_size
+        )
+        noise = vocabulary.noise_part(system.sampling, shared.sampling, logit, position, target.vocab_size)
+        return vary((logit, noise))
+
+    def skip(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        shape = (hidden_WD.shape[0], params.head.shape[0])
+        zeros = jnp.zeros(shape, wide(hidden_WD.dtype))
+        return vary((zeros, zeros))
+
+    any_row = jnp.any(leaving < shared.tree.capacity)
+    logit, noise = lax.cond(any_row, compute, skip, hidden_WD)
+    return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
+
+
+def walk(shared: Shared) -> Shared:
+    """Move the root forward along the target's choices until one is not known yet, or the answer is complete.
+
+    A choice that was sent as a child of the root is a hit: the child becomes the root and the rest is pruned. On a
+    miss everything is dropped and the choice is planted as a new root, to be sent next. Rows of pruned nodes become
+    "none" here, in the same update that frees their places.
+    """
+
+    def more(shared: Shared) -> jax.Array:
+        return shared.tree.known[shared.tree.root] & ~shared.text.done
+
+    def step(shared: Shared) -> Shared:
+        old = shared.tree
+        token = old.choice[old.root]
+        child = tree.find_child(old, token)
+        hit = tree.at(old.sent, child, False)
+        delay = jnp.where(hit, tree.at(old.sent_tick, child, 0) - old.sent_tick[old.root], 0)
+        new = lax.cond(
+            hit,
+            lambda: tree.advance(old, child),
+            lambda: tree.plant(old.capacity, token, old.position[old.root] + 1),
+        )
+        return shared.replace(
+            tree=new,
+            text=transcript.commit(shared.text, token, shared.tick, delay, old.choice_log_prob[old.root]),
+            committed=shared.committed.at[old.slot[old.root]].set(True, mode="drop"),
+            pipe=jnp.where(hit & tree.at(new.alive, shared.pipe, False), shared.pipe, old.capacity),
+        )
+
+    return lax.while_loop(more, step, shared)
+
+
+def still_there(new: PredictionTree, node: jax.Array) -> jax.Array:
+    """Indices of sent nodes from before a walk, C for those it pruned (index 0 may now be a new root, unsent)."""
+    there = tree.at(new.alive, node, False) & tree.at(new.sent, node, False)
+    return jnp.where(there, node, new.capacity)
+
+
+def run_ticks(
+    system: System,
+    weights: Weights,
+    shared: Shared,
+    local: Local,
+    new_tokens: jax.Array,
+    max_ticks: jax.Array,
+) -> tuple[Shared, Local]:
+    """Tick until `new_tokens` more tokens are committed, the answer is complete, or `max_ticks` have passed."""
+    goal = shared.text.length + new_tokens
+    last = shared.tick + max_ticks
+
+    def more(carry: tuple[Shared, Local]) -> jax.Array:
+        shared, _ = carry
+        return ~shared.text.done & (shared.text.length < goal) & (shared.tick < last)
+
+    def step(carry: tuple[Shared, Local]) -> tuple[Shared, Local]:
+        return tick(system, weights, *carry)
+
+    return lax.while_loop(more, step, (shared, local))

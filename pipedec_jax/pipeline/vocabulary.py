@@ -1,0 +1,140 @@
+"""Embedding and LM head with the vocabulary sharded over the ranks, so that no rank holds or computes them whole.
+
+Rank r holds rows `r Vr .. (r + 1) Vr` of the embedding and of the head, where `R Vr` is the vocabulary padded to a
+multiple of the ranks R. A head product thus costs each rank a part in R, and none of it lies on one stage alone.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model import llama
+from pipedec_jax.pipeline.exchange import AXIS, gather_over_ranks
+from pipedec_jax.sampling import SamplingArrays, SamplingMode, gumbel_noise, keep, scale
+
+
+def shard_size(vocab_size: int, ranks: int) -> int:
+    """Rows of the vocabulary on each rank (Vr), the last ones padding."""
+    return -(-vocab_size // ranks)
+
+
+def embed_part(shard: jax.Array, token_W: jax.Array) -> jax.Array:
+    """This rank's part `[W, D]` of the embeddings: rows of tokens it holds, zeros elsewhere; sum over the ranks."""
+    local = token_W - lax.axis_index(AXIS) * shard.shape[0]
+    mine = (local >= 0) & (local < shard.shape[0])
+    return jnp.where(mine[:, None], shard[jnp.where(mine, local, 0)], jnp.zeros((), shard.dtype))
+
+
+def head_part(
+    config: LlamaConfig, final_norm: jax.Array, shard: jax.Array, hidden_WD: jax.Array, vocab_size: int
+) -> jax.Array:
+    """This rank's logits `[W, Vr]`, minus infinity for padding and for ids that are no tokens (`vocab_size` and over)."""
+    with jax.named_scope("head"):
+        logit = llama.logits(config, final_norm, shard, hidden_WD)
+    token = lax.axis_index(AXIS) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)
+    return jnp.where(token < vocab_size, logit, jnp.asarray(-jnp.inf, logit.dtype))
+
+
+@struct.dataclass
+class ChoicePart:
+    """One rank's part of the target's choices; gathered, they give the choice."""
+
+    best: jax.Array
+    """[W] the highest score (logit, or scaled logit plus noise) among this rank's tokens."""
+    token: jax.Array
+    """[W] int32: the token that has it."""
+    logit: jax.Array
+    """[W] that token's logit."""
+    total: jax.Array
+    """[W] log of the sum of the exponentials of this rank's logits."""
+
+
+def noise_part(
+    mode: SamplingMode, sampling: SamplingArrays, logit_WVr: jax.Array, position_W: jax.Array, vocab_size: int
+) -> jax.Array:
+    """This rank's slice of the noise of the positions at which the tokens are drawn, `[W, Vr]`; zeros when greedy."""
+    if not mode.sampled:
+        return jnp.zeros_like(logit_WVr)
+    noise = gumbel_noise(sampling, position_W, vocab_size).astype(logit_WVr.dtype)
+    return _my_columns(noise, logit_WVr.shape[-1])
+
+
+def choice_part(
+    mode: SamplingMode, sampling: SamplingArrays, logit_WVr: jax.Array, noise_WVr: jax.Array, vocab_size: int
+) -> ChoicePart:
+    """Pick this rank's best tokens. With top-k or top-p this holds a collective: call it at the top level."""
+    score = logit_WVr
+    if mode.sampled:
+        score = scale(sampling, score)
+        if mode.filtered:
+            score = jnp.where(_kept_part(sampling, score, vocab_size), score, -jnp.inf)
+        score = score + noise_WVr
+    token = jnp.argmax(score, axis=-1).astype(jnp.int32)
+    pick = token[:, None]
+    return ChoicePart(
+        best=jnp.take_along_axis(score, pick, axis=-1)[:, 0],
+        token=token + lax.axis_index(AXIS) * logit_WVr.shape[-1],
+        logit=jnp.take_along_axis(logit_WVr, pick, axis=-1)[:, 0],
+        total=jax.nn.logsumexp(logit_WVr, axis=-1),
+    )
+
+
+def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int) -> jax.Array:
+    """This rank's slice of the filters' mask, which needs all logits: the one thing that is gathered whole."""
+    W, Vr = scaled_WVr.shape
+    ranks = lax.axis_size(AXIS)
+    whole = gather_over_ranks(scaled_WVr, ranks)
+    whole = jnp.moveaxis(whole, 0, 1).reshape(W, ranks * Vr)[:, :vocab_size]
+    return _my_columns(keep(sampling, whole), Vr)
+
+
+def _my_columns(whole_WV: jax.Array, size: int) -> jax.Array:
+    """This rank's `size` columns of an array over the vocabulary, zeros past its end."""
+    missing = lax.axis_size(AXIS) * size - whole_WV.shape[-1]
+    whole_WV = jnp.pad(whole_WV, ((0, 0), (0, missing))) if missing > 0 else whole_WV
+    return lax.dynamic_slice_in_dim(whole_WV, lax.axis_index(AXIS) * size, size, axis=1)
+
+
+def choose(parts: ChoicePart) -> tuple[jax.Array, jax.Array]:
+    """The target's choices from all ranks' parts `[R, W]`: tokens `[W]` int32 and their log-probabilities `[W]`."""
+    winner = jnp.argmax(parts.best, axis=0)[None, :]  # the lowest rank on a tie, as argmax over the whole would
+    token = jnp.take_along_axis(parts.token, winner, axis=0)[0]
+    logit = jnp.take_along_axis(parts.logit, winner, axis=0)[0]
+    return token, logit - jax.nn.logsumexp(parts.total, axis=0)
+
+
+@struct.dataclass
+class CandidatePart:
+    """One rank's best tokens for each row; gathered, they give the best of the whole vocabulary."""
+
+    logit: jax.Array
+    """[W, K]"""
+    token: jax.Array
+    """[W, K] int32"""
+    total: jax.Array
+    """[W] log of the sum of the exponentials of this rank's logits."""
+
+
+def candidate_part(logit_WVr: jax.Array, children: int) -> CandidatePart:
+    """This rank's `children` best tokens of each row, fewer if it has fewer."""
+    Vr = logit_WVr.shape[-1]
+    logit, token = lax.top_k(logit_WVr, min(children, Vr))
+    return CandidatePart(
+        logit=logit,
+        token=token.astype(jnp.int32) + lax.axis_index(AXIS) * Vr,
+        total=jax.nn.logsumexp(logit_WVr, axis=-1),
+    )
+
+
+def candidates(parts: CandidatePart, children: int) -> tuple[jax.Array, jax.Array]:
+    """The best tokens `[W, K]` of the whole vocabulary and their log-probabilities, from all ranks' `[R, W, K]`."""
+    R, W, k = parts.logit.shape
+    logit = jnp.moveaxis(parts.logit, 0, 1).reshape(W, R * k)
+    token = jnp.moveaxis(parts.token, 0, 1).reshape(W, R * k)
+    best, index = lax.top_k(logit, min(children, R * k))
+    log_prob = best - jax.nn.logsumexp(parts.total, axis=0)[:, None]
+    return jnp.take_along_axis(token, index, axis=1), log_prob

@@ -1,0 +1,1 @@
+"""Schedules: what a tick sends. See `base` for the interface."""

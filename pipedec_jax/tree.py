@@ -1,0 +1,177 @@
+"""The prediction tree: a fixed-capacity array structure with masked updates that compiles under jit.
+
+A node is one guessed token. The root is the last committed token; every living node descends from it. Nodes live in
+`C` places and are allocated from the dead ones; the node index that means "none" is `C`, and a write to it is dropped.
+
+Every function here is pure and keeps these invariants (tests/test_tree.py holds them against a plain Python tree):
+
+* `ancestor[i, j]` is true only when i and j both live and j lies on the path from the root to i (i itself included);
+* the root lives, and a living node's ancestors all live;
+* a node that was sent has a slot, and so have its ancestors.
+
+Source: the dynamic prediction tree of PipeDec (arXiv 2504.04104), as arrays.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+NO_SLOT = 2**31 - 1
+"""Slot of a node that has none: past the end of every cache, so a write to it is dropped."""
+
+
+@struct.dataclass
+class PredictionTree:
+    """The tree's arrays. C is the capacity."""
+
+    token: jax.Array
+    """[C] int32: the guessed token."""
+    parent: jax.Array
+    """[C] int32: index of the parent; C for the root, whose parent is committed text."""
+    position: jax.Array
+    """[C] int32: absolute position of the token in the text."""
+    log_prob: jax.Array
+    """[C] float32: log-probability of the path from the root (0) to this node, as the drafter sees it."""
+    alive: jax.Array
+    """[C] bool: whether the place holds a node that can still be committed."""
+    slot: jax.Array
+    """[C] int32: the KV cache slot, given when the node is sent; NO_SLOT before."""
+    sent_tick: jax.Array
+    """[C] int32: the tick in which the node entered the pipe; 0 before."""
+    choice: jax.Array
+    """[C] int32: the target's next token after this node, once `known`."""
+    choice_log_prob: jax.Array
+    """[C] float32: the target's log-probability of `choice`."""
+    known: jax.Array
+    """[C] bool: whether the node has left the last stage."""
+    ancestor: jax.Array
+    """[C, C] bool: `ancestor[i, j]`, j is i or above it."""
+    root: jax.Array
+    """[] int32: index of the last committed token's node."""
+
+    @property
+    def capacity(self) -> int:
+        """Number of places (C)."""
+        return self.token.shape[0]
+
+    @property
+    def sent(self) -> jax.Array:
+        """[C] bool: whether the node has entered the pipe."""
+        return self.sent_tick > 0
+
+    @property
+    def waiting(self) -> jax.Array:
+        """[C] bool: living nodes that have not been sent."""
+        return self.alive & ~self.sent
+
+
+def plant(capacity: int, token: jax.Array, position: jax.Array) -> PredictionTree:
+    """A tree of one unsent node, the root (index 0), with the given token and position."""
+    first = jnp.arange(capacity, dtype=jnp.int32) == 0
+    return PredictionTree(
+        token=jnp.where(first, token.astype(jnp.int32), 0),
+        parent=jnp.full(capacity, capacity, jnp.int32),
+        position=jnp.where(first, position.astype(jnp.int32), 0),
+        log_prob=jnp.zeros(capacity, jnp.float32),
+        alive=first,
+        slot=jnp.full(capacity, NO_SLOT, jnp.int32),
+        sent_tick=jnp.zeros(capacity, jnp.int32),
+        choice=jnp.zeros(capacity, jnp.int32),
+        choice_log_prob=jnp.zeros(capacity, jnp.float32),
+        known=jnp.zeros(capacity, bool),
+        ancestor=first[:, None] & first[None, :],
+        root=jnp.zeros((), jnp.int32),
+    )
+
+
+def select(mask_C: jax.Array, size: int) -> jax.Array:
+    """Indices of the first `size` true places of a mask, `[size]` int32, padded with C."""
+    return jnp.nonzero(mask_C, size=size, fill_value=mask_C.shape[0])[0].astype(jnp.int32)
+
+
+def at(array: jax.Array, index: jax.Array, fill: object) -> jax.Array:
+    """`array[index]`, with `fill` where the index is "none"."""
+    return array.at[index].get(mode="fill", fill_value=fill)
+
+
+def add(
+    tree: PredictionTree, parent_M: jax.Array, token_M: jax.Array, log_prob_M: jax.Array, valid_M: jax.Array
+) -> tuple[PredictionTree, jax.Array]:
+    """Add up to M children in dead places, in order.
+
+    Args:
+        tree: the tree.
+        parent_M: node index of each child's parent.
+        token_M: the guessed tokens.
+        log_prob_M: log-probability of each token given its parent.
+        valid_M: which rows to add; a row whose parent is dead is skipped as well.
+
+    Returns:
+        The new tree and the index of each child, C where it was skipped or no place was left.
+    """
+    C, M = tree.capacity, parent_M.shape[0]
+    valid = valid_M & at(tree.alive, parent_M, False)
+    free = select(~tree.alive, M)
+    rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
+    index = jnp.where(valid, at(free, rank, C), C)
+
+    path = at(tree.ancestor, parent_M, False) | (index[:, None] == jnp.arange(C, dtype=jnp.int32))
+
+    def put(array: jax.Array, value: object) -> jax.Array:
+        return array.at[index].set(jnp.asarray(value, array.dtype), mode="drop")
+
+    tree = tree.replace(
+        token=put(tree.token, token_M),
+        parent=put(tree.parent, parent_M),
+        position=put(tree.position, at(tree.position, parent_M, 0) + 1),
+        log_prob=put(tree.log_prob, at(tree.log_prob, parent_M, 0.0) + log_prob_M.astype(jnp.float32)),
+        alive=put(tree.alive, True),
+        slot=put(tree.slot, NO_SLOT),
+        sent_tick=put(tree.sent_tick, 0),
+        known=put(tree.known, False),
+        ancestor=put(tree.ancestor, path),
+    )
+    return tree, index
+
+
+def send(tree: PredictionTree, node_W: jax.Array, slot_W: jax.Array, tick: jax.Array) -> PredictionTree:
+    """Mark nodes as sent in `tick` (counted from 1) and give them their slots."""
+    return tree.replace(
+        slot=tree.slot.at[node_W].set(slot_W, mode="drop"),
+        sent_tick=tree.sent_tick.at[node_W].set(tick.astype(jnp.int32), mode="drop"),
+    )
+
+
+def record(
+    tree: PredictionTree, node_W: jax.Array, choice_W: jax.Array, choice_log_prob_W: jax.Array
+) -> PredictionTree:
+    """Record the target's choices for the nodes that left the last stage."""
+    return tree.replace(
+        choice=tree.choice.at[node_W].set(choice_W, mode="drop"),
+        choice_log_prob=tree.choice_log_prob.at[node_W].set(choice_log_prob_W.astype(jnp.float32), mode="drop"),
+        known=tree.known.at[node_W].set(True, mode="drop"),
+    )
+
+
+def find_child(tree: PredictionTree, token: jax.Array) -> jax.Array:
+    """Index of the root's living child with this token, a sent one before an unsent one; C when there is none."""
+    match = tree.alive & (tree.parent == tree.root) & (tree.token == token)
+    sent = match & tree.sent
+    return select(jnp.where(jnp.any(sent), sent, match), 1)[0]
+
+
+def advance(tree: PredictionTree, child: jax.Array) -> PredictionTree:
+    """Make a living child of the root the new root and prune everything that does not descend from it."""
+    C = tree.capacity
+    alive = tree.alive & tree.ancestor[:, child]
+    is_root = jnp.arange(C, dtype=jnp.int32) == child
+    return tree.replace(
+        root=child.astype(jnp.int32),
+        parent=jnp.where(is_root, C, tree.parent),
+        log_prob=tree.log_prob - tree.log_prob[child],
+        alive=alive,
+        # Stale bits go now, all at once: a place freed here may be reused by the next `add`.
+        ancestor=tree.ancestor & alive[:, None] & alive[None, :],
+    )
