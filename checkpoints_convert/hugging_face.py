@@ -7,20 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from checkpoints_convert.config_json import config_json
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Parameters, flatten, parameter_shapes
-
-DTYPES: dict[str, np.dtype] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-"""The dtypes that a checkpoint may be stored in, by name."""
 
 TOP_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 LAYER_NAMES = {
@@ -116,10 +109,3 @@ def export_hugging_face(
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-
-
-def check_dtype(name: str) -> str:
-    """`name` itself when a checkpoint may be stored in it, else `ValueError`."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}")
-    return name

@@ -1,0 +1,67 @@
+"""What a checkpoint is to its users, wherever it lies: geometry, dtype, end tokens, arrays read one by one."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.parameters import Parameters, nest, parameter_count, parameter_shapes
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+"""The dtypes that a checkpoint may be stored in, by name."""
+
+
+def check_dtype(name: str) -> str:
+    """`name` itself when a checkpoint may be stored in it, else `ValueError`."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}")
+    return name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint(abc.ABC):
+    """An opened checkpoint: a `ParameterSource` that also knows its dtype, place and special tokens."""
+
+    directory: Path
+    config: LlamaConfig
+    dtype: str
+    """Stored dtype of all arrays: `bfloat16`, `float16` or `float32`."""
+    bos_token_id: int | None
+    eos_token_ids: list[int]
+    """Tokens that end a text (LLaMA-3 Instruct has several); empty when the checkpoint names none."""
+
+    def read(self, path: str) -> np.ndarray:
+        """The array under `path` (see `parameter_shapes`), in the stored dtype. Reads that array alone.
+
+        Raises:
+            ValueError: for an unknown path, or when the array on disk is missing, damaged or of another shape.
+        """
+        shapes = parameter_shapes(self.config)
+        if path not in shapes:
+            near = difflib.get_close_matches(path, shapes, n=1)
+            raise ValueError(f"unknown array {path!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return self._read(path, shapes[path])
+
+    def read_all(self) -> Parameters:
+        """The whole parameter tree in memory."""
+        return nest({path: self._read(path, shape) for path, shape in parameter_shapes(self.config).items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in the stored dtype."""
+        return parameter_count(self.config) * DTYPES[self.dtype].itemsize
+
+    @abc.abstractmethod
+    def _read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Read a path that exists; must raise `ValueError` unless the result has `shape` and the stored dtype."""
