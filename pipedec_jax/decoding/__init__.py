@@ -1,0 +1,1 @@
+"""From a prompt to streamed text: the public decoder over the pipeline engine."""

@@ -1,0 +1,199 @@
+"""Tokenizers of LLaMA checkpoints: text to ids and back, chat templates, and comparing two token maps.
+
+A thin wrapper over `transformers`' fast tokenizer. Only its tokenizer modules are imported, and only when a tokenizer
+is loaded: neither PyTorch nor any model class of `transformers` is touched (`AutoTokenizer` would import both).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Message = Mapping[str, str]
+"""One turn of a chat: `{"role": "user", "content": "..."}`."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+"""Files that hold a vocabulary; the first one found is read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceRules:
+    """How the strings of a token map become text: the tokenizer's decoder, in a form to follow token by token."""
+
+    kind: str
+    """`byte_level`: each character stands for a byte. `byte_fallback`: text, and `<0xE6>` for bytes outside the
+    vocabulary. `words`: text, with a space between tokens."""
+    replace: tuple[tuple[str, str], ...] = ()
+    """What is replaced in each token, in order (`byte_fallback` only)."""
+    strip: int = 0
+    """Spaces taken off the start of the whole text (`byte_fallback` only)."""
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    Args:
+        backend: the `transformers` tokenizer.
+
+    Raises:
+        ValueError: when the tokenizer decodes in a way that no LLaMA tokenizer does.
+    """
+
+    def __init__(self, backend: PreTrainedTokenizerFast) -> None:
+        self.backend = backend
+        self.rules = _piece_rules(backend.backend_tokenizer.decoder)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Read the tokenizer files of a checkpoint directory (`tokenizer.json`, else sentencepiece `tokenizer.model`).
+
+        `tokenizer.json` is taken as it is: it is what the model was trained with.
+
+        Raises:
+            FileNotFoundError: when there is no tokenizer in the directory.
+            ValueError: when the files cannot be read, or sentencepiece is needed and not installed.
+        """
+        directory = Path(directory)
+        found = next((name for name in TOKENIZER_FILES if (directory / name).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"no tokenizer in {directory}: expected {' or '.join(TOKENIZER_FILES)}")
+        try:
+            backend = _load_json(directory) if found == "tokenizer.json" else _load_sentencepiece(directory)
+        except ImportError as error:
+            raise ValueError(
+                f"{directory / found} needs the sentencepiece library: pip install 'pipedec_jax[sentencepiece]'"
+            ) from error
+        except Exception as error:  # The libraries raise bare Exception for a broken file.
+            raise ValueError(f"cannot read the tokenizer in {directory}: {error}") from error
+        return cls(backend)
+
+    @functools.cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The token map: every token's string and id, added tokens included."""
+        return self.backend.get_vocab()
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Number of token ids (highest id + 1). A model's embedding may hold more rows: those are padding."""
+        return max(self.vocabulary.values()) + 1
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that never show in text, such as begin and end of text."""
+        added = self.backend.backend_tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, description in added.items() if description.special)
+
+    def piece(self, token: int) -> str:
+        """The token's string as the token map spells it; empty for special tokens and ids without a token."""
+        if token in self.special_ids:
+            return ""
+        return self.backend.backend_tokenizer.id_to_token(token) or ""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with what the tokenizer puts around it (usually a begin-of-text token)."""
+        return list(self.backend(text)["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of whole token sequences, special tokens left out, spaces as they are."""
+        text = self.backend.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def chat_text(self, messages: str | Sequence[Message]) -> str:
+        """A chat (or one user message) under the checkpoint's chat template, up to where the assistant speaks.
+
+        Raises:
+            ValueError: when the checkpoint has no chat template, or the template refuses the messages.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        if not self.backend.chat_template:
+            raise ValueError(
+                "this checkpoint has no chat template (it is not a chat model): give a plain prompt instead"
+            )
+        try:
+            text = self.backend.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # Templates raise jinja2 errors of many kinds.
+            raise ValueError(f"the chat template refused the messages: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def encode_chat(self, messages: str | Sequence[Message]) -> list[int]:
+        """Token ids of `chat_text(messages)`; the template already holds the special tokens."""
+        return list(self.backend(self.chat_text(messages), add_special_tokens=False)["input_ids"])
+
+
+def check_same_tokens(target: Tokenizer, draft: Tokenizer) -> None:
+    """Check that two tokenizers map the same strings to the same ids; embedding sizes do not matter.
+
+    Raises:
+        ValueError: naming the differing token with the lowest id.
+    """
+    ours, theirs = target.vocabulary, draft.vocabulary
+    if ours == theirs:
+        return
+    differing = {token for token, _ in ours.items() ^ theirs.items()}
+    first = min(differing, key=lambda token: (min(m[token] for m in (ours, theirs) if token in m), token))
+
+    def place(vocabulary: dict[str, int]) -> str:
+        return f"id {vocabulary[first]}" if first in vocabulary else "no such token"
+
+    raise ValueError(
+        f"draft and target must have the same tokens: {first!r} is {place(ours)} in the target's map and "
+        f"{place(theirs)} in the draft's ({len(differing)} tokens differ); choose a draft of the target's family"
+    )
+
+
+def _load_json(directory: Path) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(directory))
+
+
+def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
+    import sentencepiece  # noqa: F401  # Missing, `transformers` would try to read the file as something else.
+    from transformers import LlamaTokenizer
+
+    config = directory / "tokenizer_config.json"
+    stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    # LLaMA's prompts begin with its begin-of-text token unless the checkpoint says otherwise.
+    add_begin = stated.get("add_bos_token", True)
+    return LlamaTokenizer.from_pretrained(str(directory), add_bos_token=add_begin)
+
+
+def _piece_rules(decoder: Any) -> PieceRules:
+    """Read a `tokenizers` decoder; `ValueError` when it is none of those that `PieceRules` describes."""
+    if decoder is None:
+        return PieceRules("words")
+    state = json.loads(decoder.__getstate__())
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    kinds = [step["type"] for step in steps]
+    if kinds in (["ByteLevel"], ["ByteLevel", "Fuse"]):
+        return PieceRules("byte_level")
+    replace = []
+    while steps and steps[0]["type"] == "Replace" and "String" in steps[0]["pattern"]:
+        step = steps.pop(0)
+        replace.append((step["pattern"]["String"], step["content"]))
+    strip = 0
+    if [step["type"] for step in steps] == ["ByteFallback", "Fuse", "Strip"]:
+        last = steps.pop()
+        if last["content"] == " " and last["stop"] == 0:
+            strip = last["start"]
+        else:
+            kinds.append(f"stripping {last['content']!r}")
+            steps.append(last)
+    if [step["type"] for step in steps] == ["ByteFallback", "Fuse"]:
+        return PieceRules("byte_fallback", tuple(replace), strip)
+    raise ValueError(
+        f"unsupported tokenizer decoder ({', '.join(kinds)}): LLaMA tokenizers are byte-level, or sentencepiece with "
+        "byte fallback"
+    )

@@ -1,0 +1,117 @@
+"""Shared by all tests: many virtual CPU devices, strict promotion, and small tokenizers."""
+
+import json
+import os
+from pathlib import Path
+
+# All of this must be said before JAX starts. A collective that hangs shall fail instead.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=120"
+
+import hypothesis
+import jax
+import pytest
+
+DEVICES = 17
+"""16 stages and a draft."""
+
+jax.config.update("jax_num_cpu_devices", DEVICES)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Times vary on shared cores, so no deadline.
+hypothesis.settings.register_profile("light", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("light")
+
+CORPUS = [
+    "def quicksort(items):\n    if len(items) <= 1:\n        return items\n    pivot = items[0]\n",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
+    "for index, value in enumerate(values):\n    print(index, value, sep=', ')\n",
+    "The quick brown fox jumps over the lazy dog. Größe, naïve, 日本語, 中文, emoji 🎉🚀.\n",
+    "import os\nimport sys\n\nif __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n",
+]
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def x64():
+    """Run a test with 64-bit types."""
+    with jax.enable_x64(True):
+        yield
+
+
+def write_byte_level(directory: Path, vocab_size: int = 400, extra: tuple[str, ...] = (), chat: bool = True) -> Path:
+    """Write a byte-level BPE tokenizer as LLaMA 3 has it; `extra` special tokens change its token map."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", *extra],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 20, trainer)
+    begin = "<|begin_of_text|>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+    )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": "<|end_of_text|>",
+        "clean_up_tokenization_spaces": True,  # As LLaMA 3 has it; our text must not be cleaned up.
+    }
+    if chat:
+        settings["chat_template"] = CHAT_TEMPLATE
+    return _write(directory, tokenizer, settings)
+
+
+def write_byte_fallback(directory: Path) -> Path:
+    """Write a sentencepiece-like tokenizer with byte fallback as LLaMA 2 has it."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bytes_and_control = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=bytes_and_control, limit_alphabet=70, max_token_length=8, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 20, trainer)
+    description = json.loads(tokenizer.to_str())
+    # The trainer makes the byte tokens special; in a LLaMA tokenizer only the control tokens are.
+    description["added_tokens"] = [token for token in description["added_tokens"] if token["id"] < 3]
+    tokenizer = Tokenizer.from_str(json.dumps(description))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return _write(directory, tokenizer, settings)
+
+
+def _write(directory: Path, tokenizer, settings: dict) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def byte_level_dir(tmp_path_factory) -> Path:
+    """A directory with a byte-level tokenizer and a chat template."""
+    return write_byte_level(tmp_path_factory.mktemp("byte_level"))
+
+
+@pytest.fixture(scope="session")
+def byte_fallback_dir(tmp_path_factory) -> Path:
+    """A directory with a byte-fallback tokenizer and no chat template."""
+    return write_byte_fallback(tmp_path_factory.mktemp("byte_fallback"))

@@ -1,0 +1,126 @@
+"""The tokenizer wrapper: prompts, chats, what it imports, and comparing token maps."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pipedec_jax.tokenizer import PieceRules, Tokenizer, check_same_tokens
+from tests.conftest import CORPUS, write_byte_level
+
+SAMPLE = 'def héllo(x):\n    return "日本 🎉" , x\n'
+
+
+@pytest.fixture(params=["byte_level_dir", "byte_fallback_dir"])
+def directory(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_ids_and_text_equal_those_of_transformers(directory):
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer = Tokenizer.load(directory)
+    for text in [SAMPLE, *CORPUS]:
+        tokens = tokenizer.encode(text)
+        assert tokens == reference(text)["input_ids"]
+        assert tokenizer.decode(tokens) == text
+
+
+def test_rules_follow_the_decoder(byte_level_dir, byte_fallback_dir):
+    assert Tokenizer.load(byte_level_dir).rules == PieceRules("byte_level")
+    assert Tokenizer.load(byte_fallback_dir).rules == PieceRules("byte_fallback", (("▁", " "),), 1)
+
+
+def test_size_counts_added_tokens(byte_level_dir):
+    tokenizer = Tokenizer.load(byte_level_dir)
+    assert tokenizer.size == len(tokenizer.vocabulary) == 400
+    assert {tokenizer.vocabulary["<|begin_of_text|>"], tokenizer.vocabulary["<|eot_id|>"]} < tokenizer.special_ids
+
+
+def test_sentencepiece_model_is_converted(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.98,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    reference = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    tokenizer = Tokenizer.load(tmp_path)
+    text = "def push(self, Ω):\n    return item"
+    assert tokenizer.encode(text) == [1, *reference.encode(text)]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.rules.kind == "byte_fallback"
+
+
+def test_chat_puts_the_template_around_the_message_once(byte_level_dir):
+    tokenizer = Tokenizer.load(byte_level_dir)
+    text = tokenizer.chat_text("Hi")
+    assert text == "<|begin_of_text|><|user|>Hi<|eot_id|><|assistant|>"
+    tokens = tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+    assert tokens.count(tokenizer.vocabulary["<|begin_of_text|>"]) == 1
+    assert tokens.count(tokenizer.vocabulary["<|eot_id|>"]) == 1
+
+
+def test_chat_without_a_template_is_an_error(byte_fallback_dir):
+    with pytest.raises(ValueError, match="no chat template"):
+        Tokenizer.load(byte_fallback_dir).encode_chat("Hi")
+
+
+def test_chat_template_in_a_file_of_its_own(byte_level_dir, tmp_path):
+    shutil.copytree(byte_level_dir, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    assert Tokenizer.load(tmp_path).chat_text("Hi") == "[Hi]"
+
+
+def test_equal_maps_pass_and_the_first_differing_token_is_named(byte_level_dir, tmp_path):
+    target = Tokenizer.load(byte_level_dir)
+    check_same_tokens(target, Tokenizer.load(write_byte_level(tmp_path / "same", chat=False)))
+    other = Tokenizer.load(write_byte_level(tmp_path / "other", extra=("<|extra|>",)))
+    with pytest.raises(ValueError, match=r"'!' is id 3 in the target's map and id 4 in the draft's") as error:
+        check_same_tokens(target, other)
+    assert "<|begin_of_text|>" not in str(error.value)  # The same in both.
+    smaller = Tokenizer.load(write_byte_level(tmp_path / "smaller", vocab_size=390))
+    with pytest.raises(ValueError, match=r"is id 390 in the target's map and no such token in the draft's \(10 tokens"):
+        check_same_tokens(target, smaller)
+
+
+def test_missing_and_broken_files_are_named(byte_level_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*tokenizer\.json or tokenizer\.model"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((byte_level_dir / "tokenizer.json").read_text()[:200])
+    with pytest.raises(ValueError, match="cannot read the tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_decoders_of_other_families_are_refused(byte_level_dir, tmp_path):
+    description = json.loads((byte_level_dir / "tokenizer.json").read_text())
+    description["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"unsupported tokenizer decoder \(WordPiece\)"):
+        Tokenizer.load(tmp_path)
+
+
+def test_tokenizing_imports_neither_torch_nor_model_classes(byte_level_dir):
+    program = (
+        "import sys\n"
+        "import pipedec_jax\n"
+        "assert 'transformers' not in sys.modules and 'jax' not in sys.modules, 'import must stay light'\n"
+        "from pipedec_jax.tokenizer import Tokenizer\n"
+        "tokenizer = Tokenizer.load(sys.argv[1])\n"
+        "tokenizer.decode(tokenizer.encode_chat('Hi'))\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert not [name for name in sys.modules if name.startswith('transformers.') and '.modeling_' in name]\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(byte_level_dir)], check=True, timeout=120)
