@@ -115,9 +115,7 @@ class Engine:
                     f"the {name} has {source.config.vocab_size} embedding rows for {vocab_size} tokens"
                 )
         self.settings = settings
-        self.target_config = target.config
-        self._draft_config = draft.config if draft is not None else None
-        self._target = Target(config=target.config, split=split, vocab_size=vocab_size)
+        self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
         self._drafter = _make_drafter(settings, draft, drafter, vocab_size)
         self._schedule = _make_schedule(settings)
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices)
@@ -132,7 +130,7 @@ class Engine:
             if isinstance(self._drafter, ModelDrafter) and draft is not None
             else self._replicate(drafter_params)
         )
-        self._weights = Weights(
+        self.weights = Weights(
             target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params
         )
 
@@ -172,7 +170,7 @@ class Engine:
         self._check_request(prompt, max_new_tokens, end_tokens)
         capacity = self.capacity_for(len(prompt) + max_new_tokens)
         if drafter_params is not None:
-            self._weights = self._weights.replace(drafter=self._replicate(drafter_params))
+            self.weights = self.weights.replace(drafter=self._replicate(drafter_params))
         request = Request(
             prompt=np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
             length=np.int32(len(prompt)),
@@ -182,7 +180,7 @@ class Engine:
         )
         local = self._take_local(capacity)
         programs = self._compile(sampling.mode, request, local)
-        shared, local = programs.prefill(self._weights, request, local)
+        shared, local = programs.prefill(self.weights, request, local)
         self._shared, self._local, self._run = shared, (capacity, local), programs.run
         self._start_length = len(prompt)
 
@@ -195,22 +193,20 @@ class Engine:
         if self._shared is None or self._local is None:
             raise RuntimeError("call start() before run()")
         capacity, local = self._local
-        before = self._start_length if new_tokens == 0 else None
         # A token takes at most one walk through all stages; more ticks than that would be a lost row.
         max_ticks = (new_tokens + 1) * (self.settings.stages + 1)
-        shared, local = self._run(self._weights, self._shared, local, np.int32(new_tokens), np.int32(max_ticks))
-        del before
+        shared, local = self._run(self.weights, self._shared, local, np.int32(new_tokens), np.int32(max_ticks))
         self._shared, self._local = shared, (capacity, local)
         return self._progress(shared)
 
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """What the weights and caches take on each device this process can address, in bytes, in rank order."""
         parts = {
-            "target layers": self._weights.target.layers,
-            "embedding and head": (self._weights.target.embedding, self._weights.target.head),
-            "draft layers": getattr(self._weights.drafter, "layers", ()),
+            "target layers": self.weights.target.layers,
+            "embedding and head": (self.weights.target.embedding, self.weights.target.head),
+            "draft layers": getattr(self.weights.drafter, "layers", ()),
             "draft embedding and head": tuple(
-                getattr(self._weights.drafter, name, ()) for name in ("embedding", "head")
+                getattr(self.weights.drafter, name, ()) for name in ("embedding", "head")
             ),
             "target cache": self._local[1].cache if self._local else (),
             "draft cache": self._local[1].drafter if self._local else (),
@@ -240,11 +236,11 @@ class Engine:
         if not prompt:
             raise ValueError("the prompt is empty; give at least one token")
         for token in prompt:
-            if not 0 <= token < self._target.vocab_size:
-                raise ValueError(f"prompt token {token} is not in 0..{self._target.vocab_size - 1}")
+            if not 0 <= token < self.target.vocab_size:
+                raise ValueError(f"prompt token {token} is not in 0..{self.target.vocab_size - 1}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        context = self.target_config.context
+        context = self.target.config.context
         if len(prompt) + max_new_tokens > context:
             raise ValueError(
                 f"prompt ({len(prompt)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context "
@@ -258,12 +254,15 @@ class Engine:
 
     def _take_local(self, capacity: int) -> Local:
         """The ranks' own state; the caches of the last prompt serve again (what is stale in them is masked)."""
-        if self._local is not None and self._local[0] == capacity:
-            local = self._local[1]
-            self._local = self._shared = None
-            return local
-        self._local = self._shared = None  # frees the caches of another capacity before new ones are made
-        config, dtype = self.target_config, self.settings.dtype
+        held, self._local, self._shared = self._local, None, None
+        if held is not None and held[0] == capacity:
+            return held[1]
+        del held  # frees the caches of another capacity before new ones are made
+        return self.new_local(capacity)
+
+    def new_local(self, capacity: int) -> Local:
+        """Fresh caches and activations for this many cache slots."""
+        config, dtype = self.target.config, self.settings.dtype
         state: Any = ()
         if isinstance(self._drafter, ModelDrafter):
             draft = self._drafter.config
@@ -275,45 +274,38 @@ class Engine:
                 dtype,
                 lambda rank: np.zeros((self._schedule.width, config.width), dtype),
             ),
-            cache=placement.place_caches(self.mesh, config, self._target.split.longest, capacity, dtype),
+            cache=placement.place_caches(self.mesh, config, self.target.split.longest, capacity, dtype),
             drafter=state,
         )
 
     def _compile(self, mode: SamplingMode, request: Request, local: Local) -> _Programs:
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self._weights, request, local)))
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
         key = (mode, shapes)
         if key not in self._programs:
             begun = time.perf_counter()
             system = System(
-                target=self._target, drafter=self._drafter, schedule=self._schedule, sampling=mode
+                target=self.target, drafter=self._drafter, schedule=self._schedule, sampling=mode
             )
-            own = jax.tree.map(lambda leaf: leaf.sharding.spec, self._weights)
+            own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
             width = min(self.settings.prefill_width, request.prompt.shape[0])
 
-            def compiled(function: Any, specs: Any, *arguments: Any) -> Any:
-                mapped = jax.shard_map(
+            def mapped(function: Any, *specs: Any) -> Any:
+                # The ranks' own state is donated: caches are updated in place.
+                donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
+                spread = jax.shard_map(
                     function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN)
                 )
-                donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
-                return jax.jit(mapped, donate_argnums=donated).lower(self._weights, *arguments).compile()
+                return jax.jit(spread, donate_argnums=donated)
 
-            first = compiled(functools.partial(prefill, system, width), (SAME, OWN), request, local)
-            shared = jax.eval_shape(
-                jax.shard_map(
-                    functools.partial(prefill, system, width),
-                    mesh=self.mesh,
-                    in_specs=(own, SAME, OWN),
-                    out_specs=(SAME, OWN),
-                ),
-                self._weights,
-                request,
-                local,
-            )[0]
-            count = np.int32(0)
-            loop = compiled(
-                functools.partial(run_ticks, system), (SAME, OWN, SAME, SAME), shared, local, count, count
+            first = mapped(functools.partial(prefill, system, width), SAME, OWN).lower(
+                self.weights, request, local
             )
-            self._programs[key] = _Programs(prefill=first, run=loop)
+            shared, _ = first.out_info
+            count = np.int32(0)
+            loop = mapped(functools.partial(run_ticks, system), SAME, OWN, SAME, SAME).lower(
+                self.weights, shared, local, count, count
+            )
+            self._programs[key] = _Programs(prefill=first.compile(), run=loop.compile())
             self.compile_seconds += time.perf_counter() - begun
         return self._programs[key]
 

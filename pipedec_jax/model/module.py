@@ -1,0 +1,33 @@
+"""The familiar Flax object around the pure functions: for notebooks and for libraries that expect a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.llama import forward
+from pipedec_jax.model.parameters import Parameters, initialize
+
+
+class Llama(nn.Module):
+    """LLaMA as a Flax module: `Llama(config).apply({"params": tree}, token_BT)` gives logits `[B, T, V]`.
+
+    Its parameters are the tree of `pipedec_jax.model.parameters`, the one that converted checkpoints hold.
+    """
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, token_BT: jax.Array) -> jax.Array:
+        """Logits of whole sequences, computed by `pipedec_jax.model.llama.forward`."""
+        abstract = jax.eval_shape(lambda key: initialize(self.config, key, self.dtype), jax.random.key(0))
+
+        def part(name: str) -> Parameters:
+            return self.param(name, lambda key: initialize(self.config, key, self.dtype)[name])
+
+        return forward(self.config, {name: part(name) for name in abstract}, token_BT)
