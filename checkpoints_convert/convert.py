@@ -52,7 +52,7 @@ def convert(source: str | Path, destination: str | Path, dtype: str | None = Non
             shutil.copyfile(checkpoint.directory / file, partial / file)
         total = checkpoint.nbytes // DTYPES[checkpoint.dtype].itemsize * DTYPES[dtype].itemsize
         with tqdm(desc="convert", total=total, unit="B", unit_scale=True, disable=None) as bar:
-            write_arrays(partial, checkpoint.config, dtype, lambda path: read_as(checkpoint, path, dtype), bar.update)
+            write_arrays(partial, checkpoint.config, lambda path: read_as(checkpoint, path, dtype), bar.update)
         facts = {"format": "huggingface-safetensors", "name": checkpoint.directory.resolve().name}
         write_config(partial, checkpoint, dtype, facts)
     return destination

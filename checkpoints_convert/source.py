@@ -121,13 +121,17 @@ def _check_tensors(config: LlamaConfig, tensors: dict[str, TensorInfo]) -> tuple
     unknown = [name for name in tensors if name not in expected and not HARMLESS.fullmatch(name)]
     if unknown:
         raise ValueError(f"the checkpoint has unknown tensors {_names(unknown)}")
-    present = {name: info for name, info in tensors.items() if name in expected}
-    for name, info in present.items():
-        if info.shape != expected[name]:
-            raise ValueError(f"tensor {name!r} has shape {info.shape}, config.json asks for {expected[name]}")
+    dtypes = set()
+    for name, shape in expected.items():
+        info = tensors.get(name)  # A tied head may be absent.
+        if info is None:
+            continue
+        if info.shape != shape:
+            raise ValueError(f"tensor {name!r} has shape {info.shape}, config.json asks for {shape}")
         if info.dtype not in STORED_AS:
             raise ValueError(f"tensor {name!r} is stored as {info.dtype}; supported are {', '.join(STORED_AS)}")
-    return tuple(sorted({STORED_AS[info.dtype] for info in present.values()}))
+        dtypes.add(STORED_AS[info.dtype])
+    return tuple(sorted(dtypes))
 
 
 def _names(names: Iterable[str], most: int = 4) -> str:

@@ -101,15 +101,14 @@ def write_config(directory: Path, checkpoint: Checkpoint, dtype: str, source: Js
 
 
 def write_arrays(
-    directory: Path, config: LlamaConfig, dtype: str, read: Callable[[str], np.ndarray], done: Callable[[int], object]
+    directory: Path, config: LlamaConfig, read: Callable[[str], np.ndarray], done: Callable[[int], object]
 ) -> None:
     """Write all arrays as an Orbax checkpoint; at most one is in memory at a time.
 
     Args:
         directory: where `parameters/` is created.
         config: geometry, which gives paths and shapes.
-        dtype: stored dtype.
-        read: returns the array of a path in that dtype; called once per path, in model order.
+        read: returns the array of a path in the stored dtype; called once per path.
         done: told the bytes of every array once it is on disk.
     """
     # Orbax takes a second or two to import, and readers do without.
@@ -119,7 +118,10 @@ def write_arrays(
         """Lets Orbax write a tree of arrays that do not exist yet; read back, they are ordinary NumPy leaves."""
 
         async def serialize(
-            self, values: Sequence[_Unread], infos: Sequence[Any], args: Sequence[Any] | None = None
+            self,
+            values: Sequence[Any],
+            infos: Sequence[Any],
+            args: Sequence[Any] | None = None,  # noqa: ARG002
         ) -> Sequence[Any]:
             for value, info in zip(values, infos, strict=True):
                 await info.await_path_creation()

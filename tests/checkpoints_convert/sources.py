@@ -1,0 +1,93 @@
+"""Small random LLaMA checkpoints: written by transformers, or by our own export where layout is not the point."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from checkpoints_convert import export_hugging_face
+from pipedec_jax.config import LlamaConfig, RopeScaling
+from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+GEOMETRIES = {
+    "LLaMA 1: as many KV heads as heads": {"num_attention_heads": 4, "num_key_value_heads": 4},
+    "LLaMA 2 70B: grouped queries": {"num_attention_heads": 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-5},
+    "one KV head": {"num_attention_heads": 4, "num_key_value_heads": 1, "num_hidden_layers": 3},
+    "LLaMA 3: large theta": {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 500000.0}},
+    "LLaMA 3.1: scaled RoPE": {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE},
+    "LLaMA 3.2: tied, scaled RoPE": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE | {"factor": 32.0},
+        "tie_word_embeddings": True},
+    "head size other than width / heads": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24},
+}  # fmt: skip
+"""Settings of Hugging Face's `LlamaConfig` beyond `COMMON`."""
+
+COMMON = {
+    "vocab_size": 113,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 1024,
+    # Large enough that attention is sharp and depends on positions; 0.02 would hide a wrong RoPE.
+    "initializer_range": 0.25,
+}
+
+
+def hugging_face_model(geometry: dict, seed: int = 0):
+    """A random `transformers.LlamaForCausalLM` in float32."""
+    import torch
+    from transformers import LlamaConfig as Theirs
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(Theirs(**(COMMON | geometry))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def save(model, directory: Path, dtype: str = "float32", **settings) -> Path:
+    """Save a transformers model with a stand-in for its tokenizer."""
+    import torch
+
+    model.to(getattr(torch, dtype)).save_pretrained(directory, **settings)
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+TINY = LlamaConfig(
+    vocab_size=29, width=12, feed_forward=20, layers=2, heads=4, kv_heads=2, head_size=6, context=64,
+    rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32),
+)  # fmt: skip
+
+
+def tiny_source(directory: Path, config: LlamaConfig = TINY, dtype: str = "float32", seed: int = 0) -> Path:
+    """A Hugging Face directory of a few kilobytes, made without torch."""
+    export_hugging_face(config, tiny_tree(config, seed), directory, dtype, bos_token_id=1, eos_token_id=[2, 3])
+    (directory / "tokenizer.json").write_text('{"stands": "in"}')
+    (directory / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    return directory
+
+
+def tiny_tree(config: LlamaConfig = TINY, seed: int = 0) -> Parameters:
+    """Random arrays of the right shapes; NumPy, because compiling a generator for every shape takes seconds."""
+    rng = np.random.default_rng(seed)
+    return nest({path: rng.normal(size=shape).astype(np.float32) for path, shape in parameter_shapes(config).items()})
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Set keys of a JSON file; `...` removes one."""
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))

@@ -1,0 +1,125 @@
+import json
+import shutil
+
+import pytest
+
+from checkpoints_convert import convert
+from checkpoints_convert.__main__ import main
+from checkpoints_convert.verify import differences, logit_difference
+from pipedec_jax.model.parameters import parameter_count, parameter_shapes
+from tests.checkpoints_convert.sources import GEOMETRIES, TINY, edit_json, hugging_face_model, save, tiny_source
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A source and its conversion, not to be changed."""
+    directory = tmp_path_factory.mktemp("pristine")
+    source = tiny_source(directory / "source")
+    return source, convert(source, directory / "converted")
+
+
+@pytest.fixture
+def pair(pristine, tmp_path):
+    """A source and its conversion, to be spoilt."""
+    return tuple(shutil.copytree(path, tmp_path / path.name) for path in pristine)
+
+
+def only_chunk(converted, path):
+    (chunk,) = (converted / "parameters" / path.replace("/", ".")).glob("[0-9]*")
+    return chunk
+
+
+def test_a_good_conversion_has_no_differences(pristine):
+    assert list(differences(*pristine)) == []
+
+
+@pytest.mark.parametrize("path", parameter_shapes(TINY))
+def test_a_single_flipped_bit_is_found_and_named(path, pair):
+    chunk = only_chunk(pair[1], path)
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    assert list(differences(*pair)) == [f"array {path!r} differs from the source"]
+
+
+def test_two_exchanged_arrays_are_found(pair):
+    gate, up = (only_chunk(pair[1], f"layers/0/{name}") for name in ("gate", "up"))
+    data = gate.read_bytes()
+    gate.write_bytes(up.read_bytes())
+    up.write_bytes(data)
+    assert [text.split("'")[1] for text in differences(*pair)] == ["layers/0/gate", "layers/0/up"]
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "remove chunk", "remove array"])
+def test_lost_data_is_found_and_named(spoil, pair):
+    chunk = only_chunk(pair[1], "layers/1/query")
+    if spoil == "truncate":
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+    elif spoil == "remove chunk":
+        chunk.unlink()
+    else:
+        shutil.rmtree(chunk.parent)
+    (found,) = differences(*pair)
+    assert found.startswith("cannot read array 'layers/1/query' of ")
+
+
+def test_array_of_another_shape_is_found(pair):
+    edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", shape=[11])
+    (found,) = differences(*pair)
+    assert "cannot read array 'final_norm'" in found
+    assert "float32 (11,), pipedec_jax.json says float32 (12,)" in found
+
+
+def test_files_config_and_end_tokens_are_compared(pair):
+    source, converted = pair
+    (converted / "tokenizer.json").write_text("{}")
+    (converted / "generation_config.json").unlink()
+    values = json.loads((converted / "pipedec_jax.json").read_text())
+    edit_json(converted / "pipedec_jax.json", eos_token_ids=[2], model=values["model"] | {"rope_theta": 1.0})
+    found = "\n".join(differences(source, converted))
+    for expected in ("file tokenizer.json differs", "file generation_config.json is missing", "eos_token_ids is [2]"):
+        assert expected in found
+    assert "rope_theta=1.0" in found
+
+
+def test_rounding_is_allowed_and_nothing_else(pristine, tmp_path):
+    source, _ = pristine
+    assert list(differences(source, convert(source, tmp_path / "half", "bfloat16"))) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_compared_and_can_be_wrong(dtype, tmp_path):
+    source = save(hugging_face_model(GEOMETRIES["LLaMA 3.2: tied, scaled RoPE"]), tmp_path / "source")
+    converted = convert(source, tmp_path / "converted", dtype)
+    assert logit_difference(source, converted) <= 1e-5
+    # The same weights under another RoPE: only the logits can tell.
+    values = json.loads((converted / "pipedec_jax.json").read_text())
+    edit_json(converted / "pipedec_jax.json", model=values["model"] | {"rope_theta": 1e4})
+    assert logit_difference(source, converted) > 1e-2
+
+
+def test_command_reports_success_and_failure(pristine, pair, capsys):
+    source, converted = map(str, pristine)
+    assert main(["verify", "--no-logits", source, converted]) == 0
+    assert "all tensors are as in the source" in capsys.readouterr().out
+    only_chunk(pair[1], "head").write_bytes(b"")
+    assert main(["verify", "--no-logits", *map(str, pair)]) == 1
+    assert "wrong: cannot read array 'head'" in capsys.readouterr().err
+    assert main(["verify", source, source]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_inspect_works_on_both_sides(pristine, capsys):
+    facts = []
+    for path in map(str, pristine):
+        assert main(["inspect", "--json", path]) == 0
+        facts.append(json.loads(capsys.readouterr().out))
+        assert main(["inspect", path]) == 0
+        text = capsys.readouterr().out
+        assert f"{parameter_count(TINY):,}" in text
+        assert "rope_theta" in text
+    source, converted = facts
+    assert (source.pop("format"), converted.pop("format")) == ("hugging_face", "converted")
+    assert source == converted
+    assert source["bytes"] == 4 * source["parameters"] == 4 * parameter_count(TINY)
+    assert source["model"] == TINY.to_dict()

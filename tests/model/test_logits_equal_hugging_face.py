@@ -1,0 +1,46 @@
+"""Our model on converted weights against Hugging Face's, on prompts long enough to show a wrong RoPE."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from checkpoints_convert import convert, open_checkpoint
+from pipedec_jax.model import llama
+from tests.checkpoints_convert.sources import COMMON, GEOMETRIES, hugging_face_model, save
+
+PROMPT = np.random.default_rng(0).integers(COMMON["vocab_size"], size=(1, 500), dtype=np.int32)
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def both(geometry: dict, directory):
+    """Hugging Face's logits `[1, 500, V]`, and our config and parameters converted from the same model."""
+    model = hugging_face_model(geometry)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(PROMPT).long()).logits.numpy()
+    checkpoint = open_checkpoint(convert(save(model, directory / "source"), directory / "converted"))
+    return expected, checkpoint.config, jax.tree.map(jnp.asarray, checkpoint.read_all())
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_logits_equal_hugging_face_on_500_tokens(name, tmp_path):
+    expected, config, params = both(GEOMETRIES[name], tmp_path)
+    found = np.asarray(llama.forward(config, params, jnp.asarray(PROMPT)))
+    assert relative_difference(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rope_theta": 490000.0}, {"rope_scaling": None}, {"norm_eps": 1e-2}],
+    ids=["theta", "scaling", "norm"],
+)
+def test_a_slightly_wrong_config_shows(wrong, tmp_path):
+    expected, config, params = both(GEOMETRIES["LLaMA 3.1: scaled RoPE"], tmp_path)
+    found = llama.forward(dataclasses.replace(config, **wrong), params, jnp.asarray(PROMPT))
+    assert relative_difference(np.asarray(found), expected) > 1e-3
