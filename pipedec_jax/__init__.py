@@ -1,0 +1,65 @@
+"""Pipeline-parallel LLaMA decoding in JAX: a pipe kept full by speculation, the tokens of plain decoding.
+
+    target, draft = pipedec_jax.load("target-dir"), pipedec_jax.load("draft-dir")
+    decoder = pipedec_jax.Decoder(target, draft, method="pipedec", stages=4, width=16, children=8)
+    print(decoder.generate("def quicksort(", max_new_tokens=128).text)
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipedec_jax.config import LlamaConfig
+    from pipedec_jax.decoding.decoder import Decoder
+    from pipedec_jax.decoding.devices import use_cpu_devices
+    from pipedec_jax.decoding.result import Generation, Token
+    from pipedec_jax.decoding.stream import Stream
+    from pipedec_jax.loading import Model, load, load_demo
+    from pipedec_jax.sampling import Sampling
+    from pipedec_jax.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Decoder": "pipedec_jax.decoding.decoder",
+    "Generation": "pipedec_jax.decoding.result",
+    "LlamaConfig": "pipedec_jax.config",
+    "Model": "pipedec_jax.loading",
+    "Sampling": "pipedec_jax.sampling",
+    "Stream": "pipedec_jax.decoding.stream",
+    "Token": "pipedec_jax.decoding.result",
+    "Tokenizer": "pipedec_jax.tokenizer",
+    "load": "pipedec_jax.loading",
+    "load_demo": "pipedec_jax.loading",
+    "use_cpu_devices": "pipedec_jax.decoding.devices",
+}
+
+__all__ = [
+    "Decoder",
+    "Generation",
+    "LlamaConfig",
+    "Model",
+    "Sampling",
+    "Stream",
+    "Token",
+    "Tokenizer",
+    "load",
+    "load_demo",
+    "use_cpu_devices",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -90,6 +90,12 @@ class Tokenizer:
         added = self.backend.backend_tokenizer.get_added_tokens_decoder()
         return frozenset(token for token, description in added.items() if description.special)
 
+    @property
+    def end_token(self) -> int | None:
+        """The tokenizer's end-of-text token, if it has one."""
+        token = self.backend.eos_token
+        return self.vocabulary.get(str(token)) if token else None
+
     def piece(self, token: int) -> str:
         """The token's string as the token map spells it; empty for special tokens and ids without a token."""
         if token in self.special_ids:

@@ -1,0 +1,1 @@
+"""What the numbers mean: modeled time, and the formulas of the papers."""

@@ -1,0 +1,263 @@
+"""The public decoder: a target, a draft and a method, over one prompt after another."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pipedec_jax.analysis import cost
+from pipedec_jax.decoding.devices import pick_devices
+from pipedec_jax.decoding.result import Generation
+from pipedec_jax.decoding.stream import Request, Stream
+from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.loading import Model
+from pipedec_jax.pipeline.engine import METHODS, Engine, EngineSettings
+from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.sampling import Sampling
+from pipedec_jax.tokenizer import check_same_tokens
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Dtypes of weights, activations and caches to decode in; float64 needs JAX's x64 mode."""
+
+
+class Decoder:
+    """Decodes prompts with one method.
+
+    Arguments are checked at once; weights are read, and programs compiled, when they are first needed, and then kept.
+
+    Args:
+        target: the model whose tokens are given.
+        draft: the model that guesses, with the target's tokens; PP needs none.
+        method: `pipedec`, or `pp` for plain pipeline parallelism. The tokens are the same.
+        stages: devices that the target's layers are spread over; the draft takes one more.
+        width: most guesses that a tick sends into the pipe.
+        children: most guesses after each token.
+        dtype: one of `DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
+        devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
+        drafter: guesses in place of a draft model (see `pipedec_jax.drafters`).
+        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes.
+        prefill_width: prompt tokens that prefill takes in one step.
+        capacity: cache slots; by default the next power of two that suffices.
+
+    Raises:
+        ValueError: when settings, models and devices do not fit together.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        draft: Model | None = None,
+        *,
+        method: str = "pipedec",
+        stages: int = 4,
+        width: int = 16,
+        children: int = 8,
+        dtype: Any = None,
+        devices: Sequence[jax.Device] | None = None,
+        drafter: Drafter | None = None,
+        calibration: Mapping[str, float] | None = None,
+        prefill_width: int = 128,
+        capacity: int | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+        sizes = {"stages": stages, "width": width, "children": children, "prefill_width": prefill_width}
+        for name, value in sizes.items():
+            _check_count(name, value)
+        split_layers(target.config.layers, stages)
+        if draft is not None:
+            check_same_tokens(target.tokenizer, draft.tokenizer)
+        if method == "pp":
+            draft = drafter = None
+        elif draft is None and drafter is None:
+            raise ValueError(f"method {method!r} needs a draft model (draft=...), or a drafter")
+        if method != "pp" and children > target.vocab_size:
+            raise ValueError(f"children ({children}) must not exceed the number of tokens ({target.vocab_size})")
+        self.target = target
+        self.draft = draft
+        self.method = method
+        self._drafter = drafter
+        self._draft_ranks = drafter.ranks if drafter is not None else int(draft is not None)
+        ranks = stages + self._draft_ranks
+        self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
+        self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
+        if calibration is None:
+            self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize)
+        else:
+            self._costs = cost.calibrated_costs(calibration)
+        self.settings = EngineSettings(
+            method=method,
+            stages=stages,
+            width=width,
+            children=children,
+            dtype=self.dtype,
+            prefill_width=prefill_width,
+            capacity=capacity,
+        )
+        self._stream: Stream | None = None
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The engine, with the weights on the devices; made when it is first asked for."""
+        return Engine(
+            self.target.source,
+            self.draft.source if self.draft is not None else None,
+            self.settings,
+            vocab_size=self.target.vocab_size,
+            devices=self.devices,
+            drafter=self._drafter,
+        )
+
+    def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
+        """Decode an answer.
+
+        Args:
+            prompt: text, or token ids (used as they are, also without a begin-of-text token).
+            max_new_tokens: most tokens of the answer.
+            **options: as for `request`.
+
+        Raises:
+            ValueError: as `request` does.
+        """
+        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
+        stream = self._begin(request, chunk=16 if request.stop else max_new_tokens)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream(self, prompt: Prompt, *, max_new_tokens: int = 128, chunk: int = 4, **options: Any) -> Stream:
+        """Decode an answer piece by piece: iterate over the text; afterwards the stream has the `result`.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: most tokens of the answer.
+            chunk: tokens to decode between two looks at them; changes when text appears, never the answer.
+            **options: as for `request`.
+
+        Raises:
+            ValueError: as `request` does.
+        """
+        _check_count("chunk", chunk)
+        return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
+
+    def generate_many(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
+        """Decode several answers one after another, with the same options and the same compiled program."""
+        return [self.generate(prompt, **options) for prompt in prompts]
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Iterable[str] = (),
+        logprobs: bool = False,
+        drafter_params: Any = None,
+    ) -> Request:
+        """Check what `generate` and `stream` are given; decodes nothing and reads no weight.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: most tokens of the answer.
+            temperature: divides the logits; 0 takes the most likely token.
+            top_k: sample among the k most likely tokens; 0 among all.
+            top_p: sample among the most likely tokens that hold this probability; 1 among all.
+            seed: of the sampling noise. The answer depends on prompt, seed, target and dtype alone.
+            stop: strings that end the answer when they appear in its text; they are cut off.
+            logprobs: whether to give each token's log-probability.
+            drafter_params: for a drafter whose parameters change from prompt to prompt.
+
+        Raises:
+            ValueError: for an empty prompt, a token that is none, a length over the context, or a value out of range.
+        """
+        tokens = self._tokens(prompt)
+        _check_count("max_new_tokens", max_new_tokens)
+        context = self.target.config.context
+        if len(tokens) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt ({len(tokens)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context of "
+                f"{context} tokens: shorten the prompt, or lower max_new_tokens"
+            )
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise ValueError("a stop string must not be empty")
+        return Request(
+            prompt=tuple(tokens),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            end_tokens=tuple(token for token in self.target.end_tokens if token < self.target.vocab_size),
+            stop=stops,
+            logprobs=logprobs,
+            drafter_params=drafter_params,
+        )
+
+    def bytes_per_device(self) -> list[dict[str, int | str]]:
+        """Bytes of weights and caches on each device; caches appear with the first prompt."""
+        return self.engine.bytes_per_device()
+
+    def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
+        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself."""
+        if self.method == "pp":
+            return 1.0
+        return cost.modeled_speedup_vs_pp(
+            self._costs, self.target.config.layers, self.settings.stages, ticks_per_token, self._draft_ranks
+        )
+
+    def _begin(self, request: Request, chunk: int) -> Stream:
+        if self._stream is not None:
+            self._stream.supersede()
+        self._stream = Stream(
+            self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk
+        )
+        return self._stream
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.target.tokenizer.encode(prompt) if prompt else []
+        else:
+            tokens = [int(token) for token in prompt]
+        if not tokens:
+            raise ValueError("the prompt is empty; give at least one token of text")
+        for token in tokens:
+            if not 0 <= token < self.target.vocab_size:
+                raise ValueError(
+                    f"prompt token {token} is none of the target's: ids go from 0 to {self.target.vocab_size - 1}"
+                )
+        return tokens
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def _check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:
+    if len(devices) < count:
+        raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")
+    return list(devices[:count])
+
+
+def _check_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:
+    """The dtype to decode in."""
+    if dtype is None:
+        dtype = "float32" if device.platform == "cpu" else stored
+    try:
+        found = jax.numpy.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise ValueError("dtype float64 needs JAX's 64-bit mode: jax.config.update('jax_enable_x64', True)")
+    return found

@@ -1,0 +1,198 @@
+"""One answer under way: runs the engine piece by piece, turns tokens into text, ends at stop strings."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from pipedec_jax.decoding.result import FinishReason, Generation, Token
+from pipedec_jax.decoding.text import TextStream
+from pipedec_jax.pipeline.engine import Progress
+from pipedec_jax.sampling import Sampling
+from pipedec_jax.tokenizer import Tokenizer
+
+
+class Engine(Protocol):
+    """What a stream needs of `pipedec_jax.pipeline.engine.Engine`."""
+
+    compile_seconds: float
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        end_tokens: Sequence[int],
+        drafter_params: object = None,
+    ) -> None:
+        """Prefill a prompt."""
+        ...
+
+    def run(self, new_tokens: int) -> Progress:
+        """Commit at least that many more tokens, unless the answer is complete before."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked request, ready to be decoded."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    end_tokens: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    drafter_params: object = None
+
+
+class Stream(Iterator[str]):
+    """Iterates over the pieces of an answer's text; afterwards `result` holds the whole answer.
+
+    A caller may stop iterating at any time. When the decoder starts another answer, an unfinished one is cut off.
+
+    Args:
+        engine: that decodes; prefill starts at once.
+        tokenizer: of the target.
+        request: what to decode.
+        method: how the engine decodes.
+        speedup: gives the modeled speedup over PP for a number of ticks per token.
+        chunk: tokens to commit before the host looks again; changes when text is seen, never the answer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        request: Request,
+        method: str,
+        speedup: Callable[[float], float],
+        chunk: int,
+    ) -> None:
+        self._engine = engine
+        self._request = request
+        self._method = method
+        self._speedup = speedup
+        self._chunk = chunk
+        self._text = TextStream(tokenizer, request.prompt, request.stop)
+        self._committed = 0
+        self._result: Generation | None = None
+        self._superseded = False
+        self._clock = _Clock(engine)
+        self._first_s = 0.0
+        with self._clock:
+            engine.start(
+                request.prompt,
+                max_new_tokens=request.max_new_tokens,
+                sampling=request.sampling,
+                end_tokens=request.end_tokens,
+                drafter_params=request.drafter_params,
+            )
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer.
+
+        Raises:
+            RuntimeError: while there is text to come.
+        """
+        if self._result is None:
+            raise RuntimeError("the answer is not complete: iterate over the stream to its end first")
+        return self._result
+
+    def supersede(self) -> None:
+        """Told by the decoder when its engine goes on to another answer."""
+        self._superseded = True
+
+    def __next__(self) -> str:
+        """The next piece of text, never empty.
+
+        Raises:
+            RuntimeError: when the decoder has started another answer in the meantime.
+        """
+        while self._result is None:
+            if self._superseded:
+                raise RuntimeError("this stream was cut off: its decoder has started another answer")
+            piece = self._advance()
+            if piece:
+                return piece
+        raise StopIteration
+
+    def _advance(self) -> str:
+        """Run the engine once and return what text that gave; sets the result when the answer has ended."""
+        first = self._committed == 0
+        with self._clock:
+            # The first token alone, so that its time is known.
+            progress = self._engine.run(1 if first else self._chunk)
+        if first:
+            self._first_s = self._clock.seconds
+        ids = progress.tokens
+        # An end token is not text, whether or not the tokenizer calls it special.
+        ended = progress.done and ids[-1] in self._request.end_tokens
+        piece = self._text.feed(ids[self._committed : len(ids) - ended])
+        self._committed = len(ids)
+        if progress.done or self._text.stopped_at is not None:
+            piece += self._text.finish()
+            # The text may have stopped before an end token, or only with what was held back.
+            if self._text.stopped_at is not None:
+                self._result = self._generation(progress, self._text.stopped_at + 1, "stop")
+            else:
+                self._result = self._generation(progress, len(ids), "end" if ended else "length")
+        return piece
+
+    def _generation(self, progress: Progress, count: int, reason: FinishReason) -> Generation:
+        """The answer of the first `count` tokens; how far the pipe had got beyond them leaves no trace in it."""
+        plain = self._method == "pp"
+        tokens = tuple(
+            Token(
+                id=progress.tokens[i],
+                tick=progress.ticks[i],
+                hit=None if plain or i == count - 1 else progress.hits[i],
+                logprob=progress.logprobs[i] if self._request.logprobs else None,
+            )
+            for i in range(count)
+        )
+        rest_s = self._clock.seconds - self._first_s
+        return Generation(
+            text=self._text.text,
+            tokens=tokens,
+            prompt_tokens=len(self._request.prompt),
+            finish_reason=reason,
+            method=self._method,
+            modeled_speedup_vs_pp=self._speedup(tokens[-1].tick / count),
+            compile_s=self._clock.compile_seconds,
+            ttft_s=self._first_s,
+            tpot_s=rest_s / (count - 1) if count > 1 else None,
+        )
+
+
+class _Clock:
+    """Adds up the time spent in its `with` blocks, with compiling apart.
+
+    What a caller does between two pieces of text is not the decoder's time.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._compiled_before = engine.compile_seconds
+        self._begun = 0.0
+        self._total = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._total += time.perf_counter() - self._begun
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling."""
+        return self._engine.compile_seconds - self._compiled_before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on everything else."""
+        return self._total - self.compile_seconds

@@ -1,0 +1,125 @@
+"""Opening a model directory: geometry, tokenizer and end tokens at once, the weights when they are needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from checkpoints_convert import convert_cached, is_converted, is_hugging_face, open_any, open_checkpoint
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.tokenizer import Message, Tokenizer
+
+DEMO = ("target", "middle", "draft")
+"""The demo family's models, largest first."""
+
+
+class Model:
+    """A model's geometry, tokenizer and end tokens, and where its weights come from. `load` makes one.
+
+    Args:
+        config: geometry.
+        tokenizer: of the model.
+        weights: called once, when the weights are needed (`pipedec_jax.model.parameters.MemorySource` holds some that
+            are in memory).
+        end_tokens: tokens that end an answer.
+        dtype: the dtype that the weights are stored in.
+        name: what to call the model, such as its directory.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        tokenizer: Tokenizer,
+        weights: Callable[[], ParameterSource],
+        *,
+        end_tokens: Sequence[int] = (),
+        dtype: str = "float32",
+        name: str = "model",
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.end_tokens = tuple(end_tokens)
+        self.dtype = dtype
+        self.name = name
+        self._weights = weights
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that are tokens: those of the tokenizer that have a row in the embedding. Other rows are padding."""
+        return min(self.tokenizer.size, self.config.vocab_size)
+
+    @functools.cached_property
+    def source(self) -> ParameterSource:
+        """Where the weights are read from. A Hugging Face directory is converted now, unless the cache has it.
+
+        Raises:
+            ValueError: when the weights cannot be converted.
+            OSError: when the cache cannot be written (`PIPEDEC_JAX_CACHE` names another place).
+        """
+        return self._weights()
+
+    def chat(self, messages: str | Sequence[Message]) -> list[int]:
+        """The prompt tokens of a chat (or of one user message) under the checkpoint's chat template.
+
+        Raises:
+            ValueError: when there is no message, no chat template, or the template refuses the messages.
+        """
+        if not messages:
+            raise ValueError("the prompt is empty; give at least one message")
+        return self.tokenizer.encode_chat(messages)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.config.layers} layers of width {self.config.width}, {self.dtype})"
+
+
+def load(directory: str | Path, *, cache_dir: str | Path | None = None) -> Model:
+    """Open a model: a converted checkpoint, or a Hugging Face LLaMA directory, converted when first decoded with.
+
+    Args:
+        directory: what `python -m checkpoints_convert convert` wrote, or a directory with `config.json`,
+            safetensors and tokenizer files.
+        cache_dir: where conversions are kept; by default `$PIPEDEC_JAX_CACHE`, else `~/.cache/pipedec_jax`.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint, or it has no tokenizer.
+        ValueError: when the checkpoint is damaged or unsupported.
+    """
+    directory = Path(directory)
+    if not is_converted(directory) and not is_hugging_face(directory):
+        what = "is no checkpoint" if directory.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"{directory} {what}: give a converted checkpoint or a Hugging Face LLaMA directory (with config.json)"
+        )
+    checkpoint = open_any(directory)
+    tokenizer = Tokenizer.load(directory)
+
+    def weights() -> ParameterSource:
+        if is_converted(directory):
+            return checkpoint
+        return open_checkpoint(convert_cached(directory, cache_dir))
+
+    end_tokens = checkpoint.eos_token_ids
+    if not end_tokens and tokenizer.end_token is not None:
+        end_tokens = [tokenizer.end_token]
+    return Model(
+        checkpoint.config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory)
+    )
+
+
+def load_demo(name: str = "target", *, cache_dir: str | Path | None = None) -> Model:
+    """Open a model of the demo family that comes with the package: `target`, `middle` or `draft`.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in DEMO:
+        raise ValueError(f"the demo family has {', '.join(DEMO)}, not {name!r}")
+    return load(demo_directory(name), cache_dir=cache_dir)
+
+
+def demo_directory(name: str) -> Path:
+    """Where a model of the demo family lies in the installed package."""
+    return Path(str(importlib.resources.files("pipedec_jax"))) / "demo" / name
