@@ -117,7 +117,7 @@ def add(
     rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
     index = jnp.where(valid, at(free, rank, C), C)
 
-    path = at(tree.ancestor, parent_M, False) | (index[:, None] == jnp.arange(C, dtype=jnp.int32))
+    path = at(tree.ancestor, parent_M, False) | (index[:, None] == jnp.arange(C, dtype=jnp.int32)[None, :])
 
     def put(array: jax.Array, value: object) -> jax.Array:
         return array.at[index].set(jnp.asarray(value, array.dtype), mode="drop")

@@ -26,7 +26,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 def wide(dtype: Any) -> Any:
     """The dtype in which norms, softmax and logits of `dtype` activations are computed."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def product(spec: str, x: jax.Array, y: jax.Array, out: Any = None) -> jax.Array:
@@ -40,7 +40,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis."""
     y = x.astype(wide(x.dtype))
     y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + jnp.asarray(eps, y.dtype))
-    return weight * y.astype(x.dtype)
+    return jnp.broadcast_to(weight, x.shape) * y.astype(x.dtype)
 
 
 def rope_frequencies(config: LlamaConfig) -> list[float]:
@@ -63,14 +63,14 @@ def rope_frequencies(config: LlamaConfig) -> list[float]:
 def rope_tables(config: LlamaConfig, position_W: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine `[W, 1, A / 2]` for the given positions, computed in float32 or wider."""
     frequency = jnp.asarray(rope_frequencies(config), wide(dtype))
-    angle = position_W[..., None].astype(frequency.dtype) * frequency
-    return jnp.cos(angle)[..., None, :].astype(dtype), jnp.sin(angle)[..., None, :].astype(dtype)
+    angle = position_W.astype(frequency.dtype)[:, None] * frequency[None, :]
+    return jnp.cos(angle)[:, None, :].astype(dtype), jnp.sin(angle)[:, None, :].astype(dtype)
 
 
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotary embedding of `[..., W, heads, A]`, halves split as Hugging Face does."""
-    cos, sin = rope
     first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = (jnp.broadcast_to(table, first.shape) for table in rope)
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
@@ -84,7 +84,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     grouped = query.reshape(*batch, W, G, H // G, A)
     score = product("...WGQA,...SGA->...GQWS", grouped, key, wide(query.dtype))
     score = score * jnp.asarray(A**-0.5, score.dtype)
-    score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
+    score = jnp.where(jnp.broadcast_to(mask, score.shape), score, jnp.finfo(score.dtype).min)
     weight = jax.nn.softmax(score, axis=-1).astype(query.dtype)
     return product("...GQWS,...SGA->...WGQA", weight, value).reshape(*batch, W, H, A)
 
