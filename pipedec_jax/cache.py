@@ -79,7 +79,7 @@ def free_slots(tree: PredictionTree, committed_S: jax.Array, size: int) -> jax.A
 
 
 def tree_rows(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> Rows:
-    """Rows for tree nodes: each sees the committed text and its own path. A "none" node sees the text, writes nothing."""
+    """Rows for tree nodes: each sees the committed text and its own path. A "none" node writes nothing."""
     path = at(tree.ancestor, node_W, False)
     path = jnp.pad(path, ((0, 0), (0, 1)))  # column C: slots without an owner
     on_path = jnp.take(path, owners(tree, committed_S.shape[0]), axis=1)

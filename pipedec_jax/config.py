@@ -103,9 +103,7 @@ def check_keys(values: dict[str, Any], cls: type, what: str) -> None:
     missing = [
         name
         for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")

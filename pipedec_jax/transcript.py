@@ -16,7 +16,7 @@ class Transcript:
     tick: jax.Array
     """[T] int32: the tick in which the token was committed, counted from the first root's entry; 0 for the prompt."""
     delay: jax.Array
-    """[T] int32: ticks between the sending of the token's parent and its own (1 on time, more is a late hit); 0 a miss."""
+    """[T] int32: ticks between the sending of the token's parent and its own: 1 on time, more a late hit, 0 a miss."""
     log_prob: jax.Array
     """[T] float32: the target's log-probability of the token (temperature 1, no filter)."""
     length: jax.Array
@@ -44,9 +44,7 @@ def begin(prompt_T: jax.Array, length: jax.Array, limit: jax.Array, end_token_E:
     )
 
 
-def commit(
-    text: Transcript, token: jax.Array, tick: jax.Array, delay: jax.Array, log_prob: jax.Array
-) -> Transcript:
+def commit(text: Transcript, token: jax.Array, tick: jax.Array, delay: jax.Array, log_prob: jax.Array) -> Transcript:
     """Append one token of the target."""
     here = text.length
     length = here + 1

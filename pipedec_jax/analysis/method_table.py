@@ -49,7 +49,7 @@ class MethodRow:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in ratios}
 
 
-class TokensDiffer(AssertionError):
+class TokensDifferError(AssertionError):
     """A method gave other tokens than plain pipeline parallelism."""
 
 
@@ -57,7 +57,7 @@ def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]
     """Run one decoder over the prompts and compare with the known answers.
 
     Raises:
-        TokensDiffer: when an answer is not the expected one, token by token.
+        TokensDifferError: when an answer is not the expected one, token by token.
     """
     results: list[Generation] = []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -67,7 +67,7 @@ def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]
                 (i for i, (a, b) in enumerate(zip(result.token_ids, answer, strict=False)) if a != b),
                 min(len(result.token_ids), len(answer)),
             )
-            raise TokensDiffer(
+            raise TokensDifferError(
                 f"{decoder.method} with {decoder.stages} stages and width {decoder.width} differs from PP at new "
                 f"token {first} of prompt {prompt[:40]!r}"
             )

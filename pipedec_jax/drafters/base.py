@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from pipedec_jax.cache import Rows
+from pipedec_jax.cache import Rows, tree_rows
 from pipedec_jax.transcript import Transcript
 from pipedec_jax.tree import PredictionTree
 
@@ -49,8 +49,12 @@ class View:
     """Prompt and committed tokens."""
     frontier: jax.Array
     """[W] int32: the nodes to extend, chosen by the schedule; C for none."""
-    rows: Rows
-    """The frontier as rows of a cache."""
+    committed: jax.Array
+    """[S] bool: slots that hold committed text."""
+
+    def rows(self) -> Rows:
+        """The frontier as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""
+        return tree_rows(self.tree, self.committed, self.frontier)
 
 
 @dataclasses.dataclass(frozen=True)

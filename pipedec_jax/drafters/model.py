@@ -8,6 +8,7 @@ target's.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,18 +93,19 @@ class ModelDrafter(Drafter):
         first_rank: int,
     ) -> DraftState:
         """Fill the draft's cache with a chunk of the prompt."""
-        return self._layers(params, state, rows, entered, active, first_rank)[0]
+        return self._layers(params, state, lambda: rows, entered, active, first_rank)[0]
 
     def _layers(
         self,
         params: DraftParams,
         state: DraftState,
-        rows: Rows,
+        make_rows: Callable[[], Rows],
         x: jax.Array,
         active: jax.Array,
         first_rank: int,
     ) -> tuple[DraftState, jax.Array]:
         def run(state: DraftState, x: jax.Array) -> tuple[DraftState, jax.Array]:
+            rows = make_rows()
             rope = llama.rope_tables(self.config, rows.position, x.dtype)
             caches = []
             for layer, cache in zip(params.layers, state, strict=True):

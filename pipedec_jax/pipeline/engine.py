@@ -111,9 +111,7 @@ class Engine:
         _check_settings(settings, vocab_size)
         for name, source in (("target", target), ("draft", draft)):
             if source is not None and vocab_size > source.config.vocab_size:
-                raise ValueError(
-                    f"the {name} has {source.config.vocab_size} embedding rows for {vocab_size} tokens"
-                )
+                raise ValueError(f"the {name} has {source.config.vocab_size} embedding rows for {vocab_size} tokens")
         self.settings = settings
         self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
         self._drafter = _make_drafter(settings, draft, drafter, vocab_size)
@@ -130,9 +128,7 @@ class Engine:
             if isinstance(self._drafter, ModelDrafter) and draft is not None
             else self._replicate(drafter_params)
         )
-        self.weights = Weights(
-            target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params
-        )
+        self.weights = Weights(target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params)
 
     @property
     def ranks(self) -> int:
@@ -272,7 +268,7 @@ class Engine:
                 self.mesh,
                 (self._schedule.width, config.width),
                 dtype,
-                lambda rank: np.zeros((self._schedule.width, config.width), dtype),
+                lambda _: np.zeros((self._schedule.width, config.width), dtype),
             ),
             cache=placement.place_caches(self.mesh, config, self.target.split.longest, capacity, dtype),
             drafter=state,
@@ -283,23 +279,17 @@ class Engine:
         key = (mode, shapes)
         if key not in self._programs:
             begun = time.perf_counter()
-            system = System(
-                target=self.target, drafter=self._drafter, schedule=self._schedule, sampling=mode
-            )
+            system = System(target=self.target, drafter=self._drafter, schedule=self._schedule, sampling=mode)
             own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
             width = min(self.settings.prefill_width, request.prompt.shape[0])
 
             def mapped(function: Any, *specs: Any) -> Any:
                 # The ranks' own state is donated: caches are updated in place.
                 donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
-                spread = jax.shard_map(
-                    function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN)
-                )
+                spread = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN))
                 return jax.jit(spread, donate_argnums=donated)
 
-            first = mapped(functools.partial(prefill, system, width), SAME, OWN).lower(
-                self.weights, request, local
-            )
+            first = mapped(functools.partial(prefill, system, width), SAME, OWN).lower(self.weights, request, local)
             shared, _ = first.out_info
             count = np.int32(0)
             loop = mapped(functools.partial(run_ticks, system), SAME, OWN, SAME, SAME).lower(

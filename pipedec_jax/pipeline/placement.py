@@ -89,10 +89,7 @@ def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
     """Read the draft's weights: layers on every rank, embedding and head sharded."""
     config = source.config
     layers = tuple(
-        {
-            name: replicate(mesh, source.read(f"layers/{layer}/{name}").astype(dtype))
-            for name in layer_shapes(config)
-        }
+        {name: replicate(mesh, source.read(f"layers/{layer}/{name}").astype(dtype)) for name in layer_shapes(config)}
         for layer in range(config.layers)
     )
     embedding, head = place_vocabulary(mesh, source, dtype)
@@ -117,17 +114,13 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
     return embedding, head
 
 
-def place_caches(
-    mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any
-) -> tuple[LayerCache, ...]:
+def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
     """Empty caches for `layers` layers of every rank, made on the devices."""
     S, G, A = cache_shape(config, capacity)
 
     def make() -> tuple[LayerCache, ...]:
         shape = (mesh.size * S, G, A)
-        return tuple(
-            LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype)) for _ in range(layers)
-        )
+        return tuple(LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype)) for _ in range(layers))
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))()
 

@@ -37,7 +37,7 @@ class Request:
 
 
 def begin(system: System, request: Request) -> Shared:
-    """The replicated state before the first tick: the prompt's last token is planted as the root, nothing is in flight."""
+    """The replicated state before the first tick: the prompt's last token is the root, nothing is in flight."""
     slots, width = request.prompt.shape[0], system.schedule.width
     capacity = system.schedule.capacity(system.stages)
     last = request.length - 1
@@ -52,9 +52,7 @@ def begin(system: System, request: Request) -> Shared:
     )
 
 
-def prefill(
-    system: System, width: int, weights: Weights, request: Request, local: Local
-) -> tuple[Shared, Local]:
+def prefill(system: System, width: int, weights: Weights, request: Request, local: Local) -> tuple[Shared, Local]:
     """Fill the caches with the prompt's first `length - 1` tokens, `width` at a time, and begin.
 
     One compiled program serves every prompt length: the number of chunks is a value, not a shape.
@@ -79,7 +77,7 @@ def prefill(
         active = (mine >= 0) & (mine < chunks) & (rank < stages)
         x = jnp.where(rank == 0, embedded, x)
         rows = chunk_rows(mine * width, width, length, slots)
-        cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
+        cache, x = run_stage(target, weights.target, local.cache, lambda: rows, x, active)
         drafted = chunk_rows(count * width, width, length, slots)
         state = drafter.prefill(weights.drafter, local.drafter, drafted, entered, count < chunks, stages)
         x = lax.ppermute(x, AXIS, system.shift) if system.shift else x

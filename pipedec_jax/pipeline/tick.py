@@ -12,6 +12,7 @@ and activations differ between ranks. Collectives stand at the top level of `tic
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -100,10 +101,10 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
     # Send.
     shared = send(system, shared)
-    nodes, shown = shared.tree, shared.text
+    nodes = shared.tree
     none = nodes.capacity
     frontier = system.schedule.frontier(nodes)
-    view = View(tree=nodes, text=shown, frontier=frontier, rows=tree_rows(nodes, shared.committed, frontier))
+    view = View(tree=nodes, text=shared.text, frontier=frontier, committed=shared.committed)
     token = tree.at(nodes.token, shared.pipe[0], 0)
     embedded, entered = sum_over_ranks(
         (vocabulary.embed_part(weights.target.embedding, token), drafter.enter(weights.drafter, view))
@@ -113,9 +114,8 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     batch = shared.pipe[jnp.minimum(rank, system.stages - 1)]
     active = jnp.any(batch < none) & (rank < system.stages)
     x = jnp.where(rank == 0, embedded, local.x)
-    cache, x = run_stage(
-        target, weights.target, local.cache, tree_rows(nodes, shared.committed, batch), x, active
-    )
+    rows = functools.partial(tree_rows, nodes, shared.committed, batch)
+    cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
     state, partial = drafter.compute(weights.drafter, local.drafter, view, entered, system.stages)
 
     # Exchange.
@@ -161,9 +161,7 @@ def choice_part(
     position = tree.at(shared.tree.position, leaving, 0) + 1  # of the token being drawn
 
     def compute(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logit = vocabulary.head_part(
-            target.config, params.final_norm, params.head, hidden_WD, target.vocab_size
-        )
+        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden_WD, target.vocab_size)
         noise = vocabulary.noise_part(system.sampling, shared.sampling, logit, position, target.vocab_size)
         return vary((logit, noise))
 

@@ -32,7 +32,7 @@ def embed_part(shard: jax.Array, token_W: jax.Array) -> jax.Array:
 def head_part(
     config: LlamaConfig, final_norm: jax.Array, shard: jax.Array, hidden_WD: jax.Array, vocab_size: int
 ) -> jax.Array:
-    """This rank's logits `[W, Vr]`, minus infinity for padding and for ids that are no tokens (`vocab_size` and over)."""
+    """This rank's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over."""
     with jax.named_scope("head"):
         logit = llama.logits(config, final_norm, shard, hidden_WD)
     token = lax.axis_index(AXIS) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)

@@ -24,7 +24,7 @@ class LevelSchedule(Schedule):
     """Maximum width W per level; the maximum number of children per node is the drafter's."""
 
     def frontier(self, tree: PredictionTree) -> jax.Array:
-        """The living nodes of the deepest level: usually the level just sent, an older one where that was pruned away."""
+        """The living nodes of the deepest level: the one just sent, or an older one where that was pruned away."""
         deepest = jnp.max(jnp.where(tree.alive, tree.position, -1))
         return select(tree.alive & (tree.position == deepest), self.width)
 
