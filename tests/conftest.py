@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collecti
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 DEVICES = 17
@@ -115,3 +116,38 @@ def byte_level_dir(tmp_path_factory) -> Path:
 def byte_fallback_dir(tmp_path_factory) -> Path:
     """A directory with a byte-fallback tokenizer and no chat template."""
     return write_byte_fallback(tmp_path_factory.mktemp("byte_fallback"))
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory) -> dict[str, Path]:
+    """Hugging Face directories of a tiny `target` (4 layers, a chat template) and `draft`, with random weights.
+
+    The draft's embedding has more padding rows than the target's.
+    """
+    from checkpoints_convert import export_hugging_face
+    from pipedec_jax.config import LlamaConfig
+    from pipedec_jax.model.parameters import nest, parameter_shapes
+
+    root = tmp_path_factory.mktemp("family")
+    shape = {"feed_forward": 48, "heads": 2, "kv_heads": 1, "head_size": 16, "context": 128}
+    for index, (name, vocab_size, width, layers) in enumerate((("target", 416, 32, 4), ("draft", 448, 16, 1))):
+        config = LlamaConfig(vocab_size=vocab_size, width=width, layers=layers, tied_embeddings=True, **shape)
+        directory = write_byte_level(root / name)
+        noise = np.random.default_rng(index)
+        arrays = {
+            path: noise.normal(0, 0.3, shape).astype(np.float32) for path, shape in parameter_shapes(config).items()
+        }
+        export_hugging_face(config, nest(arrays), directory, bos_token_id=0, eos_token_id=[1, 2])
+    return {name: root / name for name in ("target", "draft")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Keep conversions out of the user's cache."""
+    before = os.environ.get("PIPEDEC_JAX_CACHE")
+    os.environ["PIPEDEC_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield Path(os.environ["PIPEDEC_JAX_CACHE"])
+    if before is None:
+        del os.environ["PIPEDEC_JAX_CACHE"]
+    else:
+        os.environ["PIPEDEC_JAX_CACHE"] = before

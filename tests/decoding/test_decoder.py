@@ -1,0 +1,188 @@
+"""The decoder over the real engine and tiny random models, and every check it makes before decoding."""
+
+import jax
+import numpy as np
+import pytest
+
+import pipedec_jax
+from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.drafters.replay import ReplayDrafter
+from tests.conftest import DEVICES, write_byte_level
+
+PROMPTS = ["def quicksort(items):\n    if len", "for index, value", "x"]
+
+
+@pytest.fixture(scope="module")
+def target(family):
+    return pipedec_jax.load(family["target"])
+
+
+@pytest.fixture(scope="module")
+def draft(family):
+    return pipedec_jax.load(family["draft"])
+
+
+@pytest.fixture(scope="module")
+def pp(target) -> Decoder:
+    return Decoder(target, method="pp", stages=2)
+
+
+@pytest.fixture(scope="module")
+def pipedec(target, draft) -> Decoder:
+    return Decoder(target, draft, method="pipedec", stages=2, width=4, children=2)
+
+
+def test_both_methods_give_the_same_answer(pp, pipedec):
+    for prompt in PROMPTS:
+        plain = pp.generate(prompt, max_new_tokens=24)
+        assert plain.ticks == 2 * plain.new_tokens
+        assert plain.hits is None
+        assert plain.modeled_speedup_vs_pp == 1
+        answer = pipedec.generate(prompt, max_new_tokens=24)
+        assert answer.token_ids == plain.token_ids
+        assert answer.text == plain.text
+        assert answer.hits + answer.misses == answer.new_tokens - 1
+        assert answer.ticks <= plain.ticks
+
+
+def test_streams_and_token_prompts_give_what_generate_gives(pipedec, target):
+    whole = pipedec.generate(PROMPTS[0], max_new_tokens=20, logprobs=True)
+    stream = pipedec.stream(target.tokenizer.encode(PROMPTS[0]), max_new_tokens=20, logprobs=True, chunk=3)
+    assert "".join(stream) == whole.text
+    assert stream.result.tokens == whole.tokens
+    assert all(token.logprob < 0 for token in whole.tokens)
+    array = np.asarray(target.tokenizer.encode(PROMPTS[0]), np.int32)
+    assert pipedec.generate(array, max_new_tokens=20).token_ids == whole.token_ids
+
+
+def test_an_abandoned_stream_does_not_disturb_the_next_answer(pipedec):
+    whole = pipedec.generate(PROMPTS[1], max_new_tokens=20)
+    abandoned = pipedec.stream(PROMPTS[0], max_new_tokens=20, chunk=1)
+    next(abandoned)
+    assert pipedec.generate(PROMPTS[1], max_new_tokens=20).tokens == whole.tokens
+    with pytest.raises(RuntimeError, match="another answer"):
+        next(abandoned)
+
+
+def test_several_prompts_share_the_compiled_program(pipedec):
+    pipedec.generate(PROMPTS[0], max_new_tokens=8)
+    answers = pipedec.generate_many(PROMPTS, max_new_tokens=8)
+    assert [answer.compile_s for answer in answers] == [0, 0, 0]
+    assert [answer.token_ids for answer in answers] == [
+        pipedec.generate(prompt, max_new_tokens=8).token_ids for prompt in PROMPTS
+    ]
+
+
+def test_sampling_is_repeatable_and_a_stop_string_ends_it_earlier(pipedec):
+    options = {"max_new_tokens": 40, "temperature": 1.0}
+    whole = pipedec.generate(PROMPTS[0], seed=3, **options)
+    assert pipedec.generate(PROMPTS[0], seed=4, **options).token_ids != whole.token_ids
+    stop = whole.text[len(whole.text) // 2 :][:2]
+    cut = pipedec.generate(PROMPTS[0], seed=3, stop=stop, **options)
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.token_ids == whole.token_ids[: cut.new_tokens]
+
+
+def test_a_request_carries_what_the_engine_needs(pp):
+    request = pp.request("x", max_new_tokens=5, temperature=0.5, top_k=3, top_p=0.9, seed=2, stop=";", logprobs=True)
+    assert request.prompt == tuple(pp.target.tokenizer.encode("x"))
+    assert request.sampling == pipedec_jax.Sampling(temperature=0.5, top_k=3, top_p=0.9, seed=2)
+    assert (request.max_new_tokens, request.end_tokens, request.stop) == (5, (1, 2), (";",))
+    assert request.logprobs
+
+
+def test_modeled_time_follows_the_ticks(pipedec):
+    answer = pipedec.generate(PROMPTS[0], max_new_tokens=16)
+    assert answer.modeled_speedup_vs_pp == pipedec.modeled_speedup_vs_pp(answer.ticks_per_token)
+    assert pipedec.modeled_speedup_vs_pp(1.0) == pytest.approx(2 * pipedec.modeled_speedup_vs_pp(2.0))
+
+
+def test_calibration_takes_the_place_of_bytes(target, draft):
+    seconds = {"layer": 2.0, "head": 0.0, "pp_layer": 1.0, "pp_head": 0.0, "draft": 1.0}
+    decoder = Decoder(target, draft, stages=2, calibration=seconds)
+    assert decoder.modeled_speedup_vs_pp(1.0) == 4 * 1.0 / (2 * 2.0)
+    with pytest.raises(ValueError, match=r"unknown key 'heads' in calibration; did you mean 'head'"):
+        Decoder(target, draft, stages=2, calibration={**seconds, "heads": 1.0})
+
+
+def test_bytes_per_device_cover_all_ranks(pipedec):
+    devices = pipedec.bytes_per_device()
+    assert len(devices) == 3
+    assert all(sum(value for value in device.values() if isinstance(value, int)) > 0 for device in devices)
+
+
+def test_another_drafter_takes_the_place_of_the_draft(target):
+    decoder = Decoder(target, stages=2, width=1, drafter=ReplayDrafter(children=1, vocab_size=target.vocab_size))
+    assert len(decoder.devices) == 2
+
+
+def test_dtypes_are_taken_by_name_or_as_such_and_default_to_float32_on_cpu(target):
+    for dtype, name in ((None, "float32"), ("bfloat16", "bfloat16"), (jax.numpy.float16, "float16")):
+        decoder = Decoder(target, method="pp", stages=2, dtype=dtype)
+        assert decoder.dtype.name == decoder.settings.dtype.name == name
+
+
+def test_float64_is_taken_in_64_bit_mode(target, x64):
+    assert Decoder(target, method="pp", stages=2, dtype="float64").dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, r"method must be one of pp, pipedec, not 'magic'"),
+        ({"stages": 5}, r"stages \(5\) must not exceed the target's layers \(4\)"),
+        ({"stages": 0}, r"stages must be a whole number of at least 1, not 0"),
+        ({"width": 0}, r"width must be"),
+        ({"width": 2.5}, r"width must be a whole number of at least 1, not 2.5"),
+        ({"children": True}, r"children must be"),
+        ({"children": 401}, r"children \(401\) must not exceed the number of tokens \(400\)"),
+        ({"dtype": "int8"}, r"dtype must be one of float32, .*, not 'int8'"),
+        ({"dtype": "nonsense"}, r"dtype must be one of"),
+        ({"dtype": "float64"}, r"needs JAX's 64-bit mode"),
+        ({"devices": []}, r"5 devices are needed .* but 0 are given"),
+        ({"draft": None}, r"method 'pipedec' needs a draft model"),
+    ],
+)
+def test_bad_settings_are_refused_before_weights_are_read(target, draft, options, message):
+    blind = [pipedec_jax.Model(m.config, m.tokenizer, lambda: pytest.fail("read weights")) for m in (target, draft)]
+    with pytest.raises(ValueError, match=message):
+        Decoder(blind[0], **{"draft": blind[1], **options})
+
+
+def test_more_stages_than_devices_are_refused(draft):
+    from pipedec_jax.config import LlamaConfig
+
+    many = LlamaConfig(vocab_size=400, width=8, feed_forward=8, layers=40, heads=1, kv_heads=1, head_size=8, context=64)
+    deep = pipedec_jax.Model(many, draft.tokenizer, lambda: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match=rf"{DEVICES + 1} devices are needed .* there are {DEVICES} .*XLA_FLAGS="):
+        Decoder(deep, draft, stages=DEVICES)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        ([0, 400], {}, "prompt token 400 is none of the target's: ids go from 0 to 399"),
+        ([-1], {}, "prompt token -1"),
+        ("x", {"max_new_tokens": 127}, r"prompt \(2 tokens\) and max_new_tokens \(127\) exceed .* 128"),
+        ("x", {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
+        ("x", {"temperature": -1.0}, "temperature"),
+        ("x", {"top_p": 0.0}, "top_p"),
+        ("x", {"top_k": -1}, "top_k"),
+        ("x", {"seed": -1}, "seed"),
+        ("x", {"stop": ["a", ""]}, "stop string must not be empty"),
+    ],
+)
+def test_bad_requests_are_refused_before_weights_are_read(target, prompt, options, message):
+    blind = pipedec_jax.Model(target.config, target.tokenizer, lambda: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match=message):
+        Decoder(blind, method="pp", stages=1).generate(prompt, **{"max_new_tokens": 8, **options})
+
+
+def test_drafts_with_other_tokens_are_refused(target, draft, tmp_path):
+    other = pipedec_jax.Tokenizer.load(write_byte_level(tmp_path, extra=("<|extra|>",)))
+    stranger = pipedec_jax.Model(draft.config, other, lambda: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match="must have the same tokens: '!' is id 3 in the target's map and id 4"):
+        Decoder(target, stranger, stages=2)

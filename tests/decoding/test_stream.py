@@ -1,0 +1,209 @@
+"""A stream over a fake engine: where the answer is cut, what is counted, and what a caller may do."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipedec_jax.decoding.stream import Request, Stream
+from pipedec_jax.pipeline.engine import Progress
+from pipedec_jax.sampling import Sampling
+from pipedec_jax.tokenizer import Tokenizer
+
+END = 1  # <|end_of_text|>
+
+
+@dataclasses.dataclass
+class FakeEngine:
+    """Commits a given answer, `burst` tokens at a time."""
+
+    answer: list[int]
+    ticks: list[int]
+    hits: list[bool]
+    burst: int = 1
+    compile_seconds: float = 0.0
+    committed: int = 0
+    started: int = 0
+    limit: int = 0
+    asked: list[int] = dataclasses.field(default_factory=list)
+
+    def start(self, prompt, *, max_new_tokens, sampling, end_tokens, drafter_params=None):
+        self.compile_seconds += 1000.0  # So large that it would show in any other time.
+        self.limit = min(max_new_tokens, len(self.answer))
+        ends = [n for n, token in enumerate(self.answer) if token in end_tokens]
+        self.limit = min([self.limit, *(n + 1 for n in ends)])
+        self.committed = 0
+
+    def run(self, new_tokens):
+        self.asked.append(new_tokens)
+        goal = self.committed + new_tokens
+        while self.committed < min(goal, self.limit):
+            self.committed = min(self.committed + self.burst, self.limit)
+        n = self.committed
+        return Progress(
+            tokens=self.answer[:n],
+            ticks=self.ticks[:n],
+            hits=self.hits[:n],
+            delays=[int(hit) for hit in self.hits[:n]],
+            logprobs=[-0.5 * i for i in range(n)],
+            nodes=n,
+            done=n == self.limit,
+        )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(byte_level_dir) -> Tokenizer:
+    return Tokenizer.load(byte_level_dir)
+
+
+def open_stream(tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1, max_new_tokens=1000, **options):
+    """A stream whose engine answers with `text`; every third token is a miss and costs 4 ticks instead of 1."""
+    answer = [token for part in text for token in ([part] if isinstance(part, int) else tokenizer.encode(part)[1:])]
+    hits = [n % 3 != 0 for n in range(len(answer))]
+    ticks = [4]
+    for hit in hits[:-1]:
+        ticks.append(ticks[-1] + (1 if hit else 4))
+    request = Request(
+        prompt=tuple(tokenizer.encode("x")),
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(),
+        end_tokens=(END,),
+        stop=tuple(stop),
+        **options,
+    )
+    engine = FakeEngine(answer, ticks, hits, burst)
+    return Stream(engine, tokenizer, request, method, lambda ticks_per_token: 4 / ticks_per_token, chunk), answer
+
+
+def drain(stream):
+    pieces = list(stream)
+    assert all(pieces)
+    assert "".join(pieces) == stream.result.text
+    return stream.result
+
+
+def test_an_answer_of_full_length(tokenizer):
+    stream, answer = open_stream(tokenizer, ["def f(x):\n    return"], max_new_tokens=5)
+    result = drain(stream)
+    assert result.finish_reason == "length"
+    assert result.token_ids == answer[:5]
+    assert (result.prompt_tokens, result.new_tokens) == (2, 5)
+    # The fake's first tick is 4; tokens 0 and 3 were misses, 1 and 2 hits; the last is not counted.
+    assert [token.tick for token in result.tokens] == [4, 8, 9, 10, 14]
+    assert (result.ticks, result.ticks_per_token) == (14, 14 / 5)
+    assert (result.hits, result.misses) == (2, 2)
+    assert [token.hit for token in result.tokens] == [False, True, True, False, None]
+    assert result.modeled_speedup_vs_pp == pytest.approx(4 / (14 / 5))
+
+
+def test_the_end_token_is_a_token_but_not_text(tokenizer):
+    stream, answer = open_stream(tokenizer, ["ab", END, "cd"])
+    result = drain(stream)
+    assert result.finish_reason == "end"
+    assert result.text == "ab"
+    assert result.token_ids[-1] == END
+    assert result.token_ids == answer[: answer.index(END) + 1]
+
+
+def test_an_end_token_right_away_gives_an_empty_text(tokenizer):
+    stream, _ = open_stream(tokenizer, [END, "cd"])
+    result = drain(stream)
+    assert (result.text, result.token_ids, result.hits, result.misses) == ("", [END], 0, 0)
+    assert result.tpot_s is None
+
+
+def test_a_stop_string_cuts_text_and_tokens(tokenizer):
+    stream, _ = open_stream(tokenizer, ["return items\nprint(x)"], stop=["\n"], chunk=50)
+    result = drain(stream)
+    assert result.finish_reason == "stop"
+    assert result.text == "return items"
+    decoded = tokenizer.decode(result.token_ids)
+    assert decoded.startswith("return items\n")
+    assert "\n" not in tokenizer.decode(result.token_ids[:-1])
+    assert result.ticks == result.tokens[-1].tick
+    assert result.hits + result.misses == result.new_tokens - 1
+
+
+def test_a_stop_string_goes_before_a_later_end_token(tokenizer):
+    stream, _ = open_stream(tokenizer, ["ab;", "cd", END], stop=[";"], chunk=50)
+    assert drain(stream).finish_reason == "stop"
+    stream, _ = open_stream(tokenizer, ["ab;"], stop=[";"], max_new_tokens=3)
+    assert drain(stream).finish_reason == "stop"
+
+
+def test_a_half_seen_stop_string_is_text_when_the_answer_ends(tokenizer):
+    stream, _ = open_stream(tokenizer, ["ab</", END], stop=["</s>"])
+    result = drain(stream)
+    assert (result.text, result.finish_reason) == ("ab</", "end")
+
+
+@given(chunk=st.integers(1, 30), burst=st.integers(1, 5), stop=st.sampled_from([(), ("\n",), ("s)", "it"), ("日",)]))
+def test_the_answer_does_not_depend_on_chunks(tokenizer, chunk, burst, stop):
+    text = ["print(items)\n", "日本 🎉", END, "never"]
+    plain, _ = open_stream(tokenizer, text, stop=stop, chunk=1)
+    other, _ = open_stream(tokenizer, text, stop=stop, chunk=chunk, burst=burst)
+    timeless = [dataclasses.replace(drain(stream), compile_s=0.0, ttft_s=0.0, tpot_s=0.0) for stream in (plain, other)]
+    assert timeless[0] == timeless[1]
+
+
+def test_pp_has_neither_hits_nor_misses(tokenizer):
+    stream, _ = open_stream(tokenizer, ["abc"], method="pp")
+    result = drain(stream)
+    assert (result.hits, result.misses) == (None, None)
+    assert {token.hit for token in result.tokens} == {None}
+
+
+def test_logprobs_only_when_asked_for(tokenizer):
+    with_them, _ = open_stream(tokenizer, ["abc"], logprobs=True)
+    assert [token.logprob for token in drain(with_them).tokens][:2] == [0.0, -0.5]
+    without, _ = open_stream(tokenizer, ["abc"])
+    assert {token.logprob for token in drain(without).tokens} == {None}
+
+
+def test_compiling_is_kept_out_of_the_other_times(tokenizer):
+    stream, _ = open_stream(tokenizer, ["def f(x):"])
+    # The fake says it compiled for 1000 seconds though none passed, so a time without them is as much below zero.
+    result = drain(stream)
+    assert result.compile_s == 1000.0
+    assert -1000 < result.ttft_s < -900
+    assert result.tpot_s is not None
+    assert 0 <= result.tpot_s < 1
+
+
+def test_the_first_token_is_fetched_alone(tokenizer):
+    stream, _ = open_stream(tokenizer, ["def f(x): return"], chunk=7)
+    drain(stream)
+    assert stream._engine.asked[:2] == [1, 7]
+
+
+def test_the_result_is_not_there_before_the_end(tokenizer):
+    stream, _ = open_stream(tokenizer, ["def f(x): return"], chunk=1)
+    next(stream)
+    with pytest.raises(RuntimeError, match="not complete"):
+        _ = stream.result
+
+
+def test_a_superseded_stream_says_so_unless_it_was_complete(tokenizer):
+    stream, _ = open_stream(tokenizer, ["def f(x): return"], chunk=1)
+    next(stream)
+    stream.supersede()
+    with pytest.raises(RuntimeError, match="another answer"):
+        next(stream)
+    stream, _ = open_stream(tokenizer, ["def"])
+    drain(stream)
+    stream.supersede()
+    assert list(stream) == []
+    assert stream.result.text == "def"
+
+
+def test_figures_are_json_ready(tokenizer):
+    import json
+
+    stream, _ = open_stream(tokenizer, ["abc"])
+    figures = json.loads(json.dumps(drain(stream).to_dict()))
+    assert figures["text"] == "abc"
+    assert set(figures) == {
+        *("prompt_tokens", "new_tokens", "token_ids", "text", "finish_reason", "ticks", "ticks_per_token", "hits"),
+        *("misses", "modeled_speedup_vs_pp", "compile_s", "ttft_s", "tpot_s"),
+    }

@@ -1,0 +1,81 @@
+"""Opening models: converted and Hugging Face directories, end tokens, the demo family, and paths that are none."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import pipedec_jax
+from checkpoints_convert import convert, open_hugging_face
+from pipedec_jax import loading
+
+
+def test_a_converted_and_a_hugging_face_directory_are_the_same_model(family, tmp_path):
+    source = pipedec_jax.load(family["target"])
+    converted = pipedec_jax.load(convert(family["target"], tmp_path / "converted"))
+    assert source.config == converted.config
+    assert source.end_tokens == converted.end_tokens == (1, 2)
+    assert source.tokenizer.vocabulary == converted.tokenizer.vocabulary
+    assert source.chat("Hi") == converted.chat([{"role": "user", "content": "Hi"}])
+    for path in ("embedding", "layers/3/query"):
+        np.testing.assert_array_equal(source.source.read(path), converted.source.read(path))
+
+
+def test_opening_a_hugging_face_directory_converts_nothing_yet(family, tmp_path):
+    cache = tmp_path / "cache"
+    model = pipedec_jax.load(family["target"], cache_dir=cache)
+    assert not cache.exists()
+    first = model.source
+    assert len(list(cache.iterdir())) == 1
+    again = pipedec_jax.load(family["target"], cache_dir=cache).source
+    assert again.directory == first.directory != family["target"]
+
+
+def test_padding_rows_of_the_embedding_are_no_tokens(family):
+    model = pipedec_jax.load(family["target"])
+    assert (model.config.vocab_size, model.tokenizer.size, model.vocab_size) == (416, 400, 400)
+
+
+def test_the_tokenizer_names_the_end_where_the_checkpoint_does_not(family, tmp_path):
+    shutil.copytree(family["target"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("eos_token_id")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_hugging_face(tmp_path).eos_token_ids == []
+    assert pipedec_jax.load(tmp_path).end_tokens == (1,)
+
+
+def test_an_empty_chat_is_an_error(family):
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        pipedec_jax.load(family["target"]).chat("")
+
+
+def test_paths_that_are_no_checkpoint_are_named(family, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: give a converted checkpoint or"):
+        pipedec_jax.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
+        pipedec_jax.load(tmp_path)
+    shutil.copytree(family["target"], tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+        pipedec_jax.load(tmp_path / "bare")
+    shutil.copytree(family["target"], tmp_path / "weightless")
+    (tmp_path / "weightless" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="safetensors"):
+        pipedec_jax.load(tmp_path / "weightless")
+
+
+def test_the_demo_family_is_named():
+    with pytest.raises(ValueError, match="the demo family has target, middle, draft, not 'big'"):
+        pipedec_jax.load_demo("big")
+    assert loading.demo_directory("draft").parts[-3:] == ("pipedec_jax", "demo", "draft")
+
+
+def test_public_names_exist_and_others_do_not():
+    for name in pipedec_jax.__all__:
+        assert getattr(pipedec_jax, name) is not None
+    assert set(pipedec_jax.__all__) <= set(dir(pipedec_jax))
+    with pytest.raises(AttributeError, match="no attribute 'Decode'"):
+        _ = pipedec_jax.Decode
