@@ -130,4 +130,4 @@ def speedup_filled_pipe(hit_rate: float, stages: int) -> float:
     """
     if not 0 <= hit_rate <= 1 or stages < 1:
         raise ValueError(f"need a hit rate from 0 to 1 and at least 1 stage, not {hit_rate!r} and {stages!r}")
-    return 1 / (hit_rate / stages + 1 - hit_rate)
+    return stages / (hit_rate + (1 - hit_rate) * stages)

@@ -1,0 +1,172 @@
+"""Decode a prompt with a pipelined LLaMA, streaming the text; without arguments, a sample with the demo family."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pipedec_jax
+
+SAMPLE = "def quicksort(items):\n"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with status 2."""
+        fail(message)
+
+
+def fail(message: object) -> NoReturn:
+    """Say what is wrong with the input, and stop."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (a sample when there is none)")
+    prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="read the prompt from a UTF-8 file")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
+    parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
+    parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
+    parser.add_argument("--method", default="pipedec", help="pp (plain pipeline parallelism) or pipedec")
+    parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
+    parser.add_argument("--width", metavar="W", type=int, default=16, help="most guesses sent in a tick")
+    parser.add_argument("--children", metavar="K", type=int, default=8, help="most guesses after each token")
+    parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among tokens that hold this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
+    parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")
+    return parser.parse_args(arguments)
+
+
+def read_prompt(options: argparse.Namespace) -> str:
+    if options.prompt_file is not None:
+        try:
+            return options.prompt_file.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{options.prompt_file} is not UTF-8 text: {error}") from error
+    return SAMPLE if options.prompt is None else options.prompt
+
+
+def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
+    if options.dtype == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    draft = None
+    if options.target is None:
+        target = pipedec_jax.load_demo("target")
+        draft = pipedec_jax.load_demo("draft")
+    else:
+        target = pipedec_jax.load(options.target)
+    if options.draft is not None:
+        draft = pipedec_jax.load(options.draft)
+    if draft is None and options.method == "pipedec":
+        raise ValueError("--method pipedec needs --draft DIR beside --target DIR")
+    return pipedec_jax.Decoder(
+        target,
+        draft,
+        method=options.method,
+        stages=options.stages,
+        width=options.width,
+        children=options.children,
+        dtype=options.dtype,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        prompt = read_prompt(options)
+        if not prompt:
+            raise ValueError("the prompt is empty; give some text")
+        decoder = open_decoder(options)
+        given = {
+            "max_new_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "seed": options.seed,
+            "stop": options.stop,
+        }
+        tokens = decoder.target.chat(prompt) if options.chat else prompt
+        decoder.request(tokens, **given)
+        decoder.engine  # noqa: B018  # Only now that all else is well: converts and reads the weights.
+    except (ValueError, OSError) as error:
+        fail(error)
+    if options.json:
+        result = decoder.generate(tokens, **given)
+        print(json.dumps({**described(options, decoder, prompt), **result.to_dict(), **memory(options, decoder)}))
+        return
+    if not options.chat:
+        print(prompt, end="", flush=True)
+    stream = decoder.stream(tokens, **given)
+    for piece in stream:
+        print(piece, end="", flush=True)
+    print("\n")
+    print_table(stream.result, decoder)
+    if options.memory:
+        print_memory(decoder)
+
+
+def described(options: argparse.Namespace, decoder: pipedec_jax.Decoder, prompt: str) -> dict[str, Any]:
+    """Every option with the value that was used."""
+    return {
+        **vars(options),
+        "prompt": prompt,
+        "prompt_file": str(options.prompt_file) if options.prompt_file else None,
+        "target": decoder.target.name,
+        "draft": decoder.draft.name if decoder.draft else None,
+        "dtype": decoder.dtype.name,
+    }
+
+
+def memory(options: argparse.Namespace, decoder: pipedec_jax.Decoder) -> dict[str, Any]:
+    return {"bytes_per_device": decoder.bytes_per_device()} if options.memory else {}
+
+
+def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder) -> None:
+    settings = decoder.settings
+    virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
+    rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
+    rows = [
+        ("tokens", result.new_tokens, f"after {result.prompt_tokens} of the prompt; ended by {result.finish_reason}"),
+        ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
+        ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {settings.stages} with pp"),
+        ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
+        ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
+        ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", "modeled from the bytes of weights a rank reads"),
+        ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
+        ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),
+        ("per token", rest, f"measured TPOT after the first{virtual}"),
+    ]
+    print(f"{decoder.method}, {settings.stages} stages, {len(decoder.devices)} devices, {decoder.dtype.name}")
+    for name, value, meaning in rows:
+        if value is not None:
+            print(f"  {name:<16} {value!s:>9}  {meaning}")
+
+
+def print_memory(decoder: pipedec_jax.Decoder) -> None:
+    print("\nbytes per device")
+    for row in decoder.bytes_per_device():
+        parts = {name: value for name, value in row.items() if isinstance(value, int)}
+        print(f"  {row['device']}: {sum(parts.values()):,}")
+        for name, value in parts.items():
+            print(f"    {name:<26} {value:>15,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Modeled time by hand-computed examples, and the formulas of the papers."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipedec_jax.analysis import cost
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.parameters import parameter_count
+
+
+def config(**changes) -> LlamaConfig:
+    sizes = {"vocab_size": 100, "width": 8, "feed_forward": 16, "layers": 4, "heads": 2, "kv_heads": 1, "head_size": 4}
+    return LlamaConfig(**{**sizes, "context": 32, **changes})
+
+
+def test_bytes_count_every_weight_once():
+    target = config(layers=7, tied_embeddings=True)
+    layers = 7 * cost.layer_bytes(target, 2)
+    assert layers + cost.head_bytes(target, 2) + 2 * target.width == 2 * parameter_count(target)
+    # By hand: two norms, query and output of 2 heads, key and value of 1, three feed-forward matrices.
+    assert cost.layer_bytes(target, 1) == 2 * 8 + 2 * (8 * 8) + 2 * (8 * 4) + 3 * (8 * 16)
+    assert cost.head_bytes(target, 1) == 800
+
+
+def test_a_tick_lasts_as_long_as_its_slowest_rank():
+    costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15, draft_head=3)
+    assert cost.tick_cost(costs, layers=4, stages=2, draft_ranks=1) == 20 + (6 + 3) / 3
+    assert cost.tick_cost(costs, layers=4, stages=4, draft_ranks=1) == 15 + (6 + 3) / 5
+    assert cost.tick_cost(costs, layers=4, stages=4, draft_ranks=1, draft_steps=2) == 30 + (6 + 2 * 3) / 5
+    # Uneven: 5 layers on 4 stages cost two layers a tick.
+    assert cost.tick_cost(costs, layers=5, stages=4, draft_ranks=1) == 20 + (6 + 3) / 5
+    # A drafter without a rank and without weights.
+    assert cost.tick_cost(costs, layers=4, stages=4) == 10 + 6 / 4
+
+
+def test_pp_pays_the_sum_of_its_stages_and_the_head_once():
+    costs = cost.Costs(layer=99, head=99, pp_layer=10, pp_head=6, draft=99, exchange=1)
+    assert cost.pp_token_cost(costs, layers=5, stages=3) == 50 + 2 + 3
+
+
+def test_a_free_draft_on_even_stages_gives_the_ratio_of_ticks():
+    costs = cost.Costs(layer=1, head=0, pp_layer=1, pp_head=0)
+    assert cost.modeled_speedup_vs_pp(costs, layers=8, stages=8, ticks_per_token=2.0) == 4.0
+    assert cost.modeled_speedup_vs_pp(costs, layers=8, stages=8, ticks_per_token=8.0) == 1.0
+
+
+@given(
+    layers=st.integers(1, 80), data=st.data(), ticks=st.floats(0.5, 20), draft=st.floats(0, 50), head=st.floats(0, 50)
+)
+def test_modeled_time_never_flatters_ticks(layers, data, ticks, draft, head):
+    """Uneven stages, a heavy draft and its head can only make the speedup smaller than the ratio of ticks.
+
+    Up to the target's head, a part of which the draft's rank takes over.
+    """
+    stages = data.draw(st.integers(1, layers))
+    costs = cost.Costs(layer=1, head=head, pp_layer=1, pp_head=head, draft=draft, draft_head=head)
+    modeled = cost.modeled_speedup_vs_pp(costs, layers, stages, ticks)
+    assert modeled <= stages / ticks * (1 + 1e-9)
+
+
+def test_bytes_are_the_same_at_any_width_and_for_the_draft():
+    target, draft = config(), config(layers=2, width=4, head_size=2)
+    costs = cost.byte_costs(target, draft, 4)
+    assert costs.layer == costs.pp_layer == cost.layer_bytes(target, 4)
+    assert costs.head == costs.pp_head == 4 * 100 * 8
+    assert costs.draft == 2 * cost.layer_bytes(draft, 4)
+    assert costs.draft_head == 4 * 100 * 4
+    assert cost.byte_costs(target, None, 4).draft == 0
+
+
+@pytest.mark.parametrize("seconds", [{"layer": 1.0}, {"layer": -1.0, "head": 0.0, "pp_layer": 1.0, "pp_head": 0.0}])
+def test_bad_calibrations_are_refused(seconds):
+    with pytest.raises(ValueError, match=r"layer|head"):
+        cost.calibrated_costs(seconds)
+
+
+@given(stages=st.integers(1, 32), hits=st.integers(0, 1000), misses=st.integers(0, 1000))
+def test_ticks_of_a_filled_pipe(stages, hits, misses):
+    """Against the pipe played tick by tick: a hit is one tick behind its parent, a miss a whole pipe."""
+    tick = stages
+    for step in [1] * hits + [stages] * misses:
+        tick += step
+    assert cost.ticks_filled_pipe(stages, hits, misses) == tick
+
+
+def test_the_speedup_of_a_filled_pipe():
+    assert cost.speedup_filled_pipe(0.0, 14) == 1
+    assert cost.speedup_filled_pipe(1.0, 14) == 14
+    # Headlines of the papers and the hit rates they need.
+    assert cost.speedup_filled_pipe(0.835, 14) == pytest.approx(4.46, abs=0.02)
+    assert cost.speedup_filled_pipe(0.939, 14) == pytest.approx(7.79, abs=0.05)
+    n, tokens = 8, 10**6
+    long = cost.ticks_filled_pipe(n, round(0.9 * tokens), round(0.1 * tokens))
+    assert math.isclose(n * tokens / long, cost.speedup_filled_pipe(0.9, n), rel_tol=1e-4)
+    for hit_rate, stages in ((1.1, 4), (-0.1, 4), (0.5, 0)):
+        with pytest.raises(ValueError, match="hit rate from 0 to 1"):
+            cost.speedup_filled_pipe(hit_rate, stages)

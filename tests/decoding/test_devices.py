@@ -1,0 +1,68 @@
+"""Virtual CPU devices, each case in a process of its own because JAX counts its devices once."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from pipedec_jax.decoding import devices
+from tests.conftest import DEVICES
+
+
+def python(program: str, **environment: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    environment = {**clean, "JAX_PLATFORMS": "cpu", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import jax\nfrom pipedec_jax.decoding.devices import *\n{program}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_cpu_shows_as_many_devices_as_are_needed():
+    assert python("print(len(pick_devices(5)), jax.device_count())") == "5 5"
+
+
+def test_what_the_user_asked_for_is_not_made_smaller():
+    flags = "--xla_force_host_platform_device_count=6"
+    assert python("print(len(pick_devices(3)), jax.device_count())", XLA_FLAGS=flags) == "3 6"
+    assert python("use_cpu_devices(7); print(len(pick_devices(3)), jax.device_count())") == "3 7"
+
+
+def test_when_jax_has_started_the_error_says_what_to_do():
+    program = """
+jax.devices()
+try:
+    pick_devices(4)
+except ValueError as error:
+    print(error)
+try:
+    use_cpu_devices(4)
+except RuntimeError as error:
+    print(error)
+"""
+    first, second = python(program).splitlines()
+    assert first.startswith("4 devices are needed (see stages) but there are 1 (cpu): use fewer stages, or call")
+    assert "JAX has already started" in second
+    for line in (first, second):
+        assert "pipedec_jax.use_cpu_devices(4)" in line
+        assert "XLA_FLAGS=--xla_force_host_platform_device_count=4" in line
+
+
+def test_enough_accelerators_are_used_and_too_few_are_not(monkeypatch):
+    class Accelerator:
+        platform = "gpu"
+
+    cpus, accelerators = jax.devices("cpu"), [Accelerator(), Accelerator()]
+    monkeypatch.setattr(jax, "devices", lambda platform=None: cpus if platform == "cpu" else accelerators)
+    assert devices.pick_devices(2) == accelerators
+    with pytest.warns(UserWarning, match="decoding on virtual CPU devices: 3 are needed and there are 2 of gpu"):
+        assert devices.pick_devices(3) == cpus[:3]
+    with pytest.raises(ValueError, match=rf"{DEVICES + 1} devices are needed .* there are 2 \(gpu\)"):
+        devices.pick_devices(DEVICES + 1)
