@@ -1,0 +1,188 @@
+"""The demo family from start to end: text, tokenizer, target, teacher's records, middle, draft, export.
+
+Every stage leaves files in the run's folder and is skipped when they are complete, and the models' training goes on
+from its last checkpoint: a killed run is resumed by starting it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.model.parameters import Parameters, initialize
+from pipedec_jax.training import corpus
+from pipedec_jax.training.batches import TextWindows
+from pipedec_jax.training.evaluate import EvaluationConfig, evaluate
+from pipedec_jax.training.export import export, load_exported
+from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
+from pipedec_jax.training.tokenizer import BEGIN, encode_files, load_tokenizer, save_tokenizer, train_tokenizer
+from pipedec_jax.training.trainer import TrainingConfig, train
+
+STAGES = ("text", "target", "records", "middle", "draft", "export", "evaluate")
+"""In the order they run."""
+
+STUDENTS = ("middle", "draft")
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPlan:
+    """Geometry and training of one model: the content of a file under `configs/`."""
+
+    model: LlamaConfig
+    training: TrainingConfig
+
+    @classmethod
+    def read(cls, path: Path) -> ModelPlan:
+        """Read a plan.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: for an unknown or missing key.
+        """
+        values = json.loads(path.read_text(encoding="utf-8"))
+        check_keys(values, cls, str(path))
+        return cls(LlamaConfig.from_dict(values["model"]), TrainingConfig.from_dict(values["training"]))
+
+    def scaled(self, steps: int) -> ModelPlan:
+        """The same plan in about `steps` steps."""
+        return dataclasses.replace(self, training=self.training.scaled(steps))
+
+
+def read_portions(path: Path) -> list[Portion]:
+    """Read what the teacher records from a file under `configs/`."""
+    return [Portion.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+class Family:
+    """A run in one folder.
+
+    Args:
+        directory: The run's folder: checkpoints, records and the finished family under `family/`.
+        plans: `target`, `middle` and `draft`.
+        portions: What the teacher records.
+        root: The standard library; the running interpreter's when not given.
+        log: Called with the figures of the training.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        plans: dict[str, ModelPlan],
+        portions: list[Portion],
+        root: Path | None = None,
+        log: Log | None = None,
+    ) -> None:
+        self.directory = directory
+        self.plans = plans
+        self.portions = portions
+        self.root = root or corpus.library_root()
+        self.log = log
+        self.family = directory / "family"
+
+    def text(self) -> None:
+        """Choose the files, write the lists and the overlap report, and learn the tokenizer."""
+        if (self.family / "target" / "tokenizer.json").exists():
+            return
+        training, _ = corpus.prepare(self.root, self.family)
+        texts = [corpus.read_text(self.root, file) for file in training]
+        config = self.plans["target"].model
+        save_tokenizer(train_tokenizer(texts, config.vocab_size), self.family / "target", config.context)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The family's tokenizer."""
+        return load_tokenizer(self.family / "target")
+
+    def documents(self, held_out: bool = False) -> tuple[list[np.ndarray], list[int]]:
+        """Token ids of every training (or held-out) file, and the files' sizes in bytes."""
+        files = corpus.read_list(self.family / ("heldout_files.txt" if held_out else "train_files.txt"))
+        texts = [corpus.read_text(self.root, file) for file in files]
+        return encode_files(self.tokenizer, texts), [len(text.encode()) for text in texts]
+
+    @functools.cached_property
+    def windows(self) -> TextWindows:
+        """Windows of training text."""
+        return TextWindows(self.documents()[0], self.tokenizer.token_to_id(BEGIN))
+
+    @functools.cached_property
+    def target(self) -> Parameters:
+        """The target's trained parameters; trains what is not trained yet."""
+        plan = self.plans["target"]
+        key = jax.random.key(plan.training.seed)
+        first = dataclasses.replace(plan.model, layers=plan.training.phases[0].layers)
+        return self._train("target", initialize(first, key), self.windows)
+
+    def records(self) -> None:
+        """Let the target read and write what the smaller models learn from."""
+        folder = self.directory / "records"
+        if len(list(folder.glob("*.npz"))) < len(self.portions):
+            write_records(self.plans["target"].model, self.target, self.windows, self.portions, folder)
+
+    def student(self, name: str) -> Parameters:
+        """The trained middle or draft model; trains what is not trained yet."""
+        plan = self.plans[name]
+        model = plan.model
+        if dataclasses.replace(model, layers=1) == dataclasses.replace(self.plans["target"].model, layers=1):
+            initial = thin(self.target, plan.training.phases[0].layers)
+        else:
+            first = dataclasses.replace(model, layers=plan.training.phases[0].layers)
+            initial = initialize(first, jax.random.key(plan.training.seed))
+        return self._train(name, initial, TeacherWindows(self.directory / "records", plan.training.seed))
+
+    def export(self) -> None:
+        """Write the three models as Hugging Face directories."""
+        export(self.plans["target"].model, self.target, self.tokenizer, self.family / "target")
+        for name in STUDENTS:
+            export(self.plans[name].model, self.student(name), self.tokenizer, self.family / name)
+
+    def evaluate(self, settings: EvaluationConfig) -> dict[str, Any]:
+        """Measure the exported family on the held-out files and write `evaluation.json`."""
+        report = evaluate_directory(self.family, settings, self.root)
+        (self.family / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def run(self, stage: str) -> None:
+        """Run one of `STAGES` (but `evaluate`, which needs its settings)."""
+        match stage:
+            case "text":
+                self.text()
+            case "target":
+                _ = self.target
+            case "records":
+                self.records()
+            case "middle" | "draft":
+                self.student(stage)
+            case "export":
+                self.export()
+            case _:
+                raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES[:-1])}")
+
+    def _train(self, name: str, initial: Parameters, batches: Any) -> Parameters:
+        plan = self.plans[name]
+        return train(name, plan.model, plan.training, initial, batches, self.directory / name, log=self.log)
+
+
+def thin(params: Parameters, layers: int) -> Parameters:
+    """A shallower copy of a model: `layers` of its layers, evenly spread from the first to the last."""
+    picked = np.linspace(0, len(params["layers"]) - 1, layers).round().astype(int)
+    return params | {"layers": {str(index): params["layers"][str(layer)] for index, layer in enumerate(picked)}}
+
+
+def evaluate_directory(directory: Path, settings: EvaluationConfig, root: Path | None = None) -> dict[str, Any]:
+    """Evaluate an exported family (`target/`, `middle/`, `draft/`, `heldout_files.txt`) on its held-out files."""
+    root = root or corpus.library_root()
+    tokenizer = load_tokenizer(directory / "target")
+    texts = [corpus.read_text(root, file) for file in corpus.read_list(directory / "heldout_files.txt")]
+    models = {name: load_exported(directory / name) for name in ("target", *STUDENTS) if (directory / name).exists()}
+    sizes = [len(text.encode()) for text in texts]
+    return evaluate(models, encode_files(tokenizer, texts), sizes, tokenizer, settings)

@@ -1,0 +1,98 @@
+"""The training forward pass: `llama.forward` rearranged for the speed of gradients on a CPU.
+
+The same function as `llama.forward` (a test holds them together), with three differences that decide the speed of
+XLA's CPU code: products of joined matrices (query, key and value), a written-out gradient of each product
+whose operands are materialised first (XLA otherwise recomputes elementwise chains while it walks a transposed
+operand column by column), and rotary tables that are constants of the program.
+
+Dimension letters as in `model.llama`; N = B * T rows of a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model import llama
+from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.training.attention import causal_attention
+
+
+@jax.custom_vjp
+def linear(x_NI: jax.Array, weight_IO: jax.Array) -> jax.Array:
+    """`x @ weight` with a gradient that materialises its operands."""
+    return _dot(x_NI, weight_IO, ((1,), (0,)))
+
+
+def _dot(x: jax.Array, y: jax.Array, axes: tuple[tuple[int], tuple[int]]) -> jax.Array:
+    return lax.dot_general(x, y, (axes, ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _linear_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _dot(x, weight, ((1,), (0,))), (x, weight)
+
+
+def _linear_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weight = kept
+    x, slope = lax.optimization_barrier((x, slope))
+    return _dot(slope, weight, ((1,), (1,))), _dot(x, slope, ((0,), (0,)))
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """`silu(gate) * up`, keeping only its operands for the gradient."""
+    return gate * jax.nn.sigmoid(gate) * up
+
+
+def _gated_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = kept
+    sigmoid = jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    return slope * up * (sigmoid + silu * (1 - sigmoid)), slope * silu
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
+
+
+@functools.cache
+def _rope_constants(config: LlamaConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
+    angle = np.arange(T)[:, None] * np.asarray(llama.rope_frequencies(config))
+    return np.cos(angle)[:, None, :].astype(np.float32), np.sin(angle)[:, None, :].astype(np.float32)
+
+
+def hidden(config: LlamaConfig, params: Parameters, token_BT: jax.Array, block: int = 128) -> jax.Array:
+    """Last hidden states `[B * T, D]` of whole sequences, before the final norm."""
+    B, T = token_BT.shape
+    D = config.width
+    H, G, A = config.heads, config.kv_heads, config.head_size
+    x = params["embedding"][token_BT.reshape(-1)]
+    rope = tuple(jnp.asarray(table, x.dtype) for table in _rope_constants(config, T))
+    for index in range(config.layers):
+        layer = params["layers"][str(index)]
+        with jax.named_scope("attention"):
+            y = llama.rms_norm(x, layer["attention_norm"], config.norm_eps)
+            joined = jnp.concatenate([layer[name].reshape(D, -1) for name in ("query", "key", "value")], axis=1)
+            heads = linear(y, joined).reshape(B, T, H + 2 * G, A)
+            turned = llama.rotate(heads[:, :, : H + G], rope)
+            mixed = causal_attention(turned[:, :, :H], turned[:, :, H:], heads[:, :, H + G :], block)
+            x = x + linear(mixed.reshape(B * T, H * A), layer["output"].reshape(H * A, D))
+        with jax.named_scope("feed_forward"):
+            y = llama.rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
+            x = x + linear(gated(linear(y, layer["gate"]), linear(y, layer["up"])), layer["down"])
+    return x
+
+
+def forward(config: LlamaConfig, params: Parameters, token_BT: jax.Array, block: int = 128) -> jax.Array:
+    """Logits `[B * T, V]` in float32 of whole sequences; equal to `llama.forward` up to rounding."""
+    y = llama.rms_norm(hidden(config, params, token_BT, block), params["final_norm"], config.norm_eps)
+    head: Any = llama.head_matrix(params)
+    return linear(y, head.T)

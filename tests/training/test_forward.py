@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model import llama
+from pipedec_jax.model.parameters import initialize
+from pipedec_jax.training.attention import causal_attention
+from pipedec_jax.training.forward import forward
+from pipedec_jax.training.generate import generate, score
+
+CONFIG = LlamaConfig(
+    vocab_size=96, width=32, feed_forward=48, layers=3, heads=4, kv_heads=2, head_size=8, context=64
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Four times the usual weights, so that attention is far from uniform.
+    return jax.tree.map(lambda x: 4 * x, initialize(CONFIG, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def token_BT():
+    return jax.random.randint(jax.random.key(1), (2, 16), 0, CONFIG.vocab_size, dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("block", [4, 16, 128])
+def test_blocks_of_causal_attention_equal_masked_attention(block):
+    query, key, value = (
+        jax.random.normal(jax.random.key(number), (2, 16, heads, 8)) for number, heads in enumerate((4, 2, 2))
+    )
+    mask = jnp.tril(jnp.ones((16, 16), bool))
+    expected = llama.attention(query, key, value, mask)
+    np.testing.assert_allclose(causal_attention(query, key, value, block), expected, atol=1e-5)
+
+
+def test_a_block_that_does_not_divide_the_length_is_refused():
+    x = jnp.zeros((1, 12, 2, 4))
+    with pytest.raises(ValueError, match="must divide"):
+        causal_attention(x, x, x, 8)
+
+
+def test_logits_and_gradients_equal_those_of_the_model(params, token_BT):
+    def total(logits):
+        return jnp.sum(jnp.sin(logits))
+
+    expected, slope = jax.value_and_grad(lambda tree: total(llama.forward(CONFIG, tree, token_BT)))(params)
+    found, fast_slope = jax.value_and_grad(lambda tree: total(forward(CONFIG, tree, token_BT, 4)))(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    jax.tree.map(
+        lambda one, two: np.testing.assert_allclose(one, two, atol=1e-4 * float(jnp.abs(two).max())), fast_slope, slope
+    )
+
+
+def test_generated_text_and_choices_equal_those_of_the_model_without_a_cache(params, token_BT):
+    temperature = jnp.asarray([0.0, 1.0], jnp.float32)
+    token, choice, log_prob = generate(CONFIG, params, token_BT, 10, temperature, 4, jax.random.key(3))
+    expected = np.asarray(jnp.argmax(llama.forward(CONFIG, params, token), axis=-1))
+    np.testing.assert_array_equal(token[:, :16], token_BT)
+    np.testing.assert_array_equal(token[0, 16:], expected[0, 15:-1])
+    assert (np.asarray(token[1, 16:]) != expected[1, 15:-1]).any()
+    again, again_log_prob = score(CONFIG, params, token[:, :-1], 4)
+    assert (np.asarray(choice) == np.asarray(again)).mean() > 0.98
+    np.testing.assert_allclose(log_prob.astype(jnp.float32), again_log_prob.astype(jnp.float32), atol=0.02)
