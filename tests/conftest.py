@@ -2,11 +2,16 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 # All of this must be said before JAX starts. A collective that hangs shall fail instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=120"
+# Programs that several tests, or processes that they start, need alike are compiled once.
+COMPILED = tempfile.TemporaryDirectory(prefix="pipedec_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import hypothesis
 import jax
@@ -31,6 +36,12 @@ CORPUS = [
     "The quick brown fox jumps over the lazy dog. Größe, naïve, 日本語, 中文, emoji 🎉🚀.\n",
     "import os\nimport sys\n\nif __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n",
 ]
+
+
+def pytest_unconfigure() -> None:
+    """Remove the compiled programs."""
+    COMPILED.cleanup()
+
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|eot_id|>"

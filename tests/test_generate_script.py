@@ -1,0 +1,182 @@
+"""The command line: figures and text of one run, what it imports, and an error for every bad input."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipedec_jax.decoding import decoder
+from pipedec_jax.decoding.result import FIGURES
+from tests.conftest import write_byte_level
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "generate.py"
+SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens", "20"]
+OPTIONS = {
+    *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
+    *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def models(family):
+    return ["--target", str(family["target"]), "--draft", str(family["draft"])]
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    """Fail if weights are read."""
+
+    def engine(*_, **__):
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(decoder, "Engine", engine)
+
+
+def test_json_figures_in_a_process_without_torch_and_model_classes(models, tmp_path):
+    (tmp_path / "prompt.txt").write_text("def f(x):\n", encoding="utf-8")
+    arguments = [*models, *SIZES, "--prompt-file", str(tmp_path / "prompt.txt"), "--memory", "--json"]
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = {[str(SCRIPT), *arguments]!r}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert not [n for n in sys.modules if n.startswith('transformers.') and '.modeling_' in n]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device"}
+    assert (found["method"], found["stages"], found["dtype"]) == ("pipedec", 2, "float32")
+    assert found["prompt"] == "def f(x):\n"
+    assert found["new_tokens"] == len(found["token_ids"]) <= 20
+    assert found["hits"] + found["misses"] == found["new_tokens"] - 1
+    assert found["ticks_per_token"] == found["ticks"] / found["new_tokens"]
+    assert found["modeled_speedup_vs_pp"] > 0
+    assert len(found["bytes_per_device"]) == 3
+
+
+def test_text_is_streamed_after_the_prompt_and_before_the_table(script, models, capsys):
+    options = [*models, *SIZES, "--prompt", "for x in", "--temperature", "0.7", "--seed", "5"]
+    script.main([*options, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    script.main([*options, "--memory"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("for x in" + answer["text"] + "\n\npipedec, 2 stages, 3 devices, float32\n")
+    table = shown.removeprefix("for x in" + answer["text"])
+    for word in (
+        "counted",
+        "modeled",
+        "measured",
+        str(answer["ticks"]),
+        f"{answer['ticks_per_token']:.2f}",
+        "bytes per",
+    ):
+        assert word in table
+
+
+def test_pp_needs_no_draft_and_stops_at_a_string(script, family, capsys):
+    options = ["--target", str(family["target"]), "--method", "pp", "--stages", "2", "--max-new-tokens", "20"]
+    script.main([*options, "--chat", "--prompt", "Hi", "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    assert (whole["hits"], whole["misses"], whole["modeled_speedup_vs_pp"]) == (None, None, 1.0)
+    assert whole["draft"] is None
+    assert whole["prompt_tokens"] > 2, "the chat template"
+    stop = whole["text"][3:5]
+    script.main([*options, "--chat", "--prompt", "Hi", "--json", "--stop", "never there", "--stop", stop])
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == whole["text"][: whole["text"].index(stop)]
+    script.main([*options, "--chat", "--prompt", "Hi"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(whole["text"] + "\n\npp, 2 stages, 2 devices")
+    assert "hits" not in shown
+
+
+BAD = {
+    "an empty prompt": (["--prompt", ""], "the prompt is empty"),
+    "two prompts": (["--prompt", "a", "--prompt-file", "b"], "not allowed with argument --prompt"),
+    "no prompt file": (["--prompt-file", "/nowhere/prompt.txt"], "No such file"),
+    "too long": (["--max-new-tokens", "128"], "exceed the target's context of 128 tokens"),
+    "no new tokens": (["--max-new-tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
+    "no number": (["--stages", "many"], "argument --stages: invalid int value: 'many'"),
+    "stages over layers": (["--stages", "5"], "stages (5) must not exceed the target's layers (4)"),
+    "no stage": (["--stages", "0"], "stages must be"),
+    "no width": (["--width", "0"], "width must be"),
+    "children over tokens": (["--children", "1000"], "children (1000) must not exceed"),
+    "another method": (["--method", "magic"], "method must be one of pp, pipedec, not 'magic'"),
+    "another dtype": (["--dtype", "int8"], "dtype must be one of"),
+    "temperature": (["--temperature", "-1"], "temperature must be"),
+    "temperature nan": (["--temperature", "nan"], "temperature must be"),
+    "top-p": (["--top-p", "1.5"], "top_p must be"),
+    "top-k": (["--top-k", "-5"], "top_k must be"),
+    "seed": (["--seed", "-1"], "seed must be"),
+    "an empty stop string": (["--stop", ""], "a stop string must not be empty"),
+    "an unknown option": (["--speed", "9"], "unrecognized arguments: --speed 9"),
+    "no checkpoint": (["--target", "/nowhere"], "/nowhere does not exist"),
+    "no draft checkpoint": (["--draft", "/nowhere"], "/nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_on_standard_error(script, models, no_engine, capsys, arguments, message):
+    expect_error(script, capsys, [*models, *SIZES, *arguments], message)
+
+
+def test_a_target_without_a_draft_is_an_error_for_pipedec(script, models, no_engine, capsys):
+    expect_error(script, capsys, models[:2], "needs --draft DIR")
+
+
+def test_different_token_maps_are_an_error(script, models, family, no_engine, capsys, tmp_path):
+    shutil.copytree(family["draft"], tmp_path, dirs_exist_ok=True)
+    write_byte_level(tmp_path, extra=("<|extra|>",))
+    expect_error(script, capsys, [*models, *SIZES, "--draft", str(tmp_path)], "must have the same tokens: '!'")
+
+
+def test_a_chat_without_a_template_is_an_error(script, models, family, no_engine, capsys, tmp_path):
+    shutil.copytree(family["target"], tmp_path, dirs_exist_ok=True)
+    write_byte_level(tmp_path, chat=False)
+    expect_error(script, capsys, [*models, *SIZES, "--target", str(tmp_path), "--chat"], "no chat template")
+
+
+def test_a_prompt_file_that_is_no_text_is_an_error(script, models, no_engine, capsys, tmp_path):
+    (tmp_path / "prompt").write_bytes(b"\xff\xfe\x00")
+    expect_error(script, capsys, [*models, "--prompt-file", str(tmp_path / "prompt")], "is not UTF-8 text")
+
+
+def test_weights_that_cannot_be_read_are_an_error(script, models, family, capsys, tmp_path):
+    shutil.copytree(family["target"], tmp_path / "target")
+    weights = tmp_path / "target" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    expect_error(script, capsys, [*models, *SIZES, "--target", str(tmp_path / "target")], "model.safetensors")
+
+
+def test_every_option_is_in_the_help(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in shown for name in OPTIONS)
+
+
+def expect_error(script, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
