@@ -1,0 +1,303 @@
+"""The array tree and its slots against a plain Python tree, under any sequence of operations."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pipedec_jax import cache, tree
+from pipedec_jax.tree import NO_SLOT, PredictionTree
+from tests.tree_model import PlainTree
+
+TOKENS = 4
+"""So few that duplicates and matches are frequent."""
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "plant": tree.plant,
+    "add": tree.add,
+    "send": tree.send,
+    "record": tree.record,
+    "find_child": tree.find_child,
+    "advance": tree.advance,
+    "free_slots": cache.free_slots,
+    "owners": cache.owners,
+    "tree_rows": cache.tree_rows,
+}
+"""What is tested. Mutants replace one of them."""
+
+STATIC = {"plant": (0,), "free_slots": (2,), "owners": (1,)}
+"""Arguments that are sizes."""
+
+
+@functools.cache
+def compiled(capacity: int, adds: int, width: int, slots: int, mutant: str = "") -> tuple[SimpleNamespace, Counter]:
+    """The operations under jit for one set of sizes, and how often each has been traced."""
+    traces: Counter = Counter()
+    operations = OPERATIONS | ({mutant.split(":")[0]: MUTANTS[mutant]} if mutant else {})
+
+    def jitted(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(*arguments: Any) -> Any:
+            traces[name] += 1
+            return operation(*arguments)
+
+        return jax.jit(traced, static_argnums=STATIC.get(name, ()))
+
+    return SimpleNamespace(**{name: jitted(name, operation) for name, operation in operations.items()}), traces
+
+
+SEEDS = st.integers(0, 2**16)
+"""Hypothesis chooses the operations; what each works on follows from a number of its own, which is much faster."""
+
+
+def some(seed: int, items: list[Any], most: int) -> list[Any]:
+    """A random selection, in random order."""
+    random = np.random.default_rng(seed)
+    count = min(int(random.integers(len(items) + 1)), most)
+    return [items[i] for i in random.permutation(len(items))[:count]]
+
+
+def ints(values: Any, size: int, fill: int) -> np.ndarray:
+    """A padded int32 array."""
+    return np.asarray([*values, *[fill] * (size - len(values))], np.int32)
+
+
+def host(pytree: Any) -> Any:
+    """The same pytree of NumPy arrays, which are much faster to look into one by one."""
+    return jax.tree.map(np.asarray, pytree)
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """Does everything to both trees and compares them after every operation."""
+
+    sizes = (12, 6, 4, 20)
+    """C, rows of an add, W, S."""
+    mutant = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.C, self.M, self.W, self.S = self.sizes
+        self.op, self.traces = compiled(*self.sizes, mutant=self.mutant)
+        self.tick = 0
+
+    @initialize(token=st.integers(0, TOKENS - 1), position=st.integers(0, 5))
+    def begin(self, token: int, position: int) -> None:
+        self.plain = PlainTree(self.C, self.S, token, position)
+        self.array: PredictionTree = self.op.plant(self.C, np.int32(token), np.int32(position))
+
+    def committed(self) -> np.ndarray:
+        return np.isin(np.arange(self.S), list(self.plain.committed))
+
+    @rule(token=st.integers(0, TOKENS - 1))
+    def plant(self, token: int) -> None:
+        self.array = self.op.plant(self.C, np.int32(token), np.int32(self.plain.root.position + 1))
+        self.plain.plant(token)
+
+    @rule(seed=SEEDS)
+    def add(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        living = sorted(self.plain.living())
+        rows = [
+            (
+                # Mostly living parents; sometimes any place, dead ones and "none" included.
+                int(random.choice(living) if random.random() < 0.7 else random.integers(self.C + 1)),
+                int(random.integers(TOKENS)),
+                float(random.integers(-40, 1)) / 8,  # sums of eighths are exact in float32
+                bool(random.random() < 0.8),
+            )
+            for _ in range(self.M)
+        ]
+        parents, tokens, log_probs, valid = zip(*rows, strict=True)
+        self.array, index = self.op.add(
+            self.array,
+            np.asarray(parents, np.int32),
+            np.asarray(tokens, np.int32),
+            np.asarray(log_probs, np.float32),
+            np.asarray(valid),
+        )
+        assert index.tolist() == self.plain.add(rows)
+
+    @rule(seed=SEEDS)
+    def send(self, seed: int) -> None:
+        """Send waiting nodes, none before its parent, as the tick does: a node without a slot stays behind."""
+        self.tick += 1
+        waiting = [node for node in self.plain.root.subtree() if not node.sent_tick]
+        wanted = some(seed, waiting, len(waiting))
+        chosen: list[int] = []
+        for node in sorted(wanted, key=lambda node: node.position):
+            if len(chosen) < self.W and (node.parent is None or node.parent.sent_tick or node.parent.index in chosen):
+                chosen.append(node.index)
+        slot = self.op.free_slots(self.array, self.committed(), self.W)
+        free = self.plain.free_slots()[: self.W]
+        assert slot.tolist() == [*free, *[NO_SLOT] * (self.W - len(free))]
+        batch = np.where(np.asarray(slot) < NO_SLOT, ints(chosen, self.W, self.C), self.C).astype(np.int32)
+        self.array = self.op.send(self.array, batch, slot, np.int32(self.tick))
+        assert self.plain.send(chosen, self.tick) == [index for index in batch if index < self.C]
+
+    @rule(seed=SEEDS)
+    def record(self, seed: int) -> None:
+        unknown = [node.index for node in self.plain.root.subtree() if node.sent_tick and node.choice is None]
+        nodes = some(seed, unknown, self.W)
+        choices = np.random.default_rng(seed).integers(TOKENS, size=len(nodes)).tolist()
+        log_prob = np.linspace(-1, 0, self.W, dtype=np.float32)
+        self.array = self.op.record(self.array, ints(nodes, self.W, self.C), ints(choices, self.W, 0), log_prob)
+        recorded = np.asarray(self.array.choice_log_prob)
+        for place, (index, choice) in enumerate(zip(nodes, choices, strict=True)):
+            self.plain.record(index, choice)
+            assert recorded[index] == log_prob[place]
+
+    @rule(token=st.integers(0, TOKENS - 1))
+    def find_child(self, token: int) -> None:
+        assert int(self.op.find_child(self.array, np.int32(token))) == self.plain.find_child(token)
+
+    @precondition(lambda self: self.plain.root.children)
+    @rule(seed=SEEDS)
+    def advance(self, seed: int) -> None:
+        child = np.random.default_rng(seed).choice([node.index for node in self.plain.root.children])
+        self.array = self.op.advance(self.array, np.int32(child))
+        self.plain.advance(child)
+
+    @invariant()
+    def living_nodes_agree(self) -> None:
+        array, living = host(self.array), self.plain.living()
+        assert np.flatnonzero(array.alive).tolist() == sorted(living)
+        assert int(array.root) == self.plain.root.index
+        for index, node in living.items():
+            assert array.token[index] == node.token
+            assert array.parent[index] == (node.parent.index if node.parent else self.C)
+            assert array.position[index] == node.position
+            assert array.log_prob[index] == node.log_prob
+            assert array.slot[index] == (NO_SLOT if node.slot is None else node.slot)
+            assert array.sent_tick[index] == node.sent_tick
+            assert array.known[index] == (node.choice is not None)
+            if node.choice is not None:
+                assert array.choice[index] == node.choice
+        waiting = [index for index, node in living.items() if not node.sent_tick]
+        assert np.flatnonzero(array.waiting).tolist() == sorted(waiting)
+
+    @invariant()
+    def ancestor_bits_are_the_paths_of_living_nodes_and_nothing_else(self) -> None:
+        bits = {(i, node.index) for i, top in self.plain.living().items() for node in top.path()}
+        assert {(int(i), int(j)) for i, j in np.argwhere(np.asarray(self.array.ancestor))} == bits
+
+    @invariant()
+    def a_sent_node_has_a_slot_of_its_own_and_so_have_its_ancestors(self) -> None:
+        slots = np.asarray(self.array.slot)
+        slot = {i: int(slots[i]) for i, node in self.plain.living().items() if node.sent_tick}
+        assert all(0 <= s < self.S for s in slot.values())
+        assert len(set(slot.values())) == len(slot)
+        assert not set(slot.values()) & self.plain.committed
+        assert all(above.index in slot for i in slot for above in self.plain.living()[i].path())
+        owner = {s: i for i, s in slot.items()}
+        owners = self.op.owners(self.array, self.S).tolist()
+        assert owners == [owner.get(s, self.C) for s in range(self.S)]
+
+    @invariant()
+    def rows_see_the_text_and_their_own_path(self) -> None:
+        nodes = [*sorted(self.plain.living()), self.C]
+        for start in range(0, len(nodes), self.W):
+            batch = nodes[start : start + self.W]
+            rows = host(self.op.tree_rows(self.array, self.committed(), ints(batch, self.W, self.C)))
+            for row, index in enumerate([*batch, *[self.C] * (self.W - len(batch))]):
+                node = self.plain.living().get(index)
+                path = {above.slot for above in node.path() if above.slot is not None} if node else set()
+                assert set(np.flatnonzero(rows.mask[row]).tolist()) == self.plain.committed | path
+                assert rows.slot[row] == (NO_SLOT if node is None or node.slot is None else node.slot)
+                assert rows.position[row] == (node.position if node else 0)
+
+    @invariant()
+    def nothing_is_compiled_twice(self) -> None:
+        assert all(count == 1 for count in self.traces.values()), self.traces
+
+
+SIZES = {
+    "roomy": (12, 6, 4, 20),
+    "an add larger than the tree": (5, 8, 3, 9),
+    "more rows sent than slots": (9, 4, 6, 4),
+    "one place": (1, 2, 2, 3),
+}
+
+
+def run_machine(sizes: tuple[int, int, int, int], mutant: str = "", **settings: Any) -> None:
+    """Run the machine over random sequences of operations."""
+    machine = type("Machine", (TreeMachine,), {"sizes": sizes, "mutant": mutant})
+    run_state_machine_as_test(machine, settings=hypothesis.settings(stateful_step_count=40, **settings))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_array_tree_equals_plain_tree_after_any_operations(sizes: str) -> None:
+    run_machine(SIZES[sizes], max_examples=50)
+
+
+def _stale_column(nodes: PredictionTree, child: jax.Array) -> PredictionTree:
+    right = tree.advance(nodes, child)
+    return right.replace(ancestor=nodes.ancestor & right.alive[:, None])
+
+
+def _no_pruning(nodes: PredictionTree, child: jax.Array) -> PredictionTree:
+    alive = nodes.alive & (jnp.arange(nodes.capacity) != nodes.root)
+    return tree.advance(nodes, child).replace(alive=alive, ancestor=nodes.ancestor & alive[:, None] & alive[None, :])
+
+
+def _keeps(field: str) -> Callable[..., Any]:
+    """An add that forgets to reset a field of the place it takes."""
+
+    def add(nodes: PredictionTree, *arguments: jax.Array) -> tuple[PredictionTree, jax.Array]:
+        right, index = tree.add(nodes, *arguments)
+        return right.replace(**{field: getattr(nodes, field)}), index
+
+    return add
+
+
+def _first_child(nodes: PredictionTree, token: jax.Array) -> jax.Array:
+    return tree.select(nodes.alive & (nodes.parent == nodes.root) & (nodes.token == token), 1)[0]
+
+
+def _same_place(nodes: PredictionTree, parent: jax.Array, *rest: jax.Array) -> tuple[PredictionTree, jax.Array]:
+    """Adds under dead parents as well."""
+    return tree.add(nodes.replace(alive=nodes.alive.at[parent].set(True, mode="drop")), parent, *rest)
+
+
+def _only_committed_taken(nodes: PredictionTree, committed: jax.Array, size: int) -> jax.Array:
+    slot = tree.select(~committed, size)
+    return jnp.where(slot < committed.shape[0], slot, NO_SLOT)
+
+
+MUTANTS: dict[str, Callable[..., Any]] = {
+    "advance:leaves stale bits of dead ancestors": _stale_column,
+    "advance:does not prune": _no_pruning,
+    "advance:keeps log-probabilities": lambda nodes, child: tree.advance(nodes, child).replace(log_prob=nodes.log_prob),
+    "add:keeps a dead node's choice known": _keeps("known"),
+    "add:keeps a dead node's slot": _keeps("slot"),
+    "add:keeps a dead node's sent tick": _keeps("sent_tick"),
+    "add:extends dead parents": _same_place,
+    "find_child:prefers the first, sent or not": _first_child,
+    "free_slots:forgets the tree's own": _only_committed_taken,
+    "owners:counts dead nodes": lambda nodes, slots: cache.owners(
+        nodes.replace(alive=jnp.ones_like(nodes.alive)), slots
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_operation_is_caught(mutant: str) -> None:
+    phases = (hypothesis.Phase.generate,)
+    with pytest.raises((AssertionError, hypothesis.errors.FlakyFailure)):
+        run_machine(SIZES["roomy"], mutant, max_examples=300, phases=phases, derandomize=True)

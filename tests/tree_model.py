@@ -1,0 +1,101 @@
+"""The prediction tree as plain Python objects, to hold the array tree against. Nothing of the package is used here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One guessed token. `index` is the place it has in the array tree."""
+
+    index: int
+    token: int
+    position: int
+    parent: Node | None = None
+    log_prob: float = 0.0
+    """Of the path from the root to this node."""
+    children: list[Node] = dataclasses.field(default_factory=list)
+    slot: int | None = None
+    sent_tick: int = 0
+    choice: int | None = None
+
+    def path(self) -> list[Node]:
+        """This node and all above it."""
+        return [self, *(self.parent.path() if self.parent else [])]
+
+    def subtree(self) -> list[Node]:
+        """This node and all below it."""
+        return [self, *(node for child in self.children for node in child.subtree())]
+
+
+class PlainTree:
+    """A tree of `Node` with the operations of `pipedec_jax.tree`, and the cache slots of `pipedec_jax.cache`."""
+
+    def __init__(self, capacity: int, slots: int, token: int, position: int) -> None:
+        self.capacity, self.slots = capacity, slots
+        self.committed: set[int] = set()
+        self.root = Node(index=0, token=token, position=position)
+
+    def living(self) -> dict[int, Node]:
+        """All nodes by index."""
+        return {node.index: node for node in self.root.subtree()}
+
+    def commit_root(self) -> None:
+        """The root's token is final: its slot holds text from now on."""
+        if self.root.slot is not None:
+            self.committed.add(self.root.slot)
+
+    def plant(self, token: int) -> None:
+        """Drop everything: the token after the root's becomes a new root."""
+        self.commit_root()
+        self.root = Node(index=0, token=token, position=self.root.position + 1)
+
+    def add(self, rows: Iterable[tuple[int, int, float, bool]]) -> list[int]:
+        """Add children `(parent's index, token, log-probability, whether to)`; their indices, `capacity` for none."""
+        before = self.living()
+        free = [index for index in range(self.capacity) if index not in before]
+        indices = []
+        for parent_index, token, log_prob, valid in rows:
+            parent = before.get(parent_index)
+            if parent is None or not valid or not free:
+                indices.append(self.capacity)
+                continue
+            child = Node(free.pop(0), token, parent.position + 1, parent, parent.log_prob + log_prob)
+            parent.children.append(child)
+            indices.append(child.index)
+        return indices
+
+    def free_slots(self) -> list[int]:
+        """Slots that hold neither text nor a node, in order."""
+        taken = self.committed | {node.slot for node in self.root.subtree() if node.slot is not None}
+        return [slot for slot in range(self.slots) if slot not in taken]
+
+    def send(self, indices: Sequence[int], tick: int) -> list[int]:
+        """Give slots to nodes and mark them as sent; those for which there is one."""
+        sent = []
+        for index, slot in zip(indices, self.free_slots(), strict=False):
+            node = self.living()[index]
+            node.slot, node.sent_tick = slot, tick
+            sent.append(index)
+        return sent
+
+    def record(self, index: int, choice: int) -> None:
+        """The target's next token after a node."""
+        self.living()[index].choice = choice
+
+    def find_child(self, token: int) -> int:
+        """The root's child with this token: the first that was sent, else the first; `capacity` for none."""
+        found = [child for child in self.root.children if child.token == token]
+        sent = [child for child in found if child.sent_tick]
+        return min((child.index for child in sent or found), default=self.capacity)
+
+    def advance(self, index: int) -> None:
+        """Make a child of the root the root; what does not descend from it is gone."""
+        self.commit_root()
+        self.root = self.living()[index]
+        self.root.parent = None
+        base = self.root.log_prob
+        for node in self.root.subtree():
+            node.log_prob -= base
