@@ -1,0 +1,53 @@
+"""What the project promises about itself: README's commands, package data, dependencies."""
+
+import importlib.metadata
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(name):
+    found = re.findall(rf"^<!-- command: {name} -->\n```bash\n(.*)\n```$", (ROOT / "README.md").read_text(), re.M)
+    assert len(found) == 1, f"README.md must hold one line after <!-- command: {name} -->"
+    return found[0]
+
+
+def test_readme_has_the_two_commands_as_one_line_each():
+    assert command("run").endswith("python scripts/generate.py")
+    assert "pip install . " in command("run")
+    assert command("test").endswith("pytest")
+    assert "pip install '.[test]'" in command("test")
+
+
+def test_ci_takes_the_commands_from_readme():
+    function = re.search(r"^readme\(\).*?^}", ci(), re.S | re.M)[0]
+    program = f"root='{ROOT}'\n{function}\nreadme run\nreadme test"
+    shown = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == f"{command('run')}\n{command('test')}\n"
+
+
+def test_an_ordinary_install_carries_types_and_the_demo_family():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    data = settings["tool"]["setuptools"]["package-data"]["pipedec_jax"]
+    assert {"py.typed", "demo/**/*"} <= set(data)
+    assert (ROOT / "pipedec_jax" / "py.typed").is_file()
+
+
+def test_every_dependency_is_pinned_by_range_and_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name = re.match(r"[A-Za-z0-9_-]+", requirement)[0]
+        assert re.fullmatch(rf"{name}>=[\d.]+,<[\d.]+", requirement), requirement
+        assert importlib.metadata.version(name)
+
+
+def ci():
+    path = ROOT / ".ci" / "run"
+    if not path.is_file():
+        pytest.skip("not a checkout")
+    return path.read_text()
