@@ -5,7 +5,7 @@ by `verify.logit_difference`.
 """
 
 from checkpoints_convert.checkpoint import Checkpoint
-from checkpoints_convert.convert import convert, convert_cached
+from checkpoints_convert.conversion import convert, convert_cached
 from checkpoints_convert.hugging_face import export_hugging_face
 from checkpoints_convert.report import open_any
 from checkpoints_convert.source import is_hugging_face, open_hugging_face

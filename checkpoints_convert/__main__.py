@@ -8,8 +8,10 @@ import json
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from checkpoints_convert.checkpoint import DTYPES
-from checkpoints_convert.convert import convert
+from checkpoints_convert.conversion import convert
 from checkpoints_convert.report import as_text, describe
 from checkpoints_convert.verify import LOGIT_TOLERANCE, differences, logit_difference
 
@@ -84,4 +86,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # Files need no accelerator, and JAX would reserve most of its memory.
+    jax.config.update("jax_platforms", "cpu")
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,7 @@ def export_hugging_face(
     values = config_json(config, name) | {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    # safetensors lets the owner alone read what it writes.
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints_convert.convert import read_as
+from checkpoints_convert.conversion import read_as
 from checkpoints_convert.source import open_hugging_face, same_bits, tokenizer_files
 from checkpoints_convert.store import open_checkpoint
 from pipedec_jax.model.parameters import parameter_shapes

@@ -1,3 +1,4 @@
+import asyncio
 import dataclasses
 import json
 import subprocess
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import (
+    conversion,
     convert,
     convert_cached,
     export_hugging_face,
@@ -20,7 +22,6 @@ from checkpoints_convert import (
     open_checkpoint,
     open_hugging_face,
 )
-from checkpoints_convert import convert as package_convert
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import differences
@@ -36,7 +37,6 @@ from tests.checkpoints_convert.sources import (
     tiny_tree,
 )
 
-module = sys.modules[package_convert.__module__]
 TIED = dataclasses.replace(TINY, tied_embeddings=True)
 
 
@@ -191,6 +191,19 @@ def test_several_stored_dtypes_need_a_choice(source, tmp_path):
     assert open_checkpoint(convert(source, tmp_path / "converted", "float32")).dtype == "float32"
 
 
+def test_conversion_works_inside_a_running_event_loop(source, tmp_path):
+    # As in a notebook.
+    async def cell():
+        return convert(source, tmp_path / "converted")
+
+    assert not list(differences(source, asyncio.run(cell())))
+
+
+def test_others_may_read_what_is_exported(source):
+    modes = {path.stat().st_mode for path in source.iterdir()}
+    assert len(modes) == 1
+
+
 def test_overwrite_replaces_converted_checkpoints_only(source, tmp_path, others):
     destination = convert(source, tmp_path / "converted")
     with pytest.raises(FileExistsError, match="pass --overwrite to replace it"):
@@ -215,7 +228,7 @@ def test_a_conversion_that_stops_in_the_middle_changes_nothing(error, overwrite,
     destination = tmp_path / "converted"
     if overwrite:
         convert(source, destination, "bfloat16")
-    read, before = module.read_as, others()
+    read, before = conversion.read_as, others()
     seen = []
 
     def failing(*arguments):
@@ -224,7 +237,7 @@ def test_a_conversion_that_stops_in_the_middle_changes_nothing(error, overwrite,
             raise error
         return read(*arguments)
 
-    monkeypatch.setattr(module, "read_as", failing)
+    monkeypatch.setattr(conversion, "read_as", failing)
     with pytest.raises(error if isinstance(error, type) else OSError):
         convert(source, destination, overwrite=overwrite)
     assert others() == before
@@ -238,7 +251,7 @@ def test_cache_converts_once_and_again_when_the_source_changes(source, tmp_path,
     assert first.parent == tmp_path / "cache"
     assert not list(differences(source, first))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "convert", None)
+        patch.setattr(conversion, "convert", None)
         assert convert_cached(source) == first
     edit_json(source / "config.json", rope_theta=123456.0)
     second = convert_cached(source)
@@ -249,18 +262,18 @@ def test_cache_converts_once_and_again_when_the_source_changes(source, tmp_path,
 
 
 def test_the_loser_of_a_race_uses_the_winners_conversion(source, tmp_path, monkeypatch):
-    write_config = module.write_config
+    write_config = conversion.write_config
     winners = []
 
     def racing(*arguments):
         # Just before the first process is done, a second one starts and finishes.
-        monkeypatch.setattr(module, "write_config", write_config)
+        monkeypatch.setattr(conversion, "write_config", write_config)
         winners.append(convert_cached(source, tmp_path / "cache"))
         marker = winners[0] / "won"
         marker.touch()
         write_config(*arguments)
 
-    monkeypatch.setattr(module, "write_config", racing)
+    monkeypatch.setattr(conversion, "write_config", racing)
     found = convert_cached(source, tmp_path / "cache")
     assert [found] == winners
     assert (found / "won").exists()
