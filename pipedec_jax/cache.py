@@ -35,32 +35,29 @@ class LayerCache:
     """Keys and values of one layer."""
 
     key: jax.Array
-    """[S, G, A]"""
+    """[G, A, S]: the layout in which attention reads it without a transpose."""
     value: jax.Array
-    """[S, G, A]"""
+    """[G, S, A]"""
 
     def attend(self, rows: Rows) -> Attend:
         """Attention of `rows` that first writes their keys and values to their slots."""
 
         def run(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, LayerCache]:
             cache = LayerCache(
-                key=self.key.at[rows.slot].set(key, mode="drop"),
-                value=self.value.at[rows.slot].set(value, mode="drop"),
+                key=self.key.at[:, :, rows.slot].set(jnp.moveaxis(key, 0, 2), mode="drop"),
+                value=self.value.at[:, rows.slot].set(jnp.swapaxes(value, 0, 1), mode="drop"),
             )
             return attention(query, cache.key, cache.value, rows.mask), cache
 
         return run
 
 
-def cache_shape(config: LlamaConfig, capacity: int) -> tuple[int, int, int]:
-    """Shape of one layer's keys, and of its values: `[S, G, A]`."""
-    return capacity, config.kv_heads, config.head_size
-
-
-def empty_layer(config: LlamaConfig, capacity: int, dtype: Any) -> LayerCache:
-    """A layer's cache of zeros (two arrays: a shared one could not be donated)."""
-    shape = cache_shape(config, capacity)
-    return LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
+def empty_layers(
+    config: LlamaConfig, layers: int, capacity: int, dtype: Any, copies: int = 1
+) -> tuple[LayerCache, ...]:
+    """Caches of zeros for `layers` layers, `copies` of each one behind the other along the first axis."""
+    S, G, A = capacity, config.kv_heads * copies, config.head_size
+    return tuple(LayerCache(key=jnp.zeros((G, A, S), dtype), value=jnp.zeros((G, S, A), dtype)) for _ in range(layers))
 
 
 def owners(tree: PredictionTree, slots: int) -> jax.Array:

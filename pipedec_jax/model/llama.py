@@ -75,18 +75,34 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Masked attention of `query [..., W, H, A]` over `key, value [..., S, G, A]` under `mask [W, S]`.
+    """Masked attention of `query [..., W, H, A]` over `key [..., G, A, S]` and `value [..., G, S, A]`.
 
-    A row whose mask is empty (a padding row) gets the plain mean of all values: finite, and never used.
+    Keys lie with the slots last and values with the slots before the head: the layouts in which both products run
+    without transposing the cache. `mask [W, S]` says who sees what; a row that sees nothing (a padding row) gets the
+    plain mean of all values, finite and never used.
     """
     *batch, W, H, A = query.shape
-    G = key.shape[-2]
-    grouped = query.reshape(*batch, W, G, H // G, A)
-    score = product("...WGQA,...SGA->...GQWS", grouped, key, wide(query.dtype))
-    score = score * jnp.asarray(A**-0.5, score.dtype)
-    score = jnp.where(jnp.broadcast_to(mask, score.shape), score, jnp.finfo(score.dtype).min)
-    weight = jax.nn.softmax(score, axis=-1).astype(query.dtype)
-    return product("...GQWS,...SGA->...WGQA", weight, value).reshape(*batch, W, H, A)
+    G = key.shape[-3]
+    Q = H // G
+    grouped = jnp.swapaxes(query.reshape(*batch, W, G, Q, A), -4, -3).reshape(*batch, G, W * Q, A)
+    score = product("...GNA,...GAS->...GNS", grouped, key, wide(query.dtype))
+    score = (score * jnp.asarray(A**-0.5, score.dtype)).reshape(*batch, G, W, Q, -1)
+    score = jnp.where(mask[:, None, :], score, jnp.finfo(score.dtype).min)
+    weight = jax.nn.softmax(score, axis=-1).astype(query.dtype).reshape(*batch, G, W * Q, -1)
+    mixed = product("...GNS,...GSA->...GNA", weight, value).reshape(*batch, G, W, Q, A)
+    return jnp.swapaxes(mixed, -4, -3).reshape(*batch, W, H, A)
+
+
+def to_heads(x: jax.Array, weight_DHA: jax.Array) -> jax.Array:
+    """Project `x [..., D]` to heads `[..., H, A]`, as one plain matrix product."""
+    D, H, A = weight_DHA.shape
+    return product("...D,DO->...O", x, weight_DHA.reshape(D, H * A)).reshape(*x.shape[:-1], H, A)
+
+
+def from_heads(x: jax.Array, weight_HAD: jax.Array) -> jax.Array:
+    """Project heads `[..., H, A]` to `[..., D]`, as one plain matrix product (else XLA transposes the weights)."""
+    H, A, D = weight_HAD.shape
+    return product("...O,OD->...D", x.reshape(*x.shape[:-2], H * A), weight_HAD.reshape(H * A, D))
 
 
 def forward_layer(
@@ -95,11 +111,10 @@ def forward_layer(
     """One decoder layer over `x [..., W, D]`; returns the new `x` and whatever cache `attend` returned."""
     with jax.named_scope("attention"):
         y = rms_norm(x, layer["attention_norm"], config.norm_eps)
-        query = rotate(product("...D,DHA->...HA", y, layer["query"]), rope)
-        key = rotate(product("...D,DGA->...GA", y, layer["key"]), rope)
-        value = product("...D,DGA->...GA", y, layer["value"])
-        mixed, cache = attend(query, key, value)
-        x = x + product("...HA,HAD->...D", mixed, layer["output"])
+        query = rotate(to_heads(y, layer["query"]), rope)
+        key = rotate(to_heads(y, layer["key"]), rope)
+        mixed, cache = attend(query, key, to_heads(y, layer["value"]))
+        x = x + from_heads(mixed, layer["output"])
     with jax.named_scope("feed_forward"):
         y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
         gate = product("...D,DF->...F", y, layer["gate"])
@@ -128,7 +143,7 @@ def forward(config: LlamaConfig, params: Parameters, token_BT: jax.Array) -> jax
     mask = position[:, None] >= position[None, :]
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-        return attention(query, key, value, mask), None
+        return attention(query, jnp.moveaxis(key, -3, -1), jnp.swapaxes(value, -3, -2), mask), None
 
     for index in range(config.layers):
         x, _ = forward_layer(config, params["layers"][str(index)], x, rope, attend)

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pipedec_jax.cache import LayerCache, cache_shape
+from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.model.parameters import ParameterSource, layer_shapes
@@ -116,11 +115,9 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
 
 def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
     """Empty caches for `layers` layers of every rank, made on the devices."""
-    S, G, A = cache_shape(config, capacity)
 
     def make() -> tuple[LayerCache, ...]:
-        shape = (mesh.size * S, G, A)
-        return tuple(LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype)) for _ in range(layers))
+        return empty_layers(config, layers, capacity, dtype, copies=mesh.size)
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))()
 
