@@ -139,13 +139,12 @@ def memory(options: argparse.Namespace, decoder: pipedec_jax.Decoder) -> dict[st
 
 
 def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder) -> None:
-    settings = decoder.settings
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
     rows = [
         ("tokens", result.new_tokens, f"after {result.prompt_tokens} of the prompt; ended by {result.finish_reason}"),
         ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
-        ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {settings.stages} with pp"),
+        ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
         ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
         ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
         ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", "modeled from the bytes of weights a rank reads"),
@@ -153,7 +152,7 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder) ->
         ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),
         ("per token", rest, f"measured TPOT after the first{virtual}"),
     ]
-    print(f"{decoder.method}, {settings.stages} stages, {len(decoder.devices)} devices, {decoder.dtype.name}")
+    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {decoder.dtype.name}")
     for name, value, meaning in rows:
         if value is not None:
             print(f"  {name:<16} {value!s:>9}  {meaning}")

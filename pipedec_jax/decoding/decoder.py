@@ -103,6 +103,21 @@ class Decoder:
         )
         self._stream: Stream | None = None
 
+    @property
+    def stages(self) -> int:
+        """Stages of the target (N)."""
+        return self.settings.stages
+
+    @property
+    def width(self) -> int:
+        """Most guesses that a tick sends into the pipe (W)."""
+        return self.settings.width
+
+    @property
+    def children(self) -> int:
+        """Most guesses after each token (K)."""
+        return self.settings.children
+
     @functools.cached_property
     def engine(self) -> Engine:
         """The engine, with the weights on the devices; made when it is first asked for."""
@@ -211,7 +226,7 @@ class Decoder:
         if self.method == "pp":
             return 1.0
         return cost.modeled_speedup_vs_pp(
-            self._costs, self.target.config.layers, self.settings.stages, ticks_per_token, self._draft_ranks
+            self._costs, self.target.config.layers, self.stages, ticks_per_token, self._draft_ranks
         )
 
     def _begin(self, request: Request, chunk: int) -> Stream:

@@ -145,12 +145,13 @@ class Stream(Iterator[str]):
 
     def _generation(self, progress: Progress, count: int, reason: FinishReason) -> Generation:
         """The answer of the first `count` tokens; how far the pipe had got beyond them leaves no trace in it."""
-        plain = self._method == "pp"
+        guessed = 0 if self._method == "pp" else count - 1
         tokens = tuple(
             Token(
                 id=progress.tokens[i],
                 tick=progress.ticks[i],
-                hit=None if plain or i == count - 1 else progress.hits[i],
+                hit=progress.hits[i] if i < guessed else None,
+                delay=progress.delays[i] if i < guessed else 0,
                 logprob=progress.logprobs[i] if self._request.logprobs else None,
             )
             for i in range(count)

@@ -94,6 +94,7 @@ def test_an_answer_of_full_length(tokenizer):
     assert (result.ticks, result.ticks_per_token) == (14, 14 / 5)
     assert (result.hits, result.misses) == (2, 2)
     assert [token.hit for token in result.tokens] == [False, True, True, False, None]
+    assert [token.delay for token in result.tokens] == [0, 1, 1, 0, 0]
     assert result.modeled_speedup_vs_pp == pytest.approx(4 / (14 / 5))
 
 
