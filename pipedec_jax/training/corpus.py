@@ -174,7 +174,10 @@ def write_overlap(path: Path, report: Sequence[Overlap], limit: float) -> None:
 
 
 def prepare(root: Path, directory: Path, limit: float = 0.2) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Choose the files, write `train_files.txt`, `heldout_files.txt` and `overlap.json`; returns both lists."""
+    """Choose the files, write `train_files.txt`, `heldout_files.txt` and `overlap.json`; returns both lists.
+
+    Python's licence goes with them: the models are made of its source.
+    """
     training, candidates = split_files(find_files(root))
     if not training or not candidates:
         raise FileNotFoundError(f"no standard library source under {root}")
@@ -186,4 +189,7 @@ def prepare(root: Path, directory: Path, limit: float = 0.2) -> tuple[list[Sourc
     write_list(directory / "train_files.txt", training)
     write_list(directory / "heldout_files.txt", held_out)
     write_overlap(directory / "overlap.json", report, limit)
+    licence = root / "LICENSE.txt"
+    if licence.is_file():
+        (directory / "LICENSE-PYTHON.txt").write_bytes(licence.read_bytes())
     return training, held_out

@@ -42,6 +42,8 @@ class Phase:
     """Sequences in a step (B)."""
     length: int
     """Tokens in a sequence (T)."""
+    rate: tuple[float, float] = (1.0, 1.0)
+    """Learning rate at the phase's start and end, as fractions of the peak; linear between them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,7 @@ class TrainingConfig:
     clip: float = 1.0
     """Largest global norm of a gradient."""
     warmup: int = 100
-    """Steps over which the rate rises to its peak."""
-    decay: float = 0.35
-    """Share of the steps, at the end, over which the rate falls to zero."""
+    """Steps at the very start over which the rate rises from zero."""
 
     @property
     def steps(self) -> int:
@@ -70,10 +70,22 @@ class TrainingConfig:
 
     def locate(self, step: int) -> tuple[Phase, int]:
         """The phase of a step, and the number of the first sequence of the step."""
+        phase, within, window = self._place(step)
+        return phase, window + within * phase.batch
+
+    def fraction(self, step: int) -> float:
+        """The learning rate of a step as a fraction of its peak."""
+        phase, within, _ = self._place(step)
+        start, end = phase.rate
+        rise = (step + 1) / self.warmup if self.warmup else 1.0
+        return min(1.0, rise) * (start + (end - start) * within / phase.steps)
+
+    def _place(self, step: int) -> tuple[Phase, int, int]:
+        """The phase of a step, the step's number within it, and the first sequence of the phase."""
         window = 0
         for phase in self.phases:
             if step < phase.steps:
-                return phase, window + step * phase.batch
+                return phase, step, window
             step -= phase.steps
             window += phase.steps * phase.batch
         raise ValueError(f"step lies {step} steps after the last phase")
@@ -84,20 +96,14 @@ class TrainingConfig:
         check_keys(values, cls, "training config")
         for phase in values["phases"]:
             check_keys(phase, Phase, "phase")
-        return cls(**(values | {"phases": tuple(Phase(**phase) for phase in values["phases"])}))
+        phases = (Phase(**(phase | {"rate": tuple(phase.get("rate", (1.0, 1.0)))})) for phase in values["phases"])
+        return cls(**(values | {"phases": tuple(phases)}))
 
     def scaled(self, steps: int) -> TrainingConfig:
         """The same run in about `steps` steps: every phase is stretched alike."""
         factor = steps / self.steps
         phases = tuple(dataclasses.replace(phase, steps=max(1, round(phase.steps * factor))) for phase in self.phases)
         return dataclasses.replace(self, phases=phases, warmup=max(1, round(self.warmup * min(1.0, factor))))
-
-
-def rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate of a step as a fraction of its peak: a linear rise, a plateau, a linear fall to zero."""
-    rise = (step + 1) / config.warmup if config.warmup else 1.0
-    fall = (config.steps - step) / max(1.0, config.decay * config.steps)
-    return min(1.0, rise, fall)
 
 
 MATRIX_AXES = {
@@ -253,11 +259,11 @@ def train(
         if len(params["layers"]) != phase.layers:
             params = grow(params, phase.layers)
             state = optimizer.init(params)
-        shape = dataclasses.replace(phase, steps=0)
+        shape = dataclasses.replace(phase, steps=0, rate=(1.0, 1.0))
         if shape not in step_of:
             step_of = {shape: make_step(dataclasses.replace(model, layers=phase.layers), optimizer)}
         batch = batches(window, phase.batch, phase.length)
-        params, state, loss = step_of[shape](params, state, batch, np.float32(rate(config, number)))
+        params, state, loss = step_of[shape](params, state, batch, np.float32(config.fraction(number)))
         recent.append(loss)
         seen += batch["token"].size
         if (number + 1) % 20 == 0 or number + 1 == end:

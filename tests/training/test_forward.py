@@ -18,7 +18,7 @@ CONFIG = LlamaConfig(
 @pytest.fixture(scope="module")
 def params():
     # Four times the usual weights, so that attention is far from uniform.
-    return jax.tree.map(lambda x: 4 * x, initialize(CONFIG, jax.random.key(0)))
+    return jax.jit(lambda key: jax.tree.map(lambda x: 4 * x, initialize(CONFIG, key)))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,10 @@ def test_blocks_of_causal_attention_equal_masked_attention(block):
         jax.random.normal(jax.random.key(number), (2, 16, heads, 8)) for number, heads in enumerate((4, 2, 2))
     )
     mask = jnp.tril(jnp.ones((16, 16), bool))
-    expected = llama.attention(query, key, value, mask)
-    np.testing.assert_allclose(causal_attention(query, key, value, block), expected, atol=1e-5)
+    # The model keeps keys with positions last and values with heads first.
+    expected = jax.jit(llama.attention)(query, jnp.moveaxis(key, -3, -1), jnp.swapaxes(value, -3, -2), mask)
+    found = jax.jit(causal_attention, static_argnums=3)(query, key, value, block)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_block_that_does_not_divide_the_length_is_refused():
@@ -46,8 +48,8 @@ def test_logits_and_gradients_equal_those_of_the_model(params, token_BT):
     def total(logits):
         return jnp.sum(jnp.sin(logits))
 
-    expected, slope = jax.value_and_grad(lambda tree: total(llama.forward(CONFIG, tree, token_BT)))(params)
-    found, fast_slope = jax.value_and_grad(lambda tree: total(forward(CONFIG, tree, token_BT, 4)))(params)
+    expected, slope = jax.jit(jax.value_and_grad(lambda tree: total(llama.forward(CONFIG, tree, token_BT))))(params)
+    found, fast_slope = jax.jit(jax.value_and_grad(lambda tree: total(forward(CONFIG, tree, token_BT, 4))))(params)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     jax.tree.map(
         lambda one, two: np.testing.assert_allclose(one, two, atol=1e-4 * float(jnp.abs(two).max())), fast_slope, slope
@@ -57,7 +59,7 @@ def test_logits_and_gradients_equal_those_of_the_model(params, token_BT):
 def test_generated_text_and_choices_equal_those_of_the_model_without_a_cache(params, token_BT):
     temperature = jnp.asarray([0.0, 1.0], jnp.float32)
     token, choice, log_prob = generate(CONFIG, params, token_BT, 10, temperature, 4, jax.random.key(3))
-    expected = np.asarray(jnp.argmax(llama.forward(CONFIG, params, token), axis=-1))
+    expected = np.asarray(jnp.argmax(jax.jit(llama.forward, static_argnums=0)(CONFIG, params, token), axis=-1))
     np.testing.assert_array_equal(token[:, :16], token_BT)
     np.testing.assert_array_equal(token[0, 16:], expected[0, 15:-1])
     assert (np.asarray(token[1, 16:]) != expected[1, 15:-1]).any()

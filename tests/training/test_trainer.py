@@ -11,7 +11,7 @@ from pipedec_jax.model.parameters import initialize
 from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.generate import score
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
-from pipedec_jax.training.trainer import Phase, TrainingConfig, grow, loss_of, rate, train
+from pipedec_jax.training.trainer import Phase, TrainingConfig, grow, loss_of, train
 
 MODEL = LlamaConfig(
     vocab_size=64, width=16, feed_forward=24, layers=4, heads=2, kv_heads=1, head_size=8, context=64
@@ -22,7 +22,7 @@ DOCUMENTS = [np.arange(1, 63, dtype=np.int32).repeat(3) for _ in range(4)]
 
 @pytest.fixture(scope="module")
 def initial():
-    return initialize(dataclasses.replace(MODEL, layers=2), jax.random.key(0))
+    return jax.jit(initialize, static_argnums=0)(dataclasses.replace(MODEL, layers=2), jax.random.key(0))
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, initial):
@@ -50,10 +50,11 @@ def test_a_grown_model_repeats_its_layers(initial):
 
 
 def test_the_rate_rises_stays_and_falls_to_zero():
-    run = TrainingConfig(phases=(Phase(100, 1, 1, 8),), warmup=10, decay=0.5)
-    rates = [rate(run, step) for step in range(100)]
+    run = TrainingConfig(phases=(Phase(50, 1, 1, 8), Phase(50, 1, 1, 8, (1.0, 0.0))), warmup=10)
+    rates = [run.fraction(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:51] == [1.0] * 42
+    assert rates[75] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0.02)
 
 
@@ -62,11 +63,12 @@ def test_distillation_loss_is_least_at_the_teacher(initial):
     token = jnp.asarray(TextWindows(DOCUMENTS, begin=0)(0, 2, 16)["token"])
     choice, log_prob = score(model, initial, token, 8)
     batch = {"choice": choice.astype(jnp.int32), "log_prob": log_prob}
-    logits = llama.forward(model, initial, token).reshape(-1, 64)
-    best = loss_of(logits, batch)
+    logits = jax.jit(llama.forward, static_argnums=0)(model, initial, token).reshape(-1, 64)
+    loss = jax.jit(loss_of)
+    best = loss(logits, batch)
     for seed in range(3):
         noise = 0.3 * jax.random.normal(jax.random.key(seed), logits.shape)
-        assert loss_of(logits + noise, batch) > best
+        assert loss(logits + noise, batch) > best
 
 
 def test_windows_start_with_the_begin_token_and_shift_by_one():
