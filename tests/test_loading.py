@@ -9,6 +9,7 @@ import pytest
 import pipedec_jax
 from checkpoints_convert import convert, open_hugging_face
 from pipedec_jax import loading
+from pipedec_jax.tokenizer import check_same_tokens
 
 
 def test_a_converted_and_a_hugging_face_directory_are_the_same_model(family, tmp_path):
@@ -71,6 +72,16 @@ def test_the_demo_family_is_named():
     with pytest.raises(ValueError, match="the demo family has target, middle, draft, not 'big'"):
         pipedec_jax.load_demo("big")
     assert loading.demo_directory("draft").parts[-3:] == ("pipedec_jax", "demo", "draft")
+
+
+def test_the_demo_family_shares_its_tokens():
+    if not (loading.demo_directory("target") / "config.json").is_file():
+        pytest.skip("the demo family has not been trained")
+    models = [pipedec_jax.load_demo(name) for name in loading.DEMO]
+    for model in models[1:]:
+        check_same_tokens(models[0].tokenizer, model.tokenizer)
+    assert [model.config.layers for model in models] == sorted((model.config.layers for model in models), reverse=True)
+    assert all(model.config.context == 2048 and model.end_tokens for model in models)
 
 
 def test_public_names_exist_and_others_do_not():
