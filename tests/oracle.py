@@ -2,7 +2,7 @@
 
 The model is written from Hugging Face's `LlamaForCausalLM`: weights under Hugging Face's names, in its layouts
 (`[out, in]`), one contiguous KV cache, one token at a time. The choice is written from `TemperatureLogitsWarper`,
-`TopKLogitsWarper` and `TopPLogitsWarper`, in that order, then `argmax(scores + gumbel)`; the noise of absolute position p is
+`TopKLogitsWarper` and `TopPLogitsWarper`, in that order, then `argmax(scores + gumbel)`; the noise of position p is
 `jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), p), (V,), float32)`: the one call of JAX here, because it is
 the definition itself.
 """
