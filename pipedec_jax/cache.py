@@ -18,8 +18,7 @@ from pipedec_jax.model.llama import Attend, attention
 from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 
 
-@struct.dataclass
-class Rows:
+class Rows(struct.PyTreeNode):
     """What a model needs to know of the W rows it is fed, beside their embeddings."""
 
     position: jax.Array
@@ -30,8 +29,7 @@ class Rows:
     """[W, S] bool: the slots each row attends to, its own included."""
 
 
-@struct.dataclass
-class LayerCache:
+class LayerCache(struct.PyTreeNode):
     """Keys and values of one layer."""
 
     key: jax.Array

@@ -66,8 +66,7 @@ class SamplingMode:
     filtered: bool = False
 
 
-@struct.dataclass
-class SamplingArrays:
+class SamplingArrays(struct.PyTreeNode):
     """The dynamic part of `Sampling`."""
 
     temperature: jax.Array

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 
-@struct.dataclass
-class Transcript:
+class Transcript(struct.PyTreeNode):
     """Prompt and answer, with how each answer token came. T is the capacity, E the number of end tokens."""
 
     token: jax.Array

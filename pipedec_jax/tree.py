@@ -22,8 +22,7 @@ NO_SLOT = 2**31 - 1
 """Slot of a node that has none: past the end of every cache, so a write to it is dropped."""
 
 
-@struct.dataclass
-class PredictionTree:
+class PredictionTree(struct.PyTreeNode):
     """The tree's arrays. C is the capacity."""
 
     token: jax.Array
@@ -91,7 +90,7 @@ def select(mask_C: jax.Array, size: int) -> jax.Array:
     return jnp.nonzero(mask_C, size=size, fill_value=mask_C.shape[0])[0].astype(jnp.int32)
 
 
-def at(array: jax.Array, index: jax.Array, fill: object) -> jax.Array:
+def at(array: jax.Array, index: jax.Array, fill: bool | int | float) -> jax.Array:
     """`array[index]`, with `fill` where the index is "none"."""
     return array.at[index].get(mode="fill", fill_value=fill)
 

@@ -73,7 +73,7 @@ def replay_engine(
         vocab_size=vocab_size,
         devices=devices,
         drafter=drafter,
-        drafter_params=Replay(token=known, right=right),
+        drafter_params=Replay(token=jnp.asarray(known), right=jnp.asarray(right)),
     )
 
 
@@ -138,9 +138,9 @@ def _compute_program(engine: Engine, length: int) -> Any:
     target, weights = engine.target, engine.weights.target
     width = engine.settings.width
     rows = Rows(
-        position=np.full(width, length // 2, np.int32),
-        slot=np.arange(length, length + width, dtype=np.int32),
-        mask=np.broadcast_to(np.arange(capacity) < length // 2, (width, capacity)),
+        position=jnp.full(width, length // 2, jnp.int32),
+        slot=jnp.arange(length, length + width, dtype=jnp.int32),
+        mask=jnp.broadcast_to(jnp.arange(capacity) < length // 2, (width, capacity)),
     )
     own = jax.tree.map(lambda leaf: leaf.sharding.spec, weights)
     same = jax.sharding.PartitionSpec()

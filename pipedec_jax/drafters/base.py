@@ -27,8 +27,7 @@ from pipedec_jax.transcript import Transcript
 from pipedec_jax.tree import PredictionTree
 
 
-@struct.dataclass
-class Proposals:
+class Proposals(struct.PyTreeNode):
     """Guessed children of some nodes. P rows, K children each."""
 
     parent: jax.Array
@@ -39,8 +38,7 @@ class Proposals:
     """[P, K] float32: their log-probabilities given the parent; minus infinity for none."""
 
 
-@struct.dataclass
-class View:
+class View(struct.PyTreeNode):
     """What a drafter sees in a tick, the same on every rank."""
 
     tree: PredictionTree

@@ -25,8 +25,7 @@ from pipedec_jax.pipeline.exchange import AXIS, vary
 from pipedec_jax.tree import at
 
 
-@struct.dataclass
-class DraftParams:
+class DraftParams(struct.PyTreeNode):
     """The draft model's weights as one rank holds them."""
 
     layers: tuple[Parameters, ...]

@@ -17,8 +17,7 @@ from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.tree import at
 
 
-@struct.dataclass
-class Replay:
+class Replay(struct.PyTreeNode):
     """The drafter's parameters (the same on every rank)."""
 
     token: jax.Array

@@ -167,13 +167,15 @@ class Engine:
         capacity = self.capacity_for(len(prompt) + max_new_tokens)
         if drafter_params is not None:
             self.weights = self.weights.replace(drafter=self._replicate(drafter_params))
-        request = Request(
-            prompt=np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
-            length=np.int32(len(prompt)),
-            limit=np.int32(len(prompt) + max_new_tokens),
-            end_token=np.asarray([*end_tokens] + [-1] * (END_TOKENS - len(end_tokens)), np.int32),
-            sampling=jax.tree.map(np.asarray, sampling.arrays()),
-        )
+        # NumPy arrays, the same in every process: they enter the program replicated.
+        fields: dict[str, Any] = {
+            "prompt": np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
+            "length": np.int32(len(prompt)),
+            "limit": np.int32(len(prompt) + max_new_tokens),
+            "end_token": np.asarray([*end_tokens] + [-1] * (END_TOKENS - len(end_tokens)), np.int32),
+            "sampling": jax.tree.map(np.asarray, sampling.arrays()),
+        }
+        request = Request(**fields)
         local = self._take_local(capacity)
         programs = self._compile(sampling.mode, request, local)
         shared, local = programs.prefill(self.weights, request, local)

@@ -21,8 +21,7 @@ from pipedec_jax.sampling import SamplingArrays
 from pipedec_jax.tree import plant
 
 
-@struct.dataclass
-class Request:
+class Request(struct.PyTreeNode):
     """What to decode. S is the capacity."""
 
     prompt: jax.Array

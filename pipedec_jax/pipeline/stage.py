@@ -19,8 +19,7 @@ from pipedec_jax.pipeline.exchange import AXIS, vary
 from pipedec_jax.pipeline.split import StageSplit
 
 
-@struct.dataclass
-class TargetParams:
+class TargetParams(struct.PyTreeNode):
     """The target's weights as one rank holds them."""
 
     layers: tuple[Parameters, ...]

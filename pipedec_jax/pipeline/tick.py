@@ -58,8 +58,7 @@ class System:
         return [(k, k + 1) for k in range(self.stages - 1)]
 
 
-@struct.dataclass
-class Shared:
+class Shared(struct.PyTreeNode):
     """The replicated state: the same on every rank."""
 
     tree: PredictionTree
@@ -75,8 +74,7 @@ class Shared:
     sampling: SamplingArrays
 
 
-@struct.dataclass
-class Local:
+class Local(struct.PyTreeNode):
     """The state that each rank has its own of."""
 
     x: jax.Array
@@ -86,8 +84,7 @@ class Local:
     """The drafter's state."""
 
 
-@struct.dataclass
-class Weights:
+class Weights(struct.PyTreeNode):
     """The weights as one rank holds them."""
 
     target: TargetParams

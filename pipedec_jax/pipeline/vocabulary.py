@@ -39,8 +39,7 @@ def head_part(
     return jnp.where(token < vocab_size, logit, jnp.asarray(-jnp.inf, logit.dtype))
 
 
-@struct.dataclass
-class ChoicePart:
+class ChoicePart(struct.PyTreeNode):
     """One rank's part of the target's choices; gathered, they give the choice."""
 
     best: jax.Array
@@ -107,8 +106,7 @@ def choose(parts: ChoicePart) -> tuple[jax.Array, jax.Array]:
     return token, logit - jax.nn.logsumexp(parts.total, axis=0)
 
 
-@struct.dataclass
-class CandidatePart:
+class CandidatePart(struct.PyTreeNode):
     """One rank's best tokens for each row; gathered, they give the best of the whole vocabulary."""
 
     logit: jax.Array

@@ -1,0 +1,85 @@
+"""One-device plain decoding against Hugging Face's torch model: the same weights, prompts and cores, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import json
+import statistics
+import time
+from typing import Any
+
+import pipedec_jax
+from pipedec_jax.analysis.held_out import held_out_prompts
+
+
+def main() -> None:
+    """Parse arguments, run both in turn (A B A B) and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=6, help="held-out prompts (default 6)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    args = parser.parse_args()
+
+    import torch  # a peer to compare with, never part of the runtime
+    import transformers
+
+    prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
+    target = pipedec_jax.load_demo("target")
+    decoder = pipedec_jax.Decoder(target, method="pp", stages=1, dtype="float32")
+    with importlib.resources.as_file(importlib.resources.files("pipedec_jax") / "demo" / "target") as directory:
+        peer: Any = transformers.LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def ours(ids: list[int]) -> list[int]:
+        return decoder.generate(ids, max_new_tokens=args.max_new_tokens).token_ids
+
+    @torch.inference_mode()
+    def theirs(ids: list[int]) -> list[int]:
+        ends = list(target.end_tokens)
+        answer = peer.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=args.max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+        return answer[0, len(ids) :].tolist()
+
+    ratios, ours_ms, theirs_ms, same = [], [], [], 0
+    for index, prompt in enumerate([prompts[0], *prompts]):  # the first round compiles and warms up
+        ids = target.tokenizer.encode(prompt)
+        times, answers = [], []
+        for run in (ours, theirs):
+            begun = time.perf_counter()
+            answers.append(run(ids))
+            times.append(1e3 * (time.perf_counter() - begun) / len(answers[-1]))
+        if index:
+            ours_ms.append(times[0])
+            theirs_ms.append(times[1])
+            ratios.append(times[1] / times[0])
+            same += answers[0] == answers[1]
+    figures = {
+        "prompts": len(prompts),
+        "same_tokens": same,
+        "ours_ms_per_token": statistics.median(ours_ms),
+        "torch_ms_per_token": statistics.median(theirs_ms),
+        "speedup_vs_torch": statistics.median(ratios),
+        "speedup_spread": [min(ratios), max(ratios)],
+        "torch_threads": torch.get_num_threads(),
+    }
+    if args.json:
+        print(json.dumps(figures))
+        return
+    print(f"prompts (held-out, {args.max_new_tokens} tokens each): {len(prompts)}, same tokens in {same}")
+    print(f"measured, ms per token, prefill included, median: ours {figures['ours_ms_per_token']:.2f}, ", end="")
+    print(f"Hugging Face torch ({figures['torch_threads']} threads) {figures['torch_ms_per_token']:.2f}")
+    low, high = figures["speedup_spread"]
+    print(
+        f"measured, speedup over Hugging Face torch: {figures['speedup_vs_torch']:.2f} (from {low:.2f} to {high:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Time of a tick beside the time of its stages' own compute, with all ranks busy, on this machine's devices."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+import pipedec_jax
+from pipedec_jax.analysis.held_out import held_out_prompts
+
+
+def main() -> None:
+    """Parse arguments, measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", type=int, default=2, help="ranks, all target stages (default 2)")
+    parser.add_argument("--width", type=int, nargs="+", default=[1, 8, 32], help="rows a tick (default 1 8 32)")
+    parser.add_argument("--ticks", type=int, default=200, help="ticks per repeat (default 200)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats, in turn (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of the table")
+    args = parser.parse_args()
+
+    pipedec_jax.use_cpu_devices(args.stages)
+    from pipedec_jax.analysis.tick_cost import measure_tick_cost
+    from pipedec_jax.pipeline.engine import EngineSettings
+
+    target = pipedec_jax.load_demo("target")
+    prompt = target.tokenizer.encode(held_out_prompts(1, 0)[0].text)
+    if not args.json:
+        print("measured, milliseconds per tick (medians; spread of the repeats in brackets)")
+        print("| stages | width | tick | stages' own compute | fixed cost | compute / tick |")
+        print("| --- | --- | --- | --- | --- | --- |")
+    for width in args.width:
+        settings = EngineSettings(stages=args.stages, width=width, children=min(width, 4))
+        row = measure_tick_cost(
+            target.source, settings, prompt, vocab_size=target.vocab_size, ticks=args.ticks, repeats=args.repeats
+        )
+        if args.json:
+            print(json.dumps(dataclasses.asdict(row) | {"fixed_ms": row.fixed_ms, "share": row.share}))
+            continue
+        print(
+            f"| {row.stages} | {row.width} | {row.tick_ms:.2f} ({row.tick_spread_ms:.2f}) | {row.compute_ms:.2f} "
+            f"({row.compute_spread_ms:.2f}) | {row.fixed_ms:.2f} | {row.share:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
