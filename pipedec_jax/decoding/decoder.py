@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,7 @@ from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.loading import Model
-from pipedec_jax.pipeline.engine import METHODS, Engine, EngineSettings
-from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.pipeline.engine import Engine, EngineSettings, check_count, check_fit
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -66,20 +66,21 @@ class Decoder:
         prefill_width: int = 128,
         capacity: int | None = None,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-        sizes = {"stages": stages, "width": width, "children": children, "prefill_width": prefill_width}
-        for name, value in sizes.items():
-            _check_count(name, value)
-        split_layers(target.config.layers, stages)
+        # The dtype comes last: it depends on the devices, which the other checks must come before.
+        settings = EngineSettings(
+            method=method,
+            stages=stages,
+            width=width,
+            children=children,
+            prefill_width=prefill_width,
+            capacity=capacity,
+        )
+        drafting = draft is not None or drafter is not None
+        check_fit(settings, target.config, target.vocab_size, drafting=drafting)
         if draft is not None:
             check_same_tokens(target.tokenizer, draft.tokenizer)
         if method == "pp":
             draft = drafter = None
-        elif draft is None and drafter is None:
-            raise ValueError(f"method {method!r} needs a draft model (draft=...), or a drafter")
-        if method != "pp" and children > target.vocab_size:
-            raise ValueError(f"children ({children}) must not exceed the number of tokens ({target.vocab_size})")
         self.target = target
         self.draft = draft
         self.method = method
@@ -92,15 +93,7 @@ class Decoder:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize)
         else:
             self._costs = cost.calibrated_costs(calibration)
-        self.settings = EngineSettings(
-            method=method,
-            stages=stages,
-            width=width,
-            children=children,
-            dtype=self.dtype,
-            prefill_width=prefill_width,
-            capacity=capacity,
-        )
+        self.settings = dataclasses.replace(settings, dtype=self.dtype)
         self._stream: Stream | None = None
 
     @property
@@ -159,7 +152,7 @@ class Decoder:
         Raises:
             ValueError: as `request` does.
         """
-        _check_count("chunk", chunk)
+        check_count("chunk", chunk)
         return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
 
     def generate_many(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
@@ -196,7 +189,7 @@ class Decoder:
             ValueError: for an empty prompt, a token that is none, a length over the context, or a value out of range.
         """
         tokens = self._tokens(prompt)
-        _check_count("max_new_tokens", max_new_tokens)
+        check_count("max_new_tokens", max_new_tokens)
         context = self.target.config.context
         if len(tokens) + max_new_tokens > context:
             raise ValueError(
@@ -250,11 +243,6 @@ class Decoder:
                     f"prompt token {token} is none of the target's: ids go from 0 to {self.target.vocab_size - 1}"
                 )
         return tokens
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def _check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:

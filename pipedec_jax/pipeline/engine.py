@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, NoDrafter
 from pipedec_jax.drafters.model import ModelDrafter
 from pipedec_jax.model.parameters import ParameterSource
@@ -36,7 +37,11 @@ END_TOKENS = 16
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """What the user chooses. Checked when the engine is made."""
+    """What the user chooses.
+
+    Raises:
+        ValueError: for a method that does not exist, or a size that is no whole number of at least 1.
+    """
 
     method: str = "pipedec"
     stages: int = 4
@@ -51,6 +56,14 @@ class EngineSettings:
     """Prompt tokens per prefill chunk."""
     capacity: int | None = None
     """Cache slots (S); by default the next power of two that holds prompt, answer and tree."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        for name in ("stages", "width", "children", "prefill_width"):
+            check_count(name, getattr(self, name))
+        if self.capacity is not None:
+            check_count("capacity", self.capacity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +120,8 @@ class Engine:
         drafter: Drafter | None = None,
         drafter_params: Any = None,
     ) -> None:
+        check_fit(settings, target.config, vocab_size, drafting=draft is not None or drafter is not None)
         split = split_layers(target.config.layers, settings.stages)
-        _check_settings(settings, vocab_size)
         for name, source in (("target", target), ("draft", draft)):
             if source is not None and vocab_size > source.config.vocab_size:
                 raise ValueError(f"the {name} has {source.config.vocab_size} embedding rows for {vocab_size} tokens")
@@ -256,7 +269,10 @@ class Engine:
         if held is not None and held[0] == capacity:
             return held[1]
         del held  # frees the caches of another capacity before new ones are made
-        return self.new_local(capacity)
+        begun = time.perf_counter()
+        local = jax.block_until_ready(self.new_local(capacity))
+        self.compile_seconds += time.perf_counter() - begun
+        return local
 
     def new_local(self, capacity: int) -> Local:
         """Fresh caches and activations for this many cache slots."""
@@ -302,14 +318,21 @@ class Engine:
         return self._programs[key]
 
 
-def _check_settings(settings: EngineSettings, vocab_size: int) -> None:
-    if settings.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {settings.method!r}")
-    for name in ("width", "children", "prefill_width"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(settings, name)}")
+def check_count(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_fit(settings: EngineSettings, target: LlamaConfig, vocab_size: int, *, drafting: bool) -> None:
+    """Raise `ValueError` when settings and models do not fit together; needs no weights."""
+    split_layers(target.layers, settings.stages)
+    if settings.method == "pp":
+        return
+    if not drafting:
+        raise ValueError(f"method {settings.method!r} needs a draft model (draft=...), or a drafter")
     if settings.children > vocab_size:
-        raise ValueError(f"children ({settings.children}) must not exceed the vocabulary ({vocab_size})")
+        raise ValueError(f"children ({settings.children}) must not exceed the number of tokens ({vocab_size})")
 
 
 def _make_schedule(settings: EngineSettings) -> Schedule:
@@ -323,6 +346,5 @@ def _make_drafter(
         return NoDrafter()
     if drafter is not None:
         return drafter
-    if draft is None:
-        raise ValueError(f"method {settings.method!r} needs a draft model or a drafter")
+    assert draft is not None  # check_fit
     return ModelDrafter(config=draft.config, children=settings.children, vocab_size=vocab_size)
