@@ -1,0 +1,33 @@
+"""Held-out prompts: the same for a seed, whole lines, from files the models never saw."""
+
+import sys
+
+import pytest
+
+from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.training.corpus import HELD_OUT_PACKAGES, library_root
+
+pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lists are of Python 3.11's library")
+
+
+def test_a_seed_draws_the_same_prompts_and_another_seed_others():
+    prompts = held_out_prompts(5, 3)
+    assert prompts == held_out_prompts(5, 3)
+    assert prompts != held_out_prompts(5, 4)
+
+
+def test_prompts_are_whole_lines_of_held_out_files():
+    for prompt in held_out_prompts(12, 0, characters=300):
+        assert prompt.path.split("/")[0] in HELD_OUT_PACKAGES
+        source = (library_root() / prompt.path).read_text(encoding="utf-8")
+        assert prompt.text.endswith("\n")
+        assert 300 <= len(prompt.text) < 700
+        before, found, _ = source.partition(prompt.text)
+        assert found
+        assert not before or before.endswith("\n")
+        assert (before + found).count("\n") + 1 == prompt.line
+
+
+def test_files_are_used_once_before_any_is_used_again():
+    paths = [prompt.path for prompt in held_out_prompts(10, 1)]
+    assert len(set(paths)) == len(paths)

@@ -1,0 +1,37 @@
+"""The table's sums, and that a wrong token is never tabulated."""
+
+import functools
+
+import pytest
+
+import pipedec_jax
+from pipedec_jax.analysis.method_table import TokensDifferError, gather, sweep
+
+OPTIONS = {"max_new_tokens": 10}
+PROMPTS = ["def quicksort(items):", "class Stack:"]
+
+
+@pytest.fixture(scope="module")
+def make(family):
+    target, draft = pipedec_jax.load(family["target"]), pipedec_jax.load(family["draft"])
+    return functools.partial(pipedec_jax.Decoder, target, draft, prefill_width=16, capacity=128)
+
+
+def test_rows_sum_over_prompts_and_count_every_token(make):
+    rows = []
+    sweep(make, PROMPTS, [2], [1, 4], 2, rows.append, **OPTIONS)
+    assert [(row.stages, row.width, row.children) for row in rows] == [(2, 1, 1), (2, 4, 2)]
+    for row in rows:
+        assert row.hits + row.misses == row.tokens - row.prompts
+        assert row.ticks_per_token == row.ticks / row.tokens
+        assert row.ticks_speedup_vs_pp == 2 * row.tokens / row.ticks
+        assert 0 < row.modeled_speedup_vs_pp < 2
+
+
+def test_other_tokens_than_plain_decodings_are_an_error(make):
+    decoder = make(method="pp", stages=1, width=1, children=1)
+    answers = [decoder.generate(prompt, **OPTIONS).token_ids for prompt in PROMPTS]
+    assert gather(decoder, PROMPTS, answers, **OPTIONS).tokens == sum(map(len, answers))
+    answers[1] = [*answers[1][:-1], answers[1][-1] + 1]
+    with pytest.raises(TokensDifferError, match=f"at new token {len(answers[1]) - 1} of prompt 'class Stack:'"):
+        gather(decoder, PROMPTS, answers, **OPTIONS)

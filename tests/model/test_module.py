@@ -1,0 +1,25 @@
+"""The Flax module is the pure functions under a familiar name."""
+
+import jax
+import jax.numpy as jnp
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.llama import forward
+from pipedec_jax.model.module import Llama
+from pipedec_jax.model.parameters import flatten, initialize, parameter_shapes
+
+CONFIG = LlamaConfig(vocab_size=31, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=32)
+
+
+def test_module_has_the_converted_checkpoints_parameter_tree():
+    variables = Llama(CONFIG).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    shapes = {path: leaf.shape for path, leaf in flatten(variables["params"])}
+    assert shapes == parameter_shapes(CONFIG)
+
+
+def test_module_computes_what_the_pure_function_computes():
+    token_BT = jnp.asarray([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]], jnp.int32)
+    params = initialize(CONFIG, jax.random.key(1))
+    logits = Llama(CONFIG).apply({"params": params}, token_BT)
+    assert logits.shape == (2, 5, 31)
+    assert jnp.array_equal(logits, forward(CONFIG, params, token_BT))
