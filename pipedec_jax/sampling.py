@@ -8,10 +8,10 @@ function of prompt, seed, target and dtype; methods, widths and stage counts can
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -33,8 +33,13 @@ class Sampling:
     """Seed of the noise, from 0 to 2**32 - 1."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), not {self.temperature}")
+        for name in ("top_k", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{name} must be a whole number, not {value!r}")
+        # Beyond these bounds float32 scores overflow, or vanish beside the noise.
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise ValueError(f"temperature must be 0 (greedy) or from 1e-6 to 1e6, not {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be >= 0 (0 keeps all tokens), not {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -52,7 +57,7 @@ class Sampling:
         """What of this may change without compiling again."""
         return SamplingArrays(
             temperature=jnp.asarray(self.temperature, jnp.float32),
-            top_k=jnp.asarray(self.top_k, jnp.int32),
+            top_k=jnp.asarray(min(self.top_k, 2**31 - 1), jnp.int32),
             top_p=jnp.asarray(self.top_p, jnp.float32),
             key=jax.random.key_data(jax.random.key(self.seed, impl="threefry2x32")),
         )
