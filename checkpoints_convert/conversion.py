@@ -77,7 +77,8 @@ def convert_cached(source: str | Path, cache_dir: str | Path | None = None) -> P
     destination = cache / f"{source.name}-{_fingerprint(source)}"
     if not is_converted(destination):
         try:
-            convert(source, destination)
+            # The widest dtype of the source, where it has several: keeps every value.
+            convert(source, destination, open_hugging_face(source).dtype)
         except OSError:
             # Another process was first: its conversion is as good.
             if not is_converted(destination):

@@ -46,7 +46,7 @@ def differences(source: str | Path, converted: str | Path) -> Iterator[str]:
                 yield f"array {path!r} differs from the source"
 
 
-def logit_difference(source: str | Path, converted: str | Path, tokens: int = 64, seed: int = 0) -> float:
+def logit_difference(source: str | Path, converted: str | Path, tokens: int = 500, seed: int = 0) -> float:
     """max|difference| / max|logit| between our model and Hugging Face's, in float32, on random tokens.
 
     Both compute with the converted dtype's values. Holds both models in memory.

@@ -41,6 +41,9 @@ class LayerCache(struct.PyTreeNode):
         """Attention of `rows` that first writes their keys and values to their slots."""
 
         def run(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, LayerCache]:
+            # A masked slot has weight 0, but 0 times NaN is NaN: a guess or an old answer that overflowed would
+            # reach the text through a slot that nobody attends to.
+            key, value = jnp.nan_to_num(key), jnp.nan_to_num(value)
             cache = LayerCache(
                 key=self.key.at[:, :, rows.slot].set(jnp.moveaxis(key, 0, 2), mode="drop"),
                 value=self.value.at[:, rows.slot].set(jnp.swapaxes(value, 0, 1), mode="drop"),

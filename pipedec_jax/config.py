@@ -67,11 +67,6 @@ class LlamaConfig:
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
 
-    @property
-    def query_groups(self) -> int:
-        """Query heads that share one KV head (H / G)."""
-        return self.heads // self.kv_heads
-
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
         return dataclasses.asdict(self)

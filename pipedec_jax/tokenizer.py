@@ -104,7 +104,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with what the tokenizer puts around it (usually a begin-of-text token)."""
-        return list(self.backend(text)["input_ids"])
+        return self._ids(text, add_special_tokens=True)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of whole token sequences, special tokens left out, spaces as they are."""
@@ -135,7 +135,17 @@ class Tokenizer:
 
     def encode_chat(self, messages: str | Sequence[Message]) -> list[int]:
         """Token ids of `chat_text(messages)`; the template already holds the special tokens."""
-        return list(self.backend(self.chat_text(messages), add_special_tokens=False)["input_ids"])
+        return self._ids(self.chat_text(messages), add_special_tokens=False)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt is no valid Unicode text ({error.reason} at character {error.start})"
+            ) from error
+        # Not verbose: whether a prompt is too long is for the decoder to say.
+        return list(self.backend(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
 
 def check_same_tokens(target: Tokenizer, draft: Tokenizer) -> None:

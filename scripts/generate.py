@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,7 +88,19 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+    """Run, and end quietly when interrupted (status 130) or when nobody reads the output any more."""
+    try:
+        run(parse(arguments))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes standard output at exit and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def run(options: argparse.Namespace) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         prompt = read_prompt(options)

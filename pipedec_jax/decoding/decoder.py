@@ -16,7 +16,7 @@ from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.loading import Model
-from pipedec_jax.pipeline.engine import Engine, EngineSettings, check_count, check_fit
+from pipedec_jax.pipeline.engine import Engine, EngineSettings, check_count, check_fit, check_request
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -76,7 +76,9 @@ class Decoder:
             capacity=capacity,
         )
         drafting = draft is not None or drafter is not None
-        check_fit(settings, target.config, target.vocab_size, drafting=drafting)
+        if draft is not None and drafter is not None:
+            raise ValueError("give a draft model or a drafter, not both")
+        check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafting=drafting)
         if draft is not None:
             check_same_tokens(target.tokenizer, draft.tokenizer)
         if method == "pp":
@@ -188,14 +190,9 @@ class Decoder:
         Raises:
             ValueError: for an empty prompt, a token that is none, a length over the context, or a value out of range.
         """
-        tokens = self._tokens(prompt)
-        check_count("max_new_tokens", max_new_tokens)
-        context = self.target.config.context
-        if len(tokens) + max_new_tokens > context:
-            raise ValueError(
-                f"prompt ({len(tokens)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context of "
-                f"{context} tokens: shorten the prompt, or lower max_new_tokens"
-            )
+        if isinstance(prompt, str):
+            prompt = self.target.tokenizer.encode(prompt) if prompt else []
+        tokens = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
@@ -229,20 +226,6 @@ class Decoder:
             self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk
         )
         return self._stream
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            tokens = self.target.tokenizer.encode(prompt) if prompt else []
-        else:
-            tokens = [int(token) for token in prompt]
-        if not tokens:
-            raise ValueError("the prompt is empty; give at least one token of text")
-        for token in tokens:
-            if not 0 <= token < self.target.vocab_size:
-                raise ValueError(
-                    f"prompt token {token} is none of the target's: ids go from 0 to {self.target.vocab_size - 1}"
-                )
-        return tokens
 
 
 def _check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:

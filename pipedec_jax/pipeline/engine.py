@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,7 @@ METHODS = ("pp", "pipedec")
 """Decoding methods: plain pipeline parallelism, and PipeDec."""
 
 END_TOKENS = 16
-"""Places for end tokens in a compiled program."""
+"""Places for end tokens in a compiled program; it has more of them, in steps of as many, where they do not suffice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +121,9 @@ class Engine:
         drafter: Drafter | None = None,
         drafter_params: Any = None,
     ) -> None:
-        check_fit(settings, target.config, vocab_size, drafting=draft is not None or drafter is not None)
+        drafting = draft is not None or drafter is not None
+        check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafting=drafting)
         split = split_layers(target.config.layers, settings.stages)
-        for name, source in (("target", target), ("draft", draft)):
-            if source is not None and vocab_size > source.config.vocab_size:
-                raise ValueError(f"the {name} has {source.config.vocab_size} embedding rows for {vocab_size} tokens")
         self.settings = settings
         self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
         self._drafter = _make_drafter(settings, draft, drafter, vocab_size)
@@ -132,10 +131,12 @@ class Engine:
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices)
         self.compile_seconds = 0.0
         self._programs: dict[Any, _Programs] = {}
+        self._prefills: dict[Any, Any] = {}
         self._local: tuple[int, Local] | None = None
         self._shared: Shared | None = None
         self._run: Any = None
         self._start_length = 0
+        self._made = 0
         params = (
             placement.place_draft(self.mesh, draft, settings.dtype)
             if isinstance(self._drafter, ModelDrafter) and draft is not None
@@ -150,16 +151,7 @@ class Engine:
 
     def capacity_for(self, length: int) -> int:
         """Cache slots (S) for prompt and answer of this length together, the tree in flight included."""
-        # A slot that is silently missing would be wrong text, so the batch being chosen is counted too.
-        need = length + (self.settings.stages + 2) * self._schedule.width
-        if self.settings.capacity is None:
-            return max(256, 1 << (need - 1).bit_length())
-        if need > self.settings.capacity:
-            raise ValueError(
-                f"prompt, answer and tree need {need} cache slots but capacity is {self.settings.capacity}; raise "
-                "capacity, or lower max_new_tokens or width"
-            )
-        return self.settings.capacity
+        return cache_slots(self.settings, length)
 
     def start(
         self,
@@ -173,19 +165,19 @@ class Engine:
         """Prefill a prompt, compiling first when this capacity and sampling mode are new.
 
         Raises:
-            ValueError: for an empty prompt, an id that is no token, or a length over the context.
+            ValueError: as `check_request` does.
         """
-        prompt = [int(token) for token in prompt]
-        self._check_request(prompt, max_new_tokens, end_tokens)
+        prompt = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)
         capacity = self.capacity_for(len(prompt) + max_new_tokens)
         if drafter_params is not None:
             self.weights = self.weights.replace(drafter=self._replicate(drafter_params))
+        ends = np.asarray(end_tokens if len(end_tokens) else [-1], np.int32)
         # NumPy arrays, the same in every process: they enter the program replicated.
         fields: dict[str, Any] = {
             "prompt": np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
             "length": np.int32(len(prompt)),
             "limit": np.int32(len(prompt) + max_new_tokens),
-            "end_token": np.asarray([*end_tokens] + [-1] * (END_TOKENS - len(end_tokens)), np.int32),
+            "end_token": np.pad(ends, (0, -len(ends) % END_TOKENS), constant_values=-1),
             "sampling": jax.tree.map(np.asarray, sampling.arrays()),
         }
         request = Request(**fields)
@@ -194,6 +186,7 @@ class Engine:
         shared, local = programs.prefill(self.weights, request, local)
         self._shared, self._local, self._run = shared, (capacity, local), programs.run
         self._start_length = len(prompt)
+        self._made = 0
 
     def run(self, new_tokens: int) -> Progress:
         """Tick on the devices until `new_tokens` more tokens are committed or the answer is complete.
@@ -203,12 +196,19 @@ class Engine:
         """
         if self._shared is None or self._local is None:
             raise RuntimeError("call start() before run()")
-        capacity, local = self._local
+        (capacity, local), shared = self._local, self._shared
+        self._local = self._shared = None  # donated: not to be used again, also when interrupted
         # A token takes at most one walk through all stages; more ticks than that would be a lost row.
         max_ticks = (new_tokens + 1) * (self.settings.stages + 1)
-        shared, local = self._run(self.weights, self._shared, local, np.int32(new_tokens), np.int32(max_ticks))
+        shared, local = self._run(self.weights, shared, local, np.int32(new_tokens), np.int32(max_ticks))
         self._shared, self._local = shared, (capacity, local)
-        return self._progress(shared)
+        progress = self._progress(shared)
+        made, self._made = len(progress.tokens) - self._made, len(progress.tokens)
+        if made < new_tokens and not progress.done:
+            raise RuntimeError(
+                f"the pipe made no progress: {made} of {new_tokens} tokens in {max_ticks} ticks; please report this"
+            )
+        return progress
 
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """What the weights and caches take on each device this process can address, in bytes, in rank order."""
@@ -230,7 +230,7 @@ class Engine:
         ]
 
     def _progress(self, shared: Shared) -> Progress:
-        text, nodes = jax.device_get((shared.text, shared.computed))
+        text, nodes = jax.device_get((shared.text, shared.sent))
         new = slice(self._start_length, int(text.length))
         delays = text.delay[new].tolist()
         return Progress(
@@ -242,23 +242,6 @@ class Engine:
             nodes=int(nodes),
             done=bool(text.done),
         )
-
-    def _check_request(self, prompt: list[int], max_new_tokens: int, end_tokens: Sequence[int]) -> None:
-        if not prompt:
-            raise ValueError("the prompt is empty; give at least one token")
-        for token in prompt:
-            if not 0 <= token < self.target.vocab_size:
-                raise ValueError(f"prompt token {token} is not in 0..{self.target.vocab_size - 1}")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        context = self.target.config.context
-        if len(prompt) + max_new_tokens > context:
-            raise ValueError(
-                f"prompt ({len(prompt)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context "
-                f"of {context}; shorten one of them"
-            )
-        if len(end_tokens) > END_TOKENS:
-            raise ValueError(f"at most {END_TOKENS} end tokens are supported, not {len(end_tokens)}")
 
     def _replicate(self, tree: Any) -> Any:
         return jax.tree.map(functools.partial(placement.replicate, self.mesh), tree)
@@ -293,29 +276,30 @@ class Engine:
         )
 
     def _compile(self, mode: SamplingMode, request: Request, local: Local) -> _Programs:
+        """The programs for these shapes and this sampling mode, compiled when they are new."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
-        key = (mode, shapes)
-        if key not in self._programs:
-            begun = time.perf_counter()
-            system = System(target=self.target, drafter=self._drafter, schedule=self._schedule, sampling=mode)
-            own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
-            width = min(self.settings.prefill_width, request.prompt.shape[0])
+        if (shapes, mode) in self._programs:
+            return self._programs[shapes, mode]
+        begun = time.perf_counter()
+        system = System(target=self.target, drafter=self._drafter, schedule=self._schedule, sampling=mode)
+        width = min(self.settings.prefill_width, request.prompt.shape[0])
+        own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
 
-            def mapped(function: Any, *specs: Any) -> Any:
-                # The ranks' own state is donated: caches are updated in place.
-                donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
-                spread = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN))
-                return jax.jit(spread, donate_argnums=donated)
+        def lowered(function: Any, specs: tuple[Any, ...], *arguments: Any) -> Any:
+            # The ranks' own state is donated: caches are updated in place.
+            donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
+            spread = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN))
+            return jax.jit(spread, donate_argnums=donated).lower(self.weights, *arguments)
 
-            first = mapped(functools.partial(prefill, system, width), SAME, OWN).lower(self.weights, request, local)
-            shared, _ = first.out_info
-            count = np.int32(0)
-            loop = mapped(functools.partial(run_ticks, system), SAME, OWN, SAME, SAME).lower(
-                self.weights, shared, local, count, count
-            )
-            self._programs[key] = _Programs(prefill=first.compile(), run=loop.compile())
-            self.compile_seconds += time.perf_counter() - begun
-        return self._programs[key]
+        if shapes not in self._prefills:  # the sampling mode is nothing to it
+            first = lowered(functools.partial(prefill, system, width), (SAME, OWN), request, local)
+            self._prefills[shapes] = first.compile(), first.out_info[0]
+        first, shared = self._prefills[shapes]
+        count = np.int32(0)
+        loop = lowered(functools.partial(run_ticks, system), (SAME, OWN, SAME, SAME), shared, local, count, count)
+        self._programs[shapes, mode] = _Programs(prefill=first, run=loop.compile())
+        self.compile_seconds += time.perf_counter() - begun
+        return self._programs[shapes, mode]
 
 
 def check_count(name: str, value: Any) -> None:
@@ -324,15 +308,69 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
-def check_fit(settings: EngineSettings, target: LlamaConfig, vocab_size: int, *, drafting: bool) -> None:
-    """Raise `ValueError` when settings and models do not fit together; needs no weights."""
+def check_fit(
+    settings: EngineSettings, target: LlamaConfig, draft: LlamaConfig | None, vocab_size: int, *, drafting: bool
+) -> None:
+    """Check that settings and models fit together; needs no weights.
+
+    Raises:
+        ValueError: when they do not.
+    """
     split_layers(target.layers, settings.stages)
+    for name, config in (("target", target), ("draft", draft)):
+        if config is not None and vocab_size > config.vocab_size:
+            raise ValueError(f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens")
     if settings.method == "pp":
         return
     if not drafting:
         raise ValueError(f"method {settings.method!r} needs a draft model (draft=...), or a drafter")
     if settings.children > vocab_size:
         raise ValueError(f"children ({settings.children}) must not exceed the number of tokens ({vocab_size})")
+
+
+def check_request(
+    settings: EngineSettings, target: LlamaConfig, vocab_size: int, prompt: Sequence[int], max_new_tokens: int
+) -> list[int]:
+    """Check what shall be decoded, and return the prompt's ids; needs no weights.
+
+    Raises:
+        ValueError: for an empty prompt, an id that is no token, or a length over the context or the capacity.
+    """
+    try:
+        tokens = [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise ValueError(f"a prompt must be text or whole token ids ({error})") from error
+    if not tokens:
+        raise ValueError("the prompt is empty; give at least one token of text")
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"prompt token {token} is none of the target's: ids go from 0 to {vocab_size - 1}")
+    check_count("max_new_tokens", max_new_tokens)
+    if len(tokens) + max_new_tokens > target.context:
+        raise ValueError(
+            f"prompt ({len(tokens)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context of "
+            f"{target.context} tokens: shorten the prompt, or lower max_new_tokens"
+        )
+    cache_slots(settings, len(tokens) + max_new_tokens)
+    return tokens
+
+
+def cache_slots(settings: EngineSettings, length: int) -> int:
+    """Cache slots (S) for prompt and answer of this length together, the tree in flight included.
+
+    Raises:
+        ValueError: when `settings.capacity` is less.
+    """
+    # A slot that is silently missing would be wrong text, so the batch being chosen is counted too.
+    need = length + (settings.stages + 2) * _make_schedule(settings).width
+    if settings.capacity is None:
+        return max(256, 1 << (need - 1).bit_length())
+    if need > settings.capacity:
+        raise ValueError(
+            f"prompt, answer and tree need {need} cache slots but capacity is {settings.capacity}; raise capacity, or "
+            "lower max_new_tokens or width"
+        )
+    return settings.capacity
 
 
 def _make_schedule(settings: EngineSettings) -> Schedule:

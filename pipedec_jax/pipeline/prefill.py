@@ -46,7 +46,7 @@ def begin(system: System, request: Request) -> Shared:
         committed=jnp.arange(slots, dtype=jnp.int32) < last,
         pipe=jnp.full((system.stages, width), capacity, jnp.int32),
         tick=jnp.zeros((), jnp.int32),
-        computed=jnp.zeros((), jnp.int32),
+        sent=jnp.zeros((), jnp.int32),
         sampling=request.sampling,
     )
 

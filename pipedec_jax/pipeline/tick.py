@@ -69,7 +69,7 @@ class Shared(struct.PyTreeNode):
     """[N, W] int32: the node of every row at every stage, as processed in the last tick; C for none or pruned."""
     tick: jax.Array
     """[] int32: ticks since the first root's entry."""
-    computed: jax.Array
+    sent: jax.Array
     """[] int32: nodes sent so far."""
     sampling: SamplingArrays
 
@@ -146,7 +146,7 @@ def send(system: System, shared: Shared) -> Shared:
         tree=tree.send(shared.tree, batch, slot, count),
         pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
         tick=count,
-        computed=shared.computed + jnp.sum(batch < shared.tree.capacity, dtype=jnp.int32),
+        sent=shared.sent + jnp.sum(batch < shared.tree.capacity, dtype=jnp.int32),
     )
 
 

@@ -1,6 +1,7 @@
 """Our model on converted weights against Hugging Face's, on prompts long enough to show a wrong RoPE."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from checkpoints_convert import convert, open_checkpoint
+from pipedec_jax.cache import chunk_rows, empty_layers
 from pipedec_jax.model import llama
 from tests.checkpoints_convert.sources import COMMON, GEOMETRIES, hugging_face_model, save
 
@@ -44,3 +46,34 @@ def test_a_slightly_wrong_config_shows(wrong, tmp_path):
     expected, config, params = both(GEOMETRIES["LLaMA 3.1: scaled RoPE"], tmp_path)
     found = llama.forward(dataclasses.replace(config, **wrong), params, jnp.asarray(PROMPT))
     assert relative_difference(np.asarray(found), expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_logits_equal_hugging_face_through_the_cache(name, tmp_path):
+    """Most of the prompt in chunks, the last padded, and the rest token by token, with slots to spare."""
+    expected, config, params = both(GEOMETRIES[name], tmp_path)
+    slots, chunk, alone = 512, 128, 20
+    chunked = PROMPT.shape[1] - alone
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def feed(width, caches, token_S, start, length):
+        rows = chunk_rows(start, width, length, slots)
+        x = params["embedding"][jax.lax.dynamic_slice_in_dim(token_S, start, width)]
+        rope = llama.rope_tables(config, rows.position, x.dtype)
+        new = []
+        for index, cache in enumerate(caches):
+            layer = params["layers"][str(index)]
+            x, cache = llama.forward_layer(config, layer, x, rope, cache.attend(rows))
+            new.append(cache)
+        return tuple(new), llama.logits(config, params["final_norm"], llama.head_matrix(params), x)
+
+    caches = empty_layers(config, config.layers, slots, jnp.float32)
+    token_S = jnp.pad(jnp.asarray(PROMPT[0]), (0, slots + chunk - PROMPT.shape[1]))
+    found = []
+    for start in range(0, chunked, chunk):
+        caches, logits = feed(chunk, caches, token_S, jnp.int32(start), jnp.int32(chunked))
+        found.append(np.asarray(logits)[: min(chunk, chunked - start)])
+    for start in range(chunked, PROMPT.shape[1]):
+        caches, logits = feed(1, caches, token_S, jnp.int32(start), jnp.int32(start + 1))
+        found.append(np.asarray(logits))
+    assert relative_difference(np.concatenate(found)[None], expected) <= 1e-4
