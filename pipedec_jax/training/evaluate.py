@@ -91,10 +91,10 @@ def agreement(student: Model, text: np.ndarray, prompt: int, end: int, batch: in
     """
     config, params = student
     found = [
-        np.asarray(score(config, params, text[at : at + batch, :-1], max(TOPS))[0]).astype(np.int32)
+        np.asarray(score(config, params, text[at : at + batch], max(TOPS))[0]).astype(np.int32)
         for at in range(0, len(text) - batch + 1, batch)
     ]
-    choice = np.concatenate(found)[:, prompt - 1 :]
+    choice = np.concatenate(found)[:, prompt - 1 : -1]
     written = text[: len(choice), prompt:]
     ended = np.cumsum(written == end, axis=1) - (written == end) > 0
     hit = choice == written[..., None]

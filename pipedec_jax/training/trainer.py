@@ -58,6 +58,8 @@ class TrainingConfig:
     """Peak rate of embedding and norms, which AdamW updates."""
     weight_decay: float = 0.05
     momentum: float = 0.95
+    hard: float = 0.0
+    """In distillation, the weight of the teacher's first choice alone against its whole distribution."""
     clip: float = 1.0
     """Largest global norm of a gradient."""
     warmup: int = 100
@@ -152,11 +154,11 @@ def grow(params: Parameters, layers: int) -> Parameters:
     return params | {"layers": stacked}
 
 
-def loss_of(logits_NV: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+def loss_of(logits_NV: jax.Array, batch: dict[str, jax.Array], hard: float = 0.0) -> jax.Array:
     """Mean loss per token in nats: cross entropy, or the teacher's coarse cross entropy where it is given.
 
     The teacher's distribution is its K best tokens and one more class for all others, so that the student learns
-    how much is left over but not how the teacher spreads it.
+    how much is left over but not how the teacher spreads it. `hard` mixes in the cross entropy of its first choice.
     """
     log_prob = logits_NV - jax.nn.logsumexp(logits_NV, axis=-1, keepdims=True)
     if "choice" not in batch:
@@ -167,14 +169,17 @@ def loss_of(logits_NV: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     student = jnp.take_along_axis(log_prob, batch["choice"].reshape(-1, K), axis=-1)
     rest_teacher = jnp.maximum(1.0 - jnp.sum(teacher, axis=-1), 0.0)
     rest_student = jnp.maximum(1.0 - jnp.sum(jnp.exp(student), axis=-1), 1e-6)
-    return -jnp.mean(jnp.sum(teacher * student, axis=-1) + rest_teacher * jnp.log(rest_student))
+    soft = jnp.sum(teacher * student, axis=-1) + rest_teacher * jnp.log(rest_student)
+    return -jnp.mean((1.0 - hard) * soft + hard * student[:, 0])
 
 
-def make_step(model: LlamaConfig, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+def make_step(model: LlamaConfig, optimizer: optax.GradientTransformation, hard: float = 0.0) -> Callable[..., Any]:
     """A compiled `step(params, state, batch, fraction) -> (params, state, loss)`; params and state are donated."""
 
     def step(params: Parameters, state: Any, batch: dict[str, jax.Array], fraction: jax.Array):
-        loss, slope = jax.value_and_grad(lambda tree: loss_of(forward(model, tree, batch["token"]), batch))(params)
+        loss, slope = jax.value_and_grad(lambda tree: loss_of(forward(model, tree, batch["token"]), batch, hard))(
+            params
+        )
         update, state = optimizer.update(slope, state, params)
         params = jax.tree.map(lambda value, change: value + fraction * change, params, update)
         return params, state, loss
@@ -261,7 +266,7 @@ def train(
             state = optimizer.init(params)
         shape = dataclasses.replace(phase, steps=0, rate=(1.0, 1.0))
         if shape not in step_of:
-            step_of = {shape: make_step(dataclasses.replace(model, layers=phase.layers), optimizer)}
+            step_of = {shape: make_step(dataclasses.replace(model, layers=phase.layers), optimizer, config.hard)}
         batch = batches(window, phase.batch, phase.length)
         params, state, loss = step_of[shape](params, state, batch, np.float32(config.fraction(number)))
         recent.append(loss)
