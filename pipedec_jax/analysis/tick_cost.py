@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pipedec_jax import vocabulary
 from pipedec_jax.cache import Rows
 from pipedec_jax.drafters.replay import Replay, ReplayDrafter
+from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model.parameters import ParameterSource
-from pipedec_jax.pipeline import vocabulary
 from pipedec_jax.pipeline.engine import Engine, EngineSettings
-from pipedec_jax.pipeline.exchange import AXIS, vary
 from pipedec_jax.pipeline.placement import OWN
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
 

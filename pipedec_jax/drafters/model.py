@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from pipedec_jax import vocabulary
 from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
-from pipedec_jax.pipeline import vocabulary
-from pipedec_jax.pipeline.exchange import AXIS, vary
 from pipedec_jax.tree import at
 
 

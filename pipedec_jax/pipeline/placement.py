@@ -18,11 +18,11 @@ from jax.sharding import PartitionSpec as P
 from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.model import DraftParams
+from pipedec_jax.exchange import AXIS
 from pipedec_jax.model.parameters import ParameterSource, layer_shapes
-from pipedec_jax.pipeline.exchange import AXIS
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
-from pipedec_jax.pipeline.vocabulary import shard_size
+from pipedec_jax.vocabulary import shard_size
 
 OWN = P(AXIS)
 """Sharding of arrays that every rank has its own of."""

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from pipedec_jax import transcript
+from pipedec_jax import transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
-from pipedec_jax.pipeline import vocabulary
-from pipedec_jax.pipeline.exchange import AXIS, sum_over_ranks, vary
+from pipedec_jax.exchange import AXIS, sum_over_ranks, vary
 from pipedec_jax.pipeline.stage import run_stage
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays

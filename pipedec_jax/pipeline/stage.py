@@ -13,9 +13,9 @@ from jax import lax
 
 from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
-from pipedec_jax.pipeline.exchange import AXIS, vary
 from pipedec_jax.pipeline.split import StageSplit
 
 

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from pipedec_jax import transcript, tree
+from pipedec_jax import transcript, tree, vocabulary
 from pipedec_jax.cache import free_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, View
+from pipedec_jax.exchange import AXIS, gather_over_ranks, sum_over_ranks, vary
 from pipedec_jax.model.llama import wide
-from pipedec_jax.pipeline import vocabulary
-from pipedec_jax.pipeline.exchange import AXIS, gather_over_ranks, sum_over_ranks, vary
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule

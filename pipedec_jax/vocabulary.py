@@ -12,8 +12,8 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.exchange import AXIS, gather_over_ranks
 from pipedec_jax.model import llama
-from pipedec_jax.pipeline.exchange import AXIS, gather_over_ranks
 from pipedec_jax.sampling import SamplingArrays, SamplingMode, gumbel_noise, keep, scale
 
 
