@@ -1,0 +1,54 @@
+"""Compare the engine with plain decoding in NumPy over the full grid of stages, widths, children and ways to draw.
+
+In float64 no token may differ. In float32 and bfloat16 every difference must be a near tie: it is shown how far plain
+decoding's scores were from the engine's token. Needs a checkout with the test extra installed; the full grid takes
+hours on two cores. `--only` chooses programs by words of their description, `--small` the grid of the tests.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    """Run the grid and print a line per program, then the totals."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
+    parser.add_argument("--small", action="store_true", help="the tests' grid instead of the full one")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="WORD", help="programs whose description has all words"
+    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth program of the grid")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--bound", type=float, help="largest distance of a near tie (default: by dtype)")
+    options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 17)
+
+    from tests import exactness
+
+    bound = exactness.NEAR_TIE[options.dtype] if options.bound is None else options.bound
+    grid = exactness.SMALL_GRID if options.small else exactness.full_grid()
+    grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
+    grid = grid[:: options.every]
+    begun, everything = time.perf_counter(), []
+    for (shape, kind, _), outcomes in zip(
+        grid, exactness.run_grid(grid, options.dtype, options.new_tokens), strict=True
+    ):
+        everything += outcomes
+        print(f"{shape}, {kind}: {exactness.summary(outcomes, bound)}", flush=True)
+        for outcome in outcomes:
+            if outcome.first_difference is not None:
+                print(f"    token {outcome.first_difference}, distance {outcome.distance:.1e}: {outcome.combination}")
+    print(f"\n{options.dtype}, {len(grid)} programs, {time.perf_counter() - begun:.0f} s")
+    print(exactness.summary(everything, bound))
+    print(exactness.histogram(everything))
+    return int(any(outcome.distance > bound for outcome in everything))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
