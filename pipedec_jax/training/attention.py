@@ -81,6 +81,6 @@ def causal_attention(query_BTHA: jax.Array, key_BTGA: jax.Array, value_BTGA: jax
     for start in range(0, T, block):
         stop = start + block
         rows = query[:, :, :, start:stop].reshape(B, G, Q * block, A)
-        mixed = _attend_block(rows, key[:, :, :stop], value[:, :, :stop], block)
+        mixed = jnp.asarray(_attend_block(rows, key[:, :, :stop], value[:, :, :stop], block))
         blocks.append(mixed.reshape(B, G, Q, block, A))
     return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, H, A)

@@ -16,7 +16,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Parameters, parameter_count, parameter_shapes
 from pipedec_jax.training.forward import forward
 from pipedec_jax.training.generate import generate, score
-from pipedec_jax.training.tokenizer import BEGIN, END
+from pipedec_jax.training.tokenizer import BEGIN, END, token_id
 from pipedec_jax.training.trainer import loss_of
 
 TOPS = (1, 2, 4, 8)
@@ -117,7 +117,7 @@ def evaluate(
         tokenizer: Of all models.
         settings: What to measure.
     """
-    begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
+    begin, end = token_id(tokenizer, BEGIN), token_id(tokenizer, END)
     random = np.random.default_rng(settings.seed)
     token, target = held_out_windows(documents, begin, settings.window)
     chosen = random.permutation(len(token))[: settings.windows or None]

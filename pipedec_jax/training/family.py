@@ -24,7 +24,14 @@ from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.evaluate import EvaluationConfig, evaluate
 from pipedec_jax.training.export import export, load_exported
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
-from pipedec_jax.training.tokenizer import BEGIN, encode_files, load_tokenizer, save_tokenizer, train_tokenizer
+from pipedec_jax.training.tokenizer import (
+    BEGIN,
+    encode_files,
+    load_tokenizer,
+    save_tokenizer,
+    token_id,
+    train_tokenizer,
+)
 from pipedec_jax.training.trainer import TrainingConfig, train
 
 STAGES = ("text", "target", "records", "middle", "draft", "export", "evaluate")
@@ -112,7 +119,7 @@ class Family:
     @functools.cached_property
     def windows(self) -> TextWindows:
         """Windows of training text."""
-        return TextWindows(self.documents()[0], self.tokenizer.token_to_id(BEGIN))
+        return TextWindows(self.documents()[0], token_id(self.tokenizer, BEGIN))
 
     @functools.cached_property
     def target(self) -> Parameters:

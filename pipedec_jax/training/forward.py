@@ -75,7 +75,8 @@ def hidden(config: LlamaConfig, params: Parameters, token_BT: jax.Array, block: 
     D = config.width
     H, G, A = config.heads, config.kv_heads, config.head_size
     x = params["embedding"][token_BT.reshape(-1)]
-    rope = tuple(jnp.asarray(table, x.dtype) for table in _rope_constants(config, T))
+    cos, sin = _rope_constants(config, T)
+    rope = jnp.asarray(cos, x.dtype), jnp.asarray(sin, x.dtype)
     for index in range(config.layers):
         layer = params["layers"][str(index)]
         with jax.named_scope("attention"):

@@ -72,6 +72,18 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that must be there.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token {token!r}; it is not the demo family's")
+    return found
+
+
 def encode_files(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids (`int32`) of each text as one document: begin token, text, end token."""
     end = tokenizer.token_to_id(END)

@@ -99,7 +99,8 @@ class TrainingConfig:
         for phase in values["phases"]:
             check_keys(phase, Phase, "phase")
         phases = (Phase(**(phase | {"rate": tuple(phase.get("rate", (1.0, 1.0)))})) for phase in values["phases"])
-        return cls(**(values | {"phases": tuple(phases)}))
+        fields: dict[str, Any] = values | {"phases": tuple(phases)}
+        return cls(**fields)
 
     def scaled(self, steps: int) -> TrainingConfig:
         """The same run in about `steps` steps: every phase is stretched alike."""
@@ -120,7 +121,7 @@ MATRIX_AXES = {
 """Input and output axes of the arrays that Muon treats as matrices."""
 
 
-def matrix_axes(params: Parameters) -> Parameters:
+def matrix_axes(params: Parameters) -> Any:
     """For every array, which axes are input and which output of its matrix; `None` for what AdamW updates."""
     axes: dict[str, MuonDimensionNumbers | None] = {}
     for path, _ in flatten(params):
@@ -130,6 +131,7 @@ def matrix_axes(params: Parameters) -> Parameters:
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """Gradient clipping, then Muon for matrices and AdamW for the rest, at their peak rates."""
+    axes: Any = matrix_axes  # optax's annotation knows no nested trees
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         muon(
@@ -140,7 +142,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
             adam_b2=0.98,
             adam_weight_decay=0.0,
             adam_learning_rate=config.adam_learning_rate,
-            muon_weight_dimension_numbers=matrix_axes,
+            muon_weight_dimension_numbers=axes,
             consistent_rms=0.2,
         ),
     )
@@ -180,7 +182,9 @@ def make_step(model: LlamaConfig, optimizer: optax.GradientTransformation, hard:
         loss, slope = jax.value_and_grad(lambda tree: loss_of(forward(model, tree, batch["token"]), batch, hard))(
             params
         )
-        update, state = optimizer.update(slope, state, params)
+        # Optax's own arithmetic promotes implicitly.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            update, state = optimizer.update(slope, state, params)
         params = jax.tree.map(lambda value, change: value + fraction * change, params, update)
         return params, state, loss
 
