@@ -67,10 +67,7 @@ class Llama:
             key = self.rope((w[name + "self_attn.k_proj.weight"] @ y).reshape(self.kv_heads, self.head_dim))
             value = (w[name + "self_attn.v_proj.weight"] @ y).reshape(self.kv_heads, self.head_dim)
             self.keys[layer, here], self.values[layer, here] = key, value
-            mixed = [
-                self.attend(layer, head // (self.heads // self.kv_heads), query[head]) for head in range(self.heads)
-            ]
-            x = x + w[name + "self_attn.o_proj.weight"] @ np.concatenate(mixed)
+            x = x + w[name + "self_attn.o_proj.weight"] @ self.attend(layer, query)
             y = self.norm(x, name + "post_attention_layernorm.weight")
             gate = w[name + "mlp.gate_proj.weight"] @ y
             gate = gate / (1 + np.exp(-gate))
@@ -79,11 +76,13 @@ class Llama:
         head = "model.embed_tokens.weight" if self.config["tie_word_embeddings"] else "lm_head.weight"
         return w[head] @ self.norm(x, "model.norm.weight")
 
-    def attend(self, layer: int, group: int, query: np.ndarray) -> np.ndarray:
-        """One head's attention over everything so far, the current token included."""
+    def attend(self, layer: int, query: np.ndarray) -> np.ndarray:
+        """Attention of `[heads, head_dim]` over everything so far, the current token included, as one vector."""
         stop = self.length + 1
-        score = (self.keys[layer, :stop, group] @ query) / np.sqrt(self.dtype.type(self.head_dim))
-        return softmax(score) @ self.values[layer, :stop, group]
+        grouped = query.reshape(self.kv_heads, self.heads // self.kv_heads, self.head_dim)
+        keys, values = self.keys[layer, :stop], self.values[layer, :stop]
+        score = (grouped @ keys.transpose(1, 2, 0)) / np.sqrt(self.dtype.type(self.head_dim))
+        return (softmax(score) @ values.transpose(1, 0, 2)).reshape(-1)
 
 
 def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> np.ndarray:
@@ -108,9 +107,9 @@ def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> np.ndarray:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Softmax of a vector; minus infinity gives 0."""
-    e = np.exp(x - np.max(x))
-    return e / np.sum(e)
+    """Softmax over the last axis; minus infinity gives 0."""
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,10 +163,6 @@ class TreeMachine(RuleBasedStateMachine):
             self.plain.record(index, choice)
             assert recorded[index] == log_prob[place]
 
-    @rule(token=st.integers(0, TOKENS - 1))
-    def find_child(self, token: int) -> None:
-        assert int(self.op.find_child(self.array, np.int32(token))) == self.plain.find_child(token)
-
     @precondition(lambda self: self.plain.root.children)
     @rule(seed=SEEDS)
     def advance(self, seed: int) -> None:
@@ -191,6 +187,11 @@ class TreeMachine(RuleBasedStateMachine):
                 assert array.choice[index] == node.choice
         waiting = [index for index, node in living.items() if not node.sent_tick]
         assert np.flatnonzero(array.waiting).tolist() == sorted(waiting)
+
+    @invariant()
+    def the_child_of_every_token_is_found(self) -> None:
+        for token in range(TOKENS):
+            assert int(self.op.find_child(self.array, np.int32(token))) == self.plain.find_child(token)
 
     @invariant()
     def ancestor_bits_are_the_paths_of_living_nodes_and_nothing_else(self) -> None:

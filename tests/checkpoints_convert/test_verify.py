@@ -91,7 +91,7 @@ def test_rounding_is_allowed_and_nothing_else(pristine, tmp_path):
 def test_logits_are_compared_and_can_be_wrong(dtype, tmp_path):
     source = save(hugging_face_model(GEOMETRIES["LLaMA 3.2: tied, scaled RoPE"]), tmp_path / "source")
     converted = convert(source, tmp_path / "converted", dtype)
-    assert logit_difference(source, converted) <= 1e-5
+    assert logit_difference(source, converted) <= 1e-4
     # The same weights under another RoPE: only the logits can tell.
     values = json.loads((converted / "pipedec_jax.json").read_text())
     edit_json(converted / "pipedec_jax.json", model=values["model"] | {"rope_theta": 1e4})

@@ -53,12 +53,12 @@ def tokens_of(pair: Pair, prompt: tuple[int, ...], draw: Draw, new_tokens: int) 
 COMPILED = [(shape, kind) for shape, kind, _ in SMALL_GRID if shape.stages in (1, 2, 4) and shape.geometry != SIXTEEN]
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(data=st.data())
 def test_any_request_in_any_pieces_gives_the_text_of_plain_decoding(data: st.DataObject) -> None:
     shape, kind = data.draw(st.sampled_from(COMPILED))
     pair = data.draw(st.sampled_from(PAIRS[shape.geometry]))
-    prompt = tuple(data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=LONGEST - 40)))
+    prompt = tuple(data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40)))
     new_tokens = data.draw(st.integers(1, 40))
     draw = GREEDY
     if kind != "greedy":

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tests.exactness import FIVE, ODD, SMALL_GRID, Outcome, Shape, bench, combinations, compare
+from tests.exactness import FIVE, SMALL_GRID, Outcome, Shape, bench, combinations, compare
 
 
 @functools.cache
@@ -36,8 +36,7 @@ def test_the_grid_is_as_large_and_as_varied_as_it_claims() -> None:
 
 
 FLOAT32 = [
-    (Shape("pipedec", 4, 8, 4, FIVE), "filtered", 14),
-    (Shape("pipedec", 2, 8, 3, ODD), "greedy", 12),
+    (Shape("pipedec", 4, 8, 4, FIVE), "filtered", 21),
 ]
 
 
