@@ -37,6 +37,10 @@ class Sampling:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise ValueError(f"{name} must be a whole number, not {value!r}")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise ValueError(f"{name} must be a number, not {value!r}")
         # Beyond these bounds float32 scores overflow, or vanish beside the noise.
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
             raise ValueError(f"temperature must be 0 (greedy) or from 1e-6 to 1e6, not {self.temperature}")

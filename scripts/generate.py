@@ -47,6 +47,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
+    parser.add_argument(
+        "--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time, in place of bytes"
+    )
     parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")
     return parser.parse_args(arguments)
@@ -59,6 +62,19 @@ def read_prompt(options: argparse.Namespace) -> str:
         except UnicodeDecodeError as error:
             raise ValueError(f"{options.prompt_file} is not UTF-8 text: {error}") from error
     return SAMPLE if options.prompt is None else options.prompt
+
+
+def read_calibration(path: Path | None) -> dict[str, float] | None:
+    """The times that `analysis.cost.Costs` names, or `None`."""
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold one JSON object of seconds, not {type(values).__name__}")
+    return values
 
 
 def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
@@ -84,6 +100,7 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         width=options.width,
         children=options.children,
         dtype=options.dtype,
+        calibration=read_calibration(options.calibration),
     )
 
 
@@ -130,7 +147,8 @@ def run(options: argparse.Namespace) -> None:
     for piece in stream:
         print(piece, end="", flush=True)
     print("\n")
-    print_table(stream.result, decoder)
+    basis = "the calibration's times" if options.calibration else "the bytes of weights a rank reads"
+    print_table(stream.result, decoder, basis)
     if options.memory:
         print_memory(decoder)
 
@@ -141,6 +159,7 @@ def described(options: argparse.Namespace, decoder: pipedec_jax.Decoder, prompt:
         **vars(options),
         "prompt": prompt,
         "prompt_file": str(options.prompt_file) if options.prompt_file else None,
+        "calibration": str(options.calibration) if options.calibration else None,
         "target": decoder.target.name,
         "draft": decoder.draft.name if decoder.draft else None,
         "dtype": decoder.dtype.name,
@@ -151,7 +170,7 @@ def memory(options: argparse.Namespace, decoder: pipedec_jax.Decoder) -> dict[st
     return {"bytes_per_device": decoder.bytes_per_device()} if options.memory else {}
 
 
-def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder) -> None:
+def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, basis: str) -> None:
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
     rows = [
@@ -160,7 +179,7 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder) ->
         ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
         ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
         ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
-        ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", "modeled from the bytes of weights a rank reads"),
+        ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
         ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
         ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),
         ("per token", rest, f"measured TPOT after the first{virtual}"),
@@ -177,7 +196,8 @@ def print_memory(decoder: pipedec_jax.Decoder) -> None:
         parts = {name: value for name, value in row.items() if isinstance(value, int)}
         print(f"  {row['device']}: {sum(parts.values()):,}")
         for name, value in parts.items():
-            print(f"    {name:<26} {value:>15,}")
+            if value:
+                print(f"    {name:<26} {value:>15,}")
 
 
 if __name__ == "__main__":

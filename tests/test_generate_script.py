@@ -18,6 +18,7 @@ SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens",
 OPTIONS = {
     *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
+    "calibration",
 }
 
 
@@ -123,7 +124,7 @@ BAD = {
     "top-p": (["--top-p", "1.5"], "top_p must be"),
     "top-k": (["--top-k", "-5"], "top_k must be"),
     "seed": (["--seed", "-1"], "seed must be"),
-    "an empty stop string": (["--stop", ""], "a stop string must not be empty"),
+    "an empty stop string": (["--stop", ""], "a stop string must be text and not empty"),
     "an unknown option": (["--speed", "9"], "unrecognized arguments: --speed 9"),
     "no checkpoint": (["--target", "/nowhere"], "/nowhere does not exist"),
     "no draft checkpoint": (["--draft", "/nowhere"], "/nowhere does not exist"),
@@ -154,6 +155,33 @@ def test_a_chat_without_a_template_is_an_error(script, models, family, no_engine
 def test_a_prompt_file_that_is_no_text_is_an_error(script, models, no_engine, capsys, tmp_path):
     (tmp_path / "prompt").write_bytes(b"\xff\xfe\x00")
     expect_error(script, capsys, [*models, "--prompt-file", str(tmp_path / "prompt")], "is not UTF-8 text")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must hold one JSON object"),
+        ('{"layer": 1}', "calibration lacks 'head'"),
+        ('{"layer": "x", "head": 1, "pp_layer": 1, "pp_head": 1}', "cost layer must be a finite number"),
+    ],
+)
+def test_a_calibration_that_is_none_is_an_error(script, models, no_engine, capsys, tmp_path, text, message):
+    (tmp_path / "times.json").write_text(text, encoding="utf-8")
+    expect_error(script, capsys, [*models, *SIZES, "--calibration", str(tmp_path / "times.json")], message)
+
+
+def test_a_calibration_changes_modeled_time_alone(script, models, capsys, tmp_path):
+    times = {"layer": 3.0, "head": 1.0, "pp_layer": 1.0, "pp_head": 1.0, "draft": 0.5}
+    (tmp_path / "times.json").write_text(json.dumps(times), encoding="utf-8")
+    found = []
+    for calibration in ([], ["--calibration", str(tmp_path / "times.json")]):
+        script.main([*models, *SIZES, "--prompt", "x = 1", *calibration, "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["token_ids"] == found[1]["token_ids"]
+    layers, ticks = 4, found[1]["ticks_per_token"]
+    # Two layers a stage at 3; one head whole over three ranks; PP: all layers at 1, its head over two.
+    assert found[1]["modeled_speedup_vs_pp"] == pytest.approx((layers + 1 / 2) / ((6 + 1 / 3) * ticks))
 
 
 def test_weights_that_cannot_be_read_are_an_error(script, models, family, capsys, tmp_path):

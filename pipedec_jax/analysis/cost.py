@@ -40,7 +40,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if not math.isfinite(value) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"cost {name} must be a finite number >= 0, not {value!r}")
         if self.pp_layer == 0:
             raise ValueError("cost pp_layer must be over 0")

@@ -31,6 +31,7 @@ class Decoder:
     """Decodes prompts with one method.
 
     Arguments are checked at once; weights are read, and programs compiled, when they are first needed, and then kept.
+    One request runs at a time: a new one ends the stream before it, and a decoder belongs to one thread.
 
     Args:
         target: the model whose tokens are given.
@@ -185,7 +186,7 @@ class Decoder:
             seed: of the sampling noise. The answer depends on prompt, seed, target and dtype alone.
             stop: strings that end the answer when they appear in its text; they are cut off.
             logprobs: whether to give each token's log-probability.
-            drafter_params: for a drafter whose parameters change from prompt to prompt.
+            drafter_params: new parameters for a drafter of one's own; by default it keeps those of the request before.
 
         Raises:
             ValueError: for an empty prompt, a token that is none, a length over the context, or a value out of range.
@@ -194,9 +195,10 @@ class Decoder:
             prompt = self.target.tokenizer.encode(prompt) if prompt else []
         tokens = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if "" in stops:
-            raise ValueError("a stop string must not be empty")
+        stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+        for text in stops:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"a stop string must be text and not empty, not {text!r}")
         return Request(
             prompt=tuple(tokens),
             max_new_tokens=max_new_tokens,
@@ -229,6 +231,8 @@ class Decoder:
 
 
 def _check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:
+    if not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(f"devices must be a list of JAX devices, not {devices!r}")
     if len(devices) < count:
         raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")
     return list(devices[:count])

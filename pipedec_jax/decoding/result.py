@@ -60,7 +60,7 @@ class Generation:
     modeled_speedup_vs_pp: float
     """Modeled time of PP on as many stages over this answer's (`pipedec_jax.analysis.cost`); not measured."""
     compile_s: float
-    """Seconds spent compiling for this answer; 0 when the program was there. Not part of the two below."""
+    """Seconds spent on compiling and on making the caches; 0 when both were there. Not part of the two below."""
     ttft_s: float
     """Time to first token: seconds from the call to the first token, prefill included."""
     tpot_s: float | None

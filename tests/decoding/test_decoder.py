@@ -172,7 +172,10 @@ def test_more_stages_than_devices_are_refused(draft):
         ("x", {"top_p": 0.0}, "top_p"),
         ("x", {"top_k": -1}, "top_k"),
         ("x", {"seed": -1}, "seed"),
-        ("x", {"stop": ["a", ""]}, "stop string must not be empty"),
+        ("x", {"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ("x", {"stop": ["a", ""]}, "stop string must be text and not empty"),
+        ("x", {"stop": [3]}, "stop string must be text and not empty, not 3"),
+        ("x", {"stop": 3}, "stop string must be text and not empty, not 3"),
     ],
 )
 def test_bad_requests_are_refused_before_weights_are_read(target, prompt, options, message):
