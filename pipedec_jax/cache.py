@@ -1,8 +1,9 @@
 """The KV cache with slots: committing and pruning are flags, and nothing in the cache is ever moved.
 
-A sent node owns a slot until it is pruned; a committed token is a slot whose `committed` flag is set. A row attends
-to the committed slots and to those of its own path through the tree. Giving a dead node's slot to a new node at once
-is safe because the pipe is first in, first out: at every stage the new owner's write comes after the old one's.
+A node that was sent or drafted owns a slot until it is pruned; a committed token is a slot whose `committed` flag is
+set. A row attends to the committed slots and to those of its own path through the tree. Giving a dead node's slot to a
+new node at once is safe because the pipe is first in, first out: at every stage the new owner's write comes after the
+old one's.
 """
 
 from __future__ import annotations
@@ -69,11 +70,14 @@ def owners(tree: PredictionTree, slots: int) -> jax.Array:
     return jnp.full(slots, C, jnp.int32).at[slot].set(node, mode="drop")
 
 
-def free_slots(tree: PredictionTree, committed_S: jax.Array, size: int) -> jax.Array:
-    """The first `size` slots that neither text nor tree holds, `[size]` int32, NO_SLOT where there are no more."""
+def give_slots(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> PredictionTree:
+    """Give a slot to each of the nodes that has none; while there are any, in order."""
     S = committed_S.shape[0]
-    slot = select(~committed_S & (owners(tree, S) == tree.capacity), size)
-    return jnp.where(slot < S, slot, NO_SLOT)
+    new = (node_W < tree.capacity) & (at(tree.slot, node_W, 0) == NO_SLOT)
+    free = select(~committed_S & (owners(tree, S) == tree.capacity), node_W.shape[0])
+    slot = at(free, jnp.cumsum(new, dtype=jnp.int32) - 1, S)
+    slot = jnp.where(slot < S, slot, NO_SLOT)
+    return tree.replace(slot=tree.slot.at[jnp.where(new, node_W, tree.capacity)].set(slot, mode="drop"))
 
 
 def tree_rows(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> Rows:

@@ -6,6 +6,7 @@ together. Call these only at the top level of a tick: a collective in a branch t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,10 +41,29 @@ def sum_over_ranks(tree: Any) -> Any:
     return jax.tree.unflatten(structure, summed)
 
 
+def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
+    """Pytrees that one rank each knows, to all ranks: one collective for them together, exact to the bit.
+
+    Args:
+        parts: each a pytree and whether this rank is the one that knows it.
+    """
+    leaves, structure = jax.tree.flatten([tree for tree, _ in parts])
+    known = [knows for tree, knows in parts for _ in jax.tree.leaves(tree)]
+    if not leaves:
+        return [tree for tree, _ in parts]
+    words = [jnp.where(knows, _to_words(leaf), 0) for leaf, knows in zip(leaves, known, strict=True)]
+    everyone = lax.psum(jnp.concatenate([vary(word).ravel() for word in words]), AXIS)
+    received, start = [], 0
+    for leaf, word in zip(leaves, words, strict=True):
+        received.append(_from_words(everyone[start : start + word.size].reshape(word.shape), leaf.dtype))
+        start += word.size
+    return jax.tree.unflatten(structure, received)
+
+
 def gather_over_ranks(tree: Any, ranks: int) -> Any:
     """Every rank's leaves, stacked in front `[R, ...]` and known to all: one collective, exact to the bit.
 
-    The leaves (bool, int32, float32 or float64) travel as the int32 words they are made of.
+    The leaves (bool, int32 or floats) travel as the int32 words they are made of.
     """
     leaves, structure = jax.tree.flatten(tree)
     if not leaves:
@@ -61,12 +81,17 @@ def gather_over_ranks(tree: Any, ranks: int) -> Any:
 
 
 def _to_words(x: jax.Array) -> jax.Array:
+    """An array as int32 words: two each of 64 bits (along a new last axis), a whole one each of 16 or fewer."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.int32)
+    if x.dtype.itemsize == 2:
+        return lax.bitcast_convert_type(x, jnp.int16).astype(jnp.int32)
     return x if x.dtype == jnp.int32 else lax.bitcast_convert_type(x, jnp.int32)
 
 
 def _from_words(words: jax.Array, dtype: Any) -> jax.Array:
     if dtype == jnp.bool_:
         return words != 0
+    if jnp.dtype(dtype).itemsize == 2:
+        return lax.bitcast_convert_type(words.astype(jnp.int16), dtype)
     return words if dtype == jnp.int32 else lax.bitcast_convert_type(words, dtype)

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 from flax import struct
 
 
+MISS = -1
+"""Delay of a token that was not in the pipe when it was chosen."""
+
+
 class Transcript(struct.PyTreeNode):
     """Prompt and answer, with how each answer token came. T is the capacity, E the number of end tokens."""
 
@@ -15,7 +19,8 @@ class Transcript(struct.PyTreeNode):
     tick: jax.Array
     """[T] int32: the tick in which the token was committed, counted from the first root's entry; 0 for the prompt."""
     delay: jax.Array
-    """[T] int32: ticks between the sending of the token's parent and its own: 1 on time, more a late hit, 0 a miss."""
+    """[T] int32: ticks between the sending of the token's parent and its own: 0 when both went in one batch, 1 when one
+    followed the other, more for a late hit, MISS for a miss; 0 for the prompt."""
     log_prob: jax.Array
     """[T] float32: the target's log-probability of the token (temperature 1, no filter)."""
     length: jax.Array

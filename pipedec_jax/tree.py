@@ -7,7 +7,7 @@ Every function here is pure and keeps these invariants (tests/test_tree.py holds
 
 * `ancestor[i, j]` is true only when i and j both live and j lies on the path from the root to i (i itself included);
 * the root lives, and a living node's ancestors all live;
-* a node that was sent has a slot, and so have its ancestors.
+* a node that was sent or drafted has a slot, and so have its ancestors.
 
 Source: the dynamic prediction tree of PipeDec (arXiv 2504.04104), as arrays.
 """
@@ -36,9 +36,11 @@ class PredictionTree(struct.PyTreeNode):
     alive: jax.Array
     """[C] bool: whether the place holds a node that can still be committed."""
     slot: jax.Array
-    """[C] int32: the KV cache slot, given when the node is sent; NO_SLOT before."""
+    """[C] int32: the KV cache slot, given when the node is first sent or drafted; NO_SLOT before."""
     sent_tick: jax.Array
     """[C] int32: the tick in which the node entered the pipe; 0 before."""
+    drafted: jax.Array
+    """[C] bool: whether the drafter has proposed its children."""
     choice: jax.Array
     """[C] int32: the target's next token after this node, once `known`."""
     choice_log_prob: jax.Array
@@ -77,6 +79,7 @@ def plant(capacity: int, token: jax.Array, position: jax.Array) -> PredictionTre
         alive=first,
         slot=jnp.full(capacity, NO_SLOT, jnp.int32),
         sent_tick=jnp.zeros(capacity, jnp.int32),
+        drafted=jnp.zeros(capacity, bool),
         choice=jnp.zeros(capacity, jnp.int32),
         choice_log_prob=jnp.zeros(capacity, jnp.float32),
         known=jnp.zeros(capacity, bool),
@@ -129,18 +132,33 @@ def add(
         alive=put(tree.alive, True),
         slot=put(tree.slot, NO_SLOT),
         sent_tick=put(tree.sent_tick, 0),
+        drafted=put(tree.drafted, False),
         known=put(tree.known, False),
         ancestor=put(tree.ancestor, path),
     )
     return tree, index
 
 
-def send(tree: PredictionTree, node_W: jax.Array, slot_W: jax.Array, tick: jax.Array) -> PredictionTree:
-    """Mark nodes as sent in `tick` (counted from 1) and give them their slots."""
-    return tree.replace(
-        slot=tree.slot.at[node_W].set(slot_W, mode="drop"),
-        sent_tick=tree.sent_tick.at[node_W].set(tick.astype(jnp.int32), mode="drop"),
-    )
+def drop(tree: PredictionTree, mask_C: jax.Array) -> PredictionTree:
+    """Remove nodes and all below them. The root must not be among them."""
+    alive = tree.alive & ~jnp.any(tree.ancestor & mask_C[None, :], axis=1)
+    return tree.replace(alive=alive, ancestor=tree.ancestor & alive[:, None] & alive[None, :])
+
+
+def closed(tree: PredictionTree, node_W: jax.Array, ready_C: jax.Array) -> jax.Array:
+    """The nodes all of whose ancestors are ready or among them as well, C in place of the others."""
+    together = ready_C | mark(tree, node_W)
+    return jnp.where(jnp.any(at(tree.ancestor, node_W, True) & ~together[None, :], axis=1), tree.capacity, node_W)
+
+
+def mark(tree: PredictionTree, node_W: jax.Array) -> jax.Array:
+    """`[C]` bool: which nodes are in the list."""
+    return jnp.zeros(tree.capacity, bool).at[node_W].set(True, mode="drop")
+
+
+def send(tree: PredictionTree, node_W: jax.Array, tick: jax.Array) -> PredictionTree:
+    """Mark nodes as sent in `tick` (counted from 1)."""
+    return tree.replace(sent_tick=tree.sent_tick.at[node_W].set(tick.astype(jnp.int32), mode="drop"))
 
 
 def record(

@@ -104,35 +104,3 @@ def choose(parts: ChoicePart) -> tuple[jax.Array, jax.Array]:
     token = jnp.take_along_axis(parts.token, winner, axis=0)[0]
     logit = jnp.take_along_axis(parts.logit, winner, axis=0)[0]
     return token, logit - jax.nn.logsumexp(parts.total, axis=0)
-
-
-class CandidatePart(struct.PyTreeNode):
-    """One rank's best tokens for each row; gathered, they give the best of the whole vocabulary."""
-
-    logit: jax.Array
-    """[W, K]"""
-    token: jax.Array
-    """[W, K] int32"""
-    total: jax.Array
-    """[W] log of the sum of the exponentials of this rank's logits."""
-
-
-def candidate_part(logit_WVr: jax.Array, children: int) -> CandidatePart:
-    """This rank's `children` best tokens of each row, fewer if it has fewer."""
-    Vr = logit_WVr.shape[-1]
-    logit, token = lax.top_k(logit_WVr, min(children, Vr))
-    return CandidatePart(
-        logit=logit,
-        token=token.astype(jnp.int32) + lax.axis_index(AXIS) * Vr,
-        total=jax.nn.logsumexp(logit_WVr, axis=-1),
-    )
-
-
-def candidates(parts: CandidatePart, children: int) -> tuple[jax.Array, jax.Array]:
-    """The best tokens `[W, K]` of the whole vocabulary and their log-probabilities, from all ranks' `[R, W, K]`."""
-    R, W, k = parts.logit.shape
-    logit = jnp.moveaxis(parts.logit, 0, 1).reshape(W, R * k)
-    token = jnp.moveaxis(parts.token, 0, 1).reshape(W, R * k)
-    best, index = lax.top_k(logit, min(children, R * k))
-    log_prob = best - jax.nn.logsumexp(parts.total, axis=0)[:, None]
-    return jnp.take_along_axis(token, index, axis=1), log_prob

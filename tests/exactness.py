@@ -324,11 +324,11 @@ def check_state(engine: Engine) -> None:
 
 def check_ticks(progress: Progress, stages: int) -> None:
     """The formula of a filled pipe, late hits included: a miss costs a refill, a hit its delay."""
-    assert progress.hits == [delay > 0 for delay in progress.delays]
+    assert progress.hits == [delay >= 0 for delay in progress.delays]
     expected, ticks = stages, []
     for delay in progress.delays:
         ticks.append(expected)
-        expected += delay if delay else stages
+        expected += stages if delay < 0 else delay
     assert progress.ticks == ticks
 
 

@@ -160,25 +160,6 @@ def test_choice_over_shards_equals_the_choice_over_the_whole_vocabulary(
     check()
 
 
-@pytest.mark.parametrize(("rows", "vocab", "ranks"), SHARDS)
-def test_best_tokens_over_shards_equal_the_best_of_the_whole_vocabulary(rows: int, vocab: int, ranks: int) -> None:
-    children = min(4, vocab)
-    size = shard_size(rows, ranks)
-
-    def run(logit_WVr: jax.Array) -> tuple[jax.Array, jax.Array]:
-        token = jax.lax.axis_index(AXIS) * size + jnp.arange(size, dtype=jnp.int32)
-        logit_WVr = jnp.where((token < vocab)[None, :], logit_WVr, -jnp.inf)
-        return vocabulary.candidates(gather_over_ranks(vocabulary.candidate_part(logit_WVr, children), ranks), children)
-
-    mapped = jax.shard_map(run, mesh=placement.make_mesh(ranks), in_specs=P(None, AXIS), out_specs=P())
-    logits = np.random.default_rng(vocab).normal(scale=3, size=(W, ranks * size)).astype(np.float32)
-    tokens, log_probs = (np.asarray(part) for part in jax.jit(mapped)(logits))
-    for row in range(W):
-        whole = logits[row, :vocab]
-        assert tokens[row].tolist() == np.argsort(-whole)[:children].tolist()
-        np.testing.assert_allclose(log_probs[row], jax.nn.log_softmax(whole)[tokens[row]], rtol=1e-5, atol=1e-5)
-
-
 def test_sampled_tokens_follow_the_filtered_distribution() -> None:
     logits, count = np.asarray([2.0, 1.0, 0.0, -1.0, 1.5], np.float32), 20_000
     draw = Draw(0.8, top_k=4, top_p=0.95, seed=3)

@@ -32,9 +32,7 @@ class Costs:
     pp_head: float
     """The target's whole LM head at width 1, on one device."""
     draft: float = 0.0
-    """One step of the draft: all its layers."""
-    draft_head: float = 0.0
-    """The draft's whole LM head, on one device."""
+    """One step of the draft: all its layers and its LM head."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
@@ -53,8 +51,7 @@ def byte_costs(target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int) 
         head=head_bytes(target, item_bytes),
         pp_layer=layer_bytes(target, item_bytes),
         pp_head=head_bytes(target, item_bytes),
-        draft=draft.layers * layer_bytes(draft, item_bytes) if draft else 0.0,
-        draft_head=head_bytes(draft, item_bytes) if draft else 0.0,
+        draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
     )
 
 
@@ -79,11 +76,11 @@ def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
 
 
 def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
-    """Cost of a tick: its slowest rank, the heads' slices and the exchange.
+    """Cost of a tick: its slowest rank, the head's slice and the exchange.
 
-    Layers are split as evenly as possible, so the slowest stage is the longest. Both heads are sharded by vocabulary
-    over all ranks, after the layers, so each rank adds an equal part of them. The draft, with a rank of its own,
-    runs beside the stages; without one it costs nothing here.
+    Layers are split as evenly as possible, so the slowest stage is the longest. The target's head is sharded by
+    vocabulary over all ranks, after the layers, so each rank adds an equal part of it. The draft, with a rank of its
+    own, runs beside the stages, head included; without one it costs nothing here.
 
     Args:
         costs: of each part.
@@ -93,10 +90,8 @@ def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draf
         draft_steps: steps of the draft in a tick.
     """
     longest = split_layers(layers, stages).longest * costs.layer
-    if not draft_ranks:
-        return longest + costs.head / stages + costs.exchange
-    heads = costs.head + draft_steps * costs.draft_head
-    return max(longest, draft_steps * costs.draft) + heads / (stages + draft_ranks) + costs.exchange
+    drafting = draft_steps * costs.draft if draft_ranks else 0.0
+    return max(longest, drafting) + costs.head / (stages + draft_ranks) + costs.exchange
 
 
 def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:

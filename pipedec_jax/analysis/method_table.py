@@ -84,7 +84,7 @@ def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]
         ticks=sum(result.ticks for result in results),
         hits=sum(result.hits or 0 for result in results),
         misses=sum(result.misses or 0 for result in results),
-        late_hits=sum(token.delay > 1 for result in results for token in result.tokens[:-1]),
+        late_hits=sum((token.delay or 0) > 1 for result in results for token in result.tokens[:-1]),
         modeled_speedup_vs_pp=tokens / weighted,
     )
 

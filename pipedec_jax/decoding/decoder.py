@@ -36,10 +36,12 @@ class Decoder:
     Args:
         target: the model whose tokens are given.
         draft: the model that guesses, with the target's tokens; PP needs none.
-        method: `pipedec`, or `pp` for plain pipeline parallelism. The tokens are the same.
+        method: `best-first`, `pipedec`, or `pp` for plain pipeline parallelism. The tokens are the same.
         stages: devices that the target's layers are spread over; the draft takes one more.
         width: most guesses that a tick sends into the pipe.
         children: most guesses after each token.
+        draft_steps: steps the draft makes in a tick.
+        pool: guesses that best-first keeps for later; by default four batches.
         dtype: one of `DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
         devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
         drafter: guesses in place of a draft model (see `pipedec_jax.drafters`).
@@ -60,6 +62,8 @@ class Decoder:
         stages: int = 4,
         width: int = 16,
         children: int = 8,
+        draft_steps: int = 1,
+        pool: int | None = None,
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
         drafter: Drafter | None = None,
@@ -73,6 +77,8 @@ class Decoder:
             stages=stages,
             width=width,
             children=children,
+            draft_steps=draft_steps,
+            pool=pool,
             prefill_width=prefill_width,
             capacity=capacity,
         )
@@ -218,7 +224,12 @@ class Decoder:
         if self.method == "pp":
             return 1.0
         return cost.modeled_speedup_vs_pp(
-            self._costs, self.target.config.layers, self.stages, ticks_per_token, self._draft_ranks
+            self._costs,
+            self.target.config.layers,
+            self.stages,
+            ticks_per_token,
+            self._draft_ranks,
+            self.settings.draft_steps,
         )
 
     def _begin(self, request: Request, chunk: int) -> Stream:

@@ -37,9 +37,9 @@ class Token:
     hit: bool | None
     """Whether it was already in the pipe when the target chose it. `None` under PP, where nothing is guessed, and for
     the last token, which nothing follows that a hit could speed up."""
-    delay: int
-    """Ticks between the sending of the token before it and its own: 1 for a hit on time, more for a late one, 0 where
-    there is no hit."""
+    delay: int | None
+    """Ticks between the sending of the token before it and its own: 0 when both were sent at once, 1 when one followed
+    the other, more for a late hit; `None` where there is no hit."""
     logprob: float | None
     """The target's log-probability at temperature 1, without filters; `None` unless asked for."""
 

@@ -151,7 +151,7 @@ class Stream(Iterator[str]):
                 id=progress.tokens[i],
                 tick=progress.ticks[i],
                 hit=progress.hits[i] if i < guessed else None,
-                delay=progress.delays[i] if i < guessed else 0,
+                delay=progress.delays[i] if i < guessed and progress.hits[i] else None,
                 logprob=progress.logprobs[i] if self._request.logprobs else None,
             )
             for i in range(count)

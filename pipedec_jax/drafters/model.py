@@ -1,119 +1,125 @@
-"""The draft model: a small LLaMA on a rank of its own that extends the tree's frontier by one level a tick.
+"""The draft model: a small LLaMA on a rank of its own that extends the frontier by one token a draft step.
 
-Source: PipeDec (arXiv 2504.04104), where the draft model sits inside the pipeline. Its layers are replicated (a
-program under `shard_map` gives every rank arrays of the same shape); its embedding and head are sharded like the
-target's.
+Source: PipeDec (arXiv 2504.04104), where the draft model sits inside the pipeline. Its weights are replicated (a program
+under `shard_map` gives every rank arrays of the same shape), head included: several draft steps then follow each other
+beside the target's stages without an exchange between them.
+
+Guesses are scored as what the *target* will choose, not as what the draft would. A target follows the draft's favourite
+more often than the draft's own probability says, which `sharpness` corrects; and where the target draws with noise, the
+draft knows that noise (it depends on seed and position alone) and adds it to its own logits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from pipedec_jax import vocabulary
-from pipedec_jax.cache import LayerCache, Rows
+from pipedec_jax.cache import LayerCache, Rows, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.exchange import AXIS, vary
+from pipedec_jax.exchange import vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.sampling import gumbel_noise, keep, scale
 from pipedec_jax.tree import at
+
+Noise = Literal["shared", "independent", "none"]
+"""Under which noise the draft guesses a drawn token: the target's own, other noise of the same law, or none."""
 
 
 class DraftParams(struct.PyTreeNode):
-    """The draft model's weights as one rank holds them."""
+    """The draft model's weights, replicated."""
 
     layers: tuple[Parameters, ...]
-    """All decoder layers (replicated)."""
+    """All decoder layers."""
     final_norm: jax.Array
-    """[Dd] (replicated)."""
+    """[Dd]"""
     embedding: jax.Array
-    """[Vr, Dd]: this rank's rows."""
+    """[Vd, Dd]"""
     head: jax.Array
-    """[Vr, Dd]: this rank's rows; the embedding's when tied."""
+    """[Vd, Dd]; the embedding when tied."""
 
 
 DraftState = tuple[LayerCache, ...]
-"""The draft's cache, one entry per layer; used on its own rank."""
+"""The draft's cache, one entry per layer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDrafter(Drafter):
-    """Proposes the `children` most likely tokens after each frontier node."""
+    """Proposes the `children` tokens that the target will most likely choose after each frontier node."""
 
     config: LlamaConfig
     children: int
     vocab_size: int
     """Ids that are tokens; the draft's padding rows beyond it are never proposed."""
+    sharpness: float = 1.0
+    """Factor on the draft's logits before they are taken for the target's chances."""
+    noise: Noise = "shared"
 
     @property
     def ranks(self) -> int:
         """One rank, behind the target's stages."""
         return 1
 
-    def enter(self, params: DraftParams, view: View) -> jax.Array:
-        """This rank's part of the frontier's embeddings, `[W, Dd]`."""
-        return vocabulary.embed_part(params.embedding, at(view.tree.token, view.frontier, 0))
+    def new_state(self, slots: int, dtype: Any) -> DraftState:
+        """An empty cache."""
+        return empty_layers(self.config, self.config.layers, slots, dtype)
 
-    def compute(
-        self, params: DraftParams, state: DraftState, view: View, entered: jax.Array, first_rank: int
-    ) -> tuple[DraftState, jax.Array]:
-        """Run the layers over the frontier on the draft's rank; elsewhere, and when it is empty, do nothing."""
+    def prefill(self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows) -> DraftState:
+        """Fill the cache with a chunk of the prompt."""
+        return self._layers(params, state, token_W, rows)[0]
+
+    def propose(self, params: DraftParams, state: DraftState, view: View) -> tuple[DraftState, Proposals]:
+        """One step of the draft over the frontier; nothing is computed where that is empty."""
+        W, K = view.frontier.shape[0], self.children
+
+        def run(state: DraftState) -> tuple[DraftState, jax.Array, jax.Array]:
+            state, x = self._layers(params, state, at(view.tree.token, view.frontier, 0), view.rows())
+            logit_WV = llama.logits(self.config, params.final_norm, params.head, x)[:, : self.vocab_size]
+            chance_WV = self._log_chances(logit_WV, view)
+            log_prob, token = lax.top_k(chance_WV, K)
+            return state, token.astype(jnp.int32), log_prob.astype(jnp.float32)
+
+        def rest(state: DraftState) -> tuple[DraftState, jax.Array, jax.Array]:
+            return state, jnp.zeros((W, K), jnp.int32), jnp.full((W, K), -jnp.inf, jnp.float32)
+
         busy = jnp.any(view.frontier < view.tree.capacity)
-        return self._layers(params, state, view.rows, entered, busy, first_rank)
+        # Both branches must be typed alike (see `vary`).
+        state, token, log_prob = lax.cond(busy, lambda state: vary(run(state)), lambda state: vary(rest(state)), state)
+        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob)
 
-    def score(self, params: DraftParams, summed: jax.Array) -> vocabulary.CandidatePart:
-        """The best tokens of this rank's slice of the vocabulary."""
-        logit = vocabulary.head_part(self.config, params.final_norm, params.head, summed, self.vocab_size)
-        return vocabulary.candidate_part(logit, self.children)
+    def _log_chances(self, logit_WV: jax.Array, view: View) -> jax.Array:
+        """`[W, V]` log of the chance that the target chooses each token.
 
-    def propose(self, params: DraftParams, view: View, gathered: vocabulary.CandidatePart) -> Proposals:
-        """The best tokens of the whole vocabulary."""
-        token, log_prob = vocabulary.candidates(gathered, self.children)
-        return Proposals(parent=view.frontier, token=token, log_prob=log_prob.astype(jnp.float32))
-
-    def prefill_enter(self, params: DraftParams, token_W: jax.Array) -> jax.Array:
-        """This rank's part of a chunk's embeddings."""
-        return vocabulary.embed_part(params.embedding, token_W)
-
-    def prefill(
-        self,
-        params: DraftParams,
-        state: DraftState,
-        rows: Rows,
-        entered: jax.Array,
-        active: jax.Array,
-        first_rank: int,
-    ) -> DraftState:
-        """Fill the draft's cache with a chunk of the prompt."""
-        return self._layers(params, state, lambda: rows, entered, active, first_rank)[0]
+        A target that draws takes the highest `logit / T + noise`. The draft's logits differ from the target's by an
+        error, which in these units is T times smaller; hence the factor T, which makes greedy the limit of small T.
+        """
+        if not view.mode.sampled or self.noise == "none":
+            return jax.nn.log_softmax(self.sharpness * logit_WV, axis=-1)
+        sampling = view.sampling
+        if self.noise == "independent":
+            sampling = sampling.replace(key=sampling.key ^ jnp.uint32(0x9E3779B9))
+        scaled = scale(sampling, logit_WV)
+        noise = gumbel_noise(sampling, at(view.tree.position, view.frontier, 0) + 1, self.vocab_size)
+        drawn = scaled + noise.astype(scaled.dtype)
+        if view.mode.filtered:
+            drawn = jnp.where(keep(sampling, scaled), drawn, -jnp.inf)
+        factor = self.sharpness * sampling.temperature.astype(drawn.dtype)
+        return jax.nn.log_softmax(factor * drawn, axis=-1)
 
     def _layers(
-        self,
-        params: DraftParams,
-        state: DraftState,
-        make_rows: Callable[[], Rows],
-        x: jax.Array,
-        active: jax.Array,
-        first_rank: int,
+        self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows
     ) -> tuple[DraftState, jax.Array]:
-        def run(state: DraftState, x: jax.Array) -> tuple[DraftState, jax.Array]:
-            rows = make_rows()
-            rope = llama.rope_tables(self.config, rows.position, x.dtype)
-            caches = []
+        x = params.embedding[token_W]
+        rope = llama.rope_tables(self.config, rows.position, x.dtype)
+        caches = []
+        with jax.named_scope("draft"):
             for layer, cache in zip(params.layers, state, strict=True):
                 x, cache = llama.forward_layer(self.config, layer, x, rope, cache.attend(rows))
                 caches.append(cache)
-            return tuple(caches), x
-
-        def rest(state: DraftState, x: jax.Array) -> tuple[DraftState, jax.Array]:
-            return state, jnp.zeros_like(x)
-
-        mine = (lax.axis_index(AXIS) == first_rank) & active
-        with jax.named_scope("draft"):
-            return lax.cond(mine, run, rest, state, vary(x))
+        return tuple(caches), x

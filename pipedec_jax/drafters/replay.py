@@ -33,7 +33,7 @@ class ReplayDrafter(Drafter):
     children: int
     vocab_size: int
 
-    def propose(self, params: Replay, view: View, gathered: Any) -> Proposals:
+    def propose(self, params: Replay, state: Any, view: View) -> tuple[Any, Proposals]:
         """Guesses for the frontier: the known token (or the one after it, a wrong guess), then other wrong ones."""
         position = at(view.tree.position, view.frontier, 0) + 1
         wrong = ~at(params.right, position, False)
@@ -41,4 +41,4 @@ class ReplayDrafter(Drafter):
         token = (at(params.token, position, 0)[:, None] + offset) % self.vocab_size
         halves = -jnp.log(2.0) * (1 + jnp.arange(self.children, dtype=jnp.float32))
         log_prob = jnp.where(offset < self.vocab_size, halves.astype(jnp.float32)[None, :], -jnp.inf)
-        return Proposals(parent=view.frontier, token=token, log_prob=log_prob)
+        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, NoDrafter
 from pipedec_jax.drafters.model import ModelDrafter
+from pipedec_jax.exchange import vary
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -26,11 +27,13 @@ from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
 from pipedec_jax.sampling import Sampling, SamplingMode
 from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.schedules.levels import LevelSchedule
 from pipedec_jax.schedules.plain import PlainSchedule
+from pipedec_jax.transcript import MISS
 
-METHODS = ("pp", "pipedec")
-"""Decoding methods: plain pipeline parallelism, and PipeDec."""
+METHODS = ("pp", "pipedec", "best-first")
+"""Decoding methods: plain pipeline parallelism, PipeDec as published, and the best candidates first."""
 
 END_TOKENS = 16
 """Places for end tokens in a compiled program; it has more of them, in steps of as many, where they do not suffice."""
@@ -51,6 +54,10 @@ class EngineSettings:
     """Most nodes of a tree level, and so of a tick's batch (W); PP ignores it."""
     children: int = 8
     """Most children per node (K); PP ignores it."""
+    draft_steps: int = 1
+    """Draft steps in a tick (R); PP ignores it."""
+    pool: int | None = None
+    """Candidates that best-first keeps in the tree (P); by default four batches."""
     dtype: Any = jnp.float32
     """Dtype of weights, activations and caches."""
     prefill_width: int = 128
@@ -61,10 +68,13 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("stages", "width", "children", "prefill_width"):
+        for name in ("stages", "width", "children", "draft_steps", "prefill_width"):
             check_count(name, getattr(self, name))
-        if self.capacity is not None:
-            check_count("capacity", self.capacity)
+        for name in ("pool", "capacity"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.draft_steps > 1 and self.method == "pipedec":
+            raise ValueError("pipedec makes one draft step a tick; use method best-first for more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +87,8 @@ class Progress:
     hits: list[bool]
     """Whether the token was in the pipe, as a child of the one before, when the target chose it."""
     delays: list[int]
-    """Ticks between the sending of the token's parent and its own: 1 on time, more a late hit, 0 a miss."""
+    """Ticks between the sending of each token's parent and its own: 0 in one batch, 1 in the next, more for a late hit;
+    -1 for a miss."""
     logprobs: list[float]
     """The target's log-probability of the token, at temperature 1 and without filters."""
     nodes: int
@@ -236,7 +247,7 @@ class Engine:
         return Progress(
             tokens=text.token[new].tolist(),
             ticks=text.tick[new].tolist(),
-            hits=[delay > 0 for delay in delays],
+            hits=[delay != MISS for delay in delays],
             delays=delays,
             logprobs=text.log_prob[new].tolist(),
             nodes=int(nodes),
@@ -260,10 +271,10 @@ class Engine:
     def new_local(self, capacity: int) -> Local:
         """Fresh caches and activations for this many cache slots."""
         config, dtype = self.target.config, self.settings.dtype
-        state: Any = ()
-        if isinstance(self._drafter, ModelDrafter):
-            draft = self._drafter.config
-            state = placement.place_caches(self.mesh, draft, draft.layers, capacity, dtype)
+        make = jax.shard_map(
+            lambda: vary(self._drafter.new_state(capacity, dtype)), mesh=self.mesh, in_specs=(), out_specs=OWN
+        )
+        state = jax.jit(make)()
         return Local(
             x=placement.per_rank(
                 self.mesh,
@@ -281,7 +292,13 @@ class Engine:
         if (shapes, mode) in self._programs:
             return self._programs[shapes, mode]
         begun = time.perf_counter()
-        system = System(target=self.target, drafter=self._drafter, schedule=self._schedule, sampling=mode)
+        system = System(
+            target=self.target,
+            drafter=self._drafter,
+            schedule=self._schedule,
+            sampling=mode,
+            draft_steps=self.settings.draft_steps,
+        )
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
 
@@ -361,8 +378,8 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
     Raises:
         ValueError: when `settings.capacity` is less.
     """
-    # A slot that is silently missing would be wrong text, so the batch being chosen is counted too.
-    need = length + (settings.stages + 2) * _make_schedule(settings).width
+    # A slot that is silently missing would be wrong text.
+    need = length + _make_schedule(settings).slots(settings.stages)
     if settings.capacity is None:
         return max(256, 1 << (need - 1).bit_length())
     if need > settings.capacity:
@@ -374,7 +391,14 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
 
 
 def _make_schedule(settings: EngineSettings) -> Schedule:
-    return PlainSchedule() if settings.method == "pp" else LevelSchedule(settings.width)
+    width, children = settings.width, settings.children
+    match settings.method:
+        case "pp":
+            return PlainSchedule()
+        case "pipedec":
+            return LevelSchedule(width, pool=width * children)
+        case _:
+            return BestFirstSchedule(width, pool=settings.pool or 4 * width)
 
 
 def _make_drafter(

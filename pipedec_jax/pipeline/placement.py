@@ -85,13 +85,14 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
 
 
 def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
-    """Read the draft's weights: layers on every rank, embedding and head sharded."""
+    """Read the draft's weights and put them on every rank in `dtype`."""
     config = source.config
     layers = tuple(
         {name: replicate(mesh, source.read(f"layers/{layer}/{name}").astype(dtype)) for name in layer_shapes(config)}
         for layer in range(config.layers)
     )
-    embedding, head = place_vocabulary(mesh, source, dtype)
+    embedding = replicate(mesh, source.read("embedding").astype(dtype))
+    head = embedding if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
     return DraftParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
 

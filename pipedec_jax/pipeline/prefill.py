@@ -6,6 +6,8 @@ token is not part of it: it is the first root.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -62,22 +64,20 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
     chunks = (length + width - 1) // width
     token_S = jnp.pad(request.prompt, (0, width))
 
+    def take_chunk(state: Any, token: jax.Array, count: jax.Array) -> Any:
+        return vary(drafter.prefill(weights.drafter, state, token, chunk_rows(count * width, width, length, slots)))
+
     def step(carry: tuple[jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, Local]:
         count, x, local = carry
         token = lax.dynamic_slice_in_dim(token_S, jnp.minimum(count * width, slots), width)
-        embedded, entered = sum_over_ranks(
-            (
-                vocabulary.embed_part(weights.target.embedding, token),
-                drafter.prefill_enter(weights.drafter, token),
-            )
-        )
+        embedded = sum_over_ranks(vocabulary.embed_part(weights.target.embedding, token))
         mine = count - rank  # the chunk that has reached this stage
         active = (mine >= 0) & (mine < chunks) & (rank < stages)
         x = jnp.where(rank == 0, embedded, x)
         rows = chunk_rows(mine * width, width, length, slots)
         cache, x = run_stage(target, weights.target, local.cache, lambda: rows, x, active)
-        drafted = chunk_rows(count * width, width, length, slots)
-        state = drafter.prefill(weights.drafter, local.drafter, drafted, entered, count < chunks, stages)
+        take = (rank == stages) & (count < chunks) & (drafter.ranks > 0)
+        state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), token, count)
         x = lax.ppermute(x, AXIS, system.shift) if system.shift else x
         return count + 1, x, local.replace(cache=cache, drafter=state)
 

@@ -1,9 +1,10 @@
 """One tick of the pipeline: send, compute, exchange, update. Every method is this function.
 
     send      the schedule's next batch enters the pipe; its embeddings are summed over the ranks
-    compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter extends the frontier
-    exchange  activations move one stage on (ppermute); the last stage's rows meet every rank's slice of the head
-    update    the same on all ranks: record the target's choices, walk the root, prune, grow the tree
+    compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
+    exchange  activations move one stage on (ppermute); the guesses and the last stage's rows are broadcast, and the
+              rows meet every rank's slice of the head
+    update    the same on all ranks: add the guesses, record the target's choices, walk the root, prune
 
 The tree, the text and the pipe's bookkeeping are replicated, so all ranks agree without a coordinator. Only caches
 and activations differ between ranks. Collectives stand at the top level of `tick`, never inside a branch.
@@ -21,9 +22,9 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax import transcript, tree, vocabulary
-from pipedec_jax.cache import free_slots, tree_rows
-from pipedec_jax.drafters.base import Drafter, View
-from pipedec_jax.exchange import AXIS, gather_over_ranks, sum_over_ranks, vary
+from pipedec_jax.cache import give_slots, tree_rows
+from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
 from pipedec_jax.model.llama import wide
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
@@ -40,6 +41,8 @@ class System:
     drafter: Drafter
     schedule: Schedule
     sampling: SamplingMode
+    draft_steps: int = 1
+    """Draft steps in a tick (R)."""
 
     @property
     def stages(self) -> int:
@@ -92,44 +95,86 @@ class Weights(struct.PyTreeNode):
 
 def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tuple[Shared, Local]:
     """One stage-step of the whole system. Runs under `shard_map`."""
-    target, drafter = system.target, system.drafter
+    target = system.target
     rank = lax.axis_index(AXIS)
 
     # Send.
     shared = send(system, shared)
-    nodes = shared.tree
-    none = nodes.capacity
-    frontier = system.schedule.frontier(nodes)
-    view = View(tree=nodes, text=shared.text, frontier=frontier, committed=shared.committed)
-    token = tree.at(nodes.token, shared.pipe[0], 0)
-    embedded, entered = sum_over_ranks(
-        (vocabulary.embed_part(weights.target.embedding, token), drafter.enter(weights.drafter, view))
-    )
+    token = tree.at(shared.tree.token, shared.pipe[0], 0)
+    embedded = sum_over_ranks(vocabulary.embed_part(weights.target.embedding, token))
 
     # Compute: no collective in here, so every rank works on its own at the same time.
     batch = shared.pipe[jnp.minimum(rank, system.stages - 1)]
-    active = jnp.any(batch < none) & (rank < system.stages)
+    active = jnp.any(batch < shared.tree.capacity) & (rank < system.stages)
     x = jnp.where(rank == 0, embedded, local.x)
-    rows = functools.partial(tree_rows, nodes, shared.committed, batch)
+    rows = functools.partial(tree_rows, shared.tree, shared.committed, batch)
     cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
-    state, partial = drafter.compute(weights.drafter, local.drafter, view, entered, system.stages)
+    state, drafts = draft(system, weights.drafter, local.drafter, shared)
 
     # Exchange.
-    leaving = shared.pipe[-1]
     last = rank == system.stages - 1
-    hidden, partial = sum_over_ranks((jnp.where(last, x, jnp.zeros_like(x)), partial))
+    hidden, drafts = broadcast([(x, last), (drafts, rank == system.stages)]) if system.drafter.ranks else (
+        broadcast([(x, last)])[0], drafts)
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
+    leaving = shared.pipe[-1]
     part = choice_part(system, weights.target, shared, hidden, leaving)
-    parts, scores = gather_over_ranks((part, drafter.score(weights.drafter, partial)), system.ranks)
-    choice, log_prob = vocabulary.choose(parts)
+    choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
 
     # Update.
+    nodes = replay(system, shared, drafts)
     nodes = tree.record(nodes, leaving, choice, log_prob)
-    shared = walk(shared.replace(tree=nodes))
-    proposals = drafter.propose(weights.drafter, view, scores)
-    proposals = proposals.replace(parent=still_there(shared.tree, proposals.parent))
-    shared = shared.replace(tree=system.schedule.grow(shared.tree, proposals))
+    shared = walk(shared.replace(tree=nodes), keep=system.schedule.keeps_candidates)
     return shared, Local(x=received, cache=cache, drafter=state)
+
+
+def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
+    """The tick's draft steps, each over the tree that the one before has grown; on the drafter's rank, if it has one."""
+
+    def run(state: Any) -> tuple[Any, list[Proposals]]:
+        nodes, drafts = shared.tree, []
+        for _ in range(system.draft_steps):
+            nodes, frontier = extend(system, shared, nodes)
+            view = View(
+                tree=nodes,
+                text=shared.text,
+                committed=shared.committed,
+                frontier=frontier,
+                sampling=shared.sampling,
+                mode=system.sampling,
+            )
+            state, proposals = system.drafter.propose(params, state, view)
+            drafts.append(proposals)
+            nodes = system.schedule.grow(nodes, proposals)
+        return state, drafts
+
+    if not system.drafter.ranks:
+        return run(state)
+
+    def rest(state: Any) -> tuple[Any, list[Proposals]]:
+        shapes = jax.eval_shape(run, state)[1]
+        return state, jax.tree.map(lambda leaf: vary(jnp.zeros(leaf.shape, leaf.dtype)), shapes)
+
+    return lax.cond(lax.axis_index(AXIS) == system.stages, lambda state: vary(run(state)), rest, vary(state))
+
+
+def replay(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionTree:
+    """The tree after the tick's draft steps, from what they proposed."""
+    nodes = shared.tree
+    for proposals in drafts:
+        nodes, _ = extend(system, shared, nodes)
+        nodes = system.schedule.grow(nodes, proposals)
+    return nodes
+
+
+def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
+    """Pick the frontier of a draft step, give its nodes their slots and mark them as drafted.
+
+    A node for which no slot is left is not drafted (the engine sizes the cache so that there always is one).
+    """
+    frontier = system.schedule.frontier(nodes)
+    nodes = give_slots(nodes, shared.committed, frontier)
+    frontier = jnp.where(tree.at(nodes.slot, frontier, tree.NO_SLOT) < tree.NO_SLOT, frontier, nodes.capacity)
+    return nodes.replace(drafted=nodes.drafted | tree.mark(nodes, frontier)), frontier
 
 
 def send(system: System, shared: Shared) -> Shared:
@@ -139,13 +184,13 @@ def send(system: System, shared: Shared) -> Shared:
     """
     count = shared.tick + 1
     batch = system.schedule.next_batch(shared.tree)
-    slot = free_slots(shared.tree, shared.committed, batch.shape[0])
-    batch = jnp.where(slot < tree.NO_SLOT, batch, shared.tree.capacity)
+    nodes = give_slots(shared.tree, shared.committed, batch)
+    batch = jnp.where(tree.at(nodes.slot, batch, tree.NO_SLOT) < tree.NO_SLOT, batch, nodes.capacity)
     return shared.replace(
-        tree=tree.send(shared.tree, batch, slot, count),
+        tree=tree.send(nodes, batch, count),
         pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
         tick=count,
-        sent=shared.sent + jnp.sum(batch < shared.tree.capacity, dtype=jnp.int32),
+        sent=shared.sent + jnp.sum(batch < nodes.capacity, dtype=jnp.int32),
     )
 
 
@@ -171,12 +216,13 @@ def choice_part(
     return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
 
 
-def walk(shared: Shared) -> Shared:
+def walk(shared: Shared, keep: bool = False) -> Shared:
     """Move the root forward along the target's choices until one is not known yet, or the answer is complete.
 
     A choice that was sent as a child of the root is a hit: the child becomes the root and the rest is pruned. On a
-    miss everything is dropped and the choice is planted as a new root, to be sent next. Rows of pruned nodes become
-    "none" here, in the same update that frees their places.
+    miss the choice becomes a new root, to be sent next, and everything in flight is dropped; with `keep`, what was
+    drafted below it, where it is among the candidates, stays. Rows of pruned nodes become "none" here, in the same
+    update that frees their places.
     """
 
     def more(shared: Shared) -> jax.Array:
@@ -187,9 +233,10 @@ def walk(shared: Shared) -> Shared:
         token = old.choice[old.root]
         child = tree.find_child(old, token)
         hit = tree.at(old.sent, child, False)
-        delay = jnp.where(hit, tree.at(old.sent_tick, child, 0) - old.sent_tick[old.root], 0)
+        there = child < old.capacity if keep else hit
+        delay = jnp.where(hit, tree.at(old.sent_tick, child, 0) - old.sent_tick[old.root], transcript.MISS)
         new = lax.cond(
-            hit,
+            there,
             lambda: tree.advance(old, child),
             lambda: tree.plant(old.capacity, token, old.position[old.root] + 1),
         )
@@ -197,16 +244,10 @@ def walk(shared: Shared) -> Shared:
             tree=new,
             text=transcript.commit(shared.text, token, shared.tick, delay, old.choice_log_prob[old.root]),
             committed=shared.committed.at[old.slot[old.root]].set(True, mode="drop"),
-            pipe=jnp.where(hit & tree.at(new.alive, shared.pipe, False), shared.pipe, old.capacity),
+            pipe=jnp.where(there & tree.at(new.alive, shared.pipe, False), shared.pipe, old.capacity),
         )
 
     return lax.while_loop(more, step, shared)
-
-
-def still_there(new: PredictionTree, node: jax.Array) -> jax.Array:
-    """Indices of sent nodes from before a walk, C for those it pruned (index 0 may now be a new root, unsent)."""
-    there = tree.at(new.alive, node, False) & tree.at(new.sent, node, False)
-    return jnp.where(there, node, new.capacity)
 
 
 def run_ticks(

@@ -12,33 +12,37 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from pipedec_jax import tree as trees
 from pipedec_jax.drafters.base import Proposals
-from pipedec_jax.schedules.base import Schedule
-from pipedec_jax.tree import PredictionTree, add, at, select
+from pipedec_jax.schedules.base import Schedule, add, is_root, proposal_scores
+from pipedec_jax.tree import PredictionTree, select
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelSchedule(Schedule):
-    """Maximum width W per level; the maximum number of children per node is the drafter's."""
+    """Maximum width W per level; the maximum number of children per node is the drafter's.
+
+    `pool` must hold all children of a level, W times the children of a node: the level is chosen among those whose
+    parents the target's choices left alive.
+    """
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """What was not sent is forgotten."""
+        return False
+
+    def slots(self, stages: int) -> int:
+        """Nothing is drafted before it is sent."""
+        return (stages + 1) * self.width + 1
 
     def frontier(self, tree: PredictionTree) -> jax.Array:
-        """The living nodes of the deepest level: the one just sent, or an older one where that was pruned away."""
-        deepest = jnp.max(jnp.where(tree.alive, tree.position, -1))
-        return select(tree.alive & (tree.position == deepest), self.width)
+        """The living nodes of the deepest level sent: the last one, or an older one where that was pruned away."""
+        sent = tree.alive & tree.sent
+        deepest = jnp.max(jnp.where(sent, tree.position, -1))
+        return select(sent & (tree.position == deepest), self.width)
 
     def grow(self, tree: PredictionTree, proposals: Proposals) -> PredictionTree:
-        """Make the best `width` guesses, by path log-probability, the next level."""
-        score = at(tree.log_prob, proposals.parent, 0.0)[:, None] + proposals.log_prob
-        score = jnp.where(at(tree.alive, proposals.parent, False)[:, None], score, -jnp.inf)
-        best, index = lax.top_k(score.ravel(), min(self.width, score.size))
-        children = score.shape[1]
-        tree, _ = add(
-            tree,
-            parent_M=proposals.parent[index // children],
-            token_M=proposals.token.ravel()[index],
-            log_prob_M=proposals.log_prob.ravel()[index],
-            valid_M=best > -jnp.inf,
-        )
-        return tree
+        """Make the guesses the only candidates: the best of them that survive are the next level."""
+        tree = trees.drop(tree, tree.waiting & ~is_root(tree))
+        return add(tree, proposals, proposal_scores(tree, proposals) > -jnp.inf)
