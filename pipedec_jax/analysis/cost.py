@@ -94,6 +94,17 @@ def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draf
     return max(longest, drafting) + costs.head / (stages + draft_ranks) + costs.exchange
 
 
+MOST_DRAFT_STEPS = 4
+"""More levels a tick than this were never worth their tree updates where drafting is nearly free."""
+
+
+def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int) -> int:
+    """Steps of the draft that fit beside the longest stage, so that a tick does not get longer; at least 1."""
+    if not costs.draft:
+        return MOST_DRAFT_STEPS
+    return max(1, min(MOST_DRAFT_STEPS, int(split_layers(layers, stages).longest * costs.layer / costs.draft)))
+
+
 def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:
     """Cost of a token under PP: all stages one after another at width 1, then the head, sharded over the stages."""
     return layers * costs.pp_layer + costs.pp_head / stages + stages * costs.exchange

@@ -15,6 +15,7 @@ from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.drafters.model import Noise
 from pipedec_jax.loading import Model
 from pipedec_jax.pipeline.engine import Engine, EngineSettings, check_count, check_fit, check_request
 from pipedec_jax.sampling import Sampling
@@ -36,15 +37,21 @@ class Decoder:
     Args:
         target: the model whose tokens are given.
         draft: the model that guesses, with the target's tokens; PP needs none.
-        method: `best-first`, `pipedec`, or `pp` for plain pipeline parallelism. The tokens are the same.
+        method: `best-first`, `pipedec` as published, `stpp` for one static tree at a time, or `pp` for plain pipeline
+            parallelism. The tokens are the same.
         stages: devices that the target's layers are spread over; the draft takes one more.
         width: most guesses that a tick sends into the pipe.
         children: most guesses after each token.
-        draft_steps: steps the draft makes in a tick.
+        draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
+        depth: levels of a tree of STPP.
         pool: guesses that best-first keeps for later; by default four batches.
+        sharpness: factor on the draft model's logits before they are taken for the target's chances.
+        noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
+            or `none`.
         dtype: one of `DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
         devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
-        drafter: guesses in place of a draft model (see `pipedec_jax.drafters`).
+        drafter: who guesses: `model`, `ngram` (look-up in the text so far), `both`, or a drafter of your own (see
+            `pipedec_jax.drafters`).
         calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
@@ -62,11 +69,14 @@ class Decoder:
         stages: int = 4,
         width: int = 16,
         children: int = 8,
-        draft_steps: int = 1,
+        draft_steps: int | None = None,
+        depth: int = 4,
         pool: int | None = None,
+        sharpness: float = 1.0,
+        noise: Noise = "shared",
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
-        drafter: Drafter | None = None,
+        drafter: Drafter | str = "model",
         calibration: Mapping[str, float] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
@@ -77,24 +87,24 @@ class Decoder:
             stages=stages,
             width=width,
             children=children,
-            draft_steps=draft_steps,
+            draft_steps=draft_steps or 1,
+            depth=depth,
             pool=pool,
+            sharpness=sharpness,
+            noise=noise,
             prefill_width=prefill_width,
             capacity=capacity,
         )
-        drafting = draft is not None or drafter is not None
-        if draft is not None and drafter is not None:
-            raise ValueError("give a draft model or a drafter, not both")
-        check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafting=drafting)
+        check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafter)
         if draft is not None:
             check_same_tokens(target.tokenizer, draft.tokenizer)
         if method == "pp":
-            draft = drafter = None
+            draft = None
         self.target = target
         self.draft = draft
         self.method = method
         self._drafter = drafter
-        self._draft_ranks = drafter.ranks if drafter is not None else int(draft is not None)
+        self._draft_ranks = drafter.ranks if isinstance(drafter, Drafter) and method != "pp" else int(draft is not None)
         ranks = stages + self._draft_ranks
         self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
@@ -102,6 +112,9 @@ class Decoder:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize)
         else:
             self._costs = cost.calibrated_costs(calibration)
+        if draft_steps is None and method == "best-first":
+            steps = cost.draft_steps_beside_a_stage(self._costs, target.config.layers, stages)
+            settings = dataclasses.replace(settings, draft_steps=steps)
         self.settings = dataclasses.replace(settings, dtype=self.dtype)
         self._stream: Stream | None = None
 
@@ -229,7 +242,7 @@ class Decoder:
             self.stages,
             ticks_per_token,
             self._draft_ranks,
-            self.settings.draft_steps,
+            self.settings.steps,
         )
 
     def _begin(self, request: Request, chunk: int) -> Stream:

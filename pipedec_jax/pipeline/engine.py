@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from jax.sharding import Mesh
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, NoDrafter
-from pipedec_jax.drafters.model import ModelDrafter
+from pipedec_jax.drafters.combined import CombinedDrafter
+from pipedec_jax.drafters.model import ModelDrafter, Noise
+from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.exchange import vary
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
@@ -30,10 +33,15 @@ from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.schedules.levels import LevelSchedule
 from pipedec_jax.schedules.plain import PlainSchedule
+from pipedec_jax.schedules.static import StaticSchedule
 from pipedec_jax.transcript import MISS
 
-METHODS = ("pp", "pipedec", "best-first")
-"""Decoding methods: plain pipeline parallelism, PipeDec as published, and the best candidates first."""
+METHODS = ("pp", "stpp", "pipedec", "best-first")
+"""Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, and the best candidates
+first."""
+
+DRAFTERS = ("model", "ngram", "both")
+"""Who guesses: the draft model, look-up in the text so far, or both into the same tree."""
 
 END_TOKENS = 16
 """Places for end tokens in a compiled program; it has more of them, in steps of as many, where they do not suffice."""
@@ -51,13 +59,19 @@ class EngineSettings:
     stages: int = 4
     """Stages of the target (N)."""
     width: int = 16
-    """Most nodes of a tree level, and so of a tick's batch (W); PP ignores it."""
+    """Most nodes of a tick's batch, or of a tree level of STPP (W); PP ignores it."""
     children: int = 8
     """Most children per node (K); PP ignores it."""
     draft_steps: int = 1
-    """Draft steps in a tick (R); PP ignores it."""
+    """Draft steps in a tick of best-first (R)."""
+    depth: int = 4
+    """Levels of STPP's tree below its root."""
     pool: int | None = None
     """Candidates that best-first keeps in the tree (P); by default four batches."""
+    sharpness: float = 1.0
+    """Factor on the draft model's logits before they are taken for the target's chances."""
+    noise: Noise = "shared"
+    """Under which noise the draft model guesses tokens that are drawn."""
     dtype: Any = jnp.float32
     """Dtype of weights, activations and caches."""
     prefill_width: int = 128
@@ -68,13 +82,22 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("stages", "width", "children", "draft_steps", "prefill_width"):
+        for name in ("stages", "width", "children", "draft_steps", "depth", "prefill_width"):
             check_count(name, getattr(self, name))
         for name in ("pool", "capacity"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.draft_steps > 1 and self.method == "pipedec":
             raise ValueError("pipedec makes one draft step a tick; use method best-first for more")
+        if not 0 < self.sharpness < math.inf:
+            raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
+
+    @property
+    def steps(self) -> int:
+        """Draft steps of a tick, whatever the method."""
+        return self.depth if self.method == "stpp" else self.draft_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +137,8 @@ class Engine:
         settings: method and sizes.
         vocab_size: ids that are tokens; rows of either model beyond it are padding and never chosen.
         devices: devices to use, the first stage's first; all of `jax.devices()` by default.
-        drafter: proposes the guesses in place of the draft model.
-        drafter_params: that drafter's parameters, replicated; may be replaced at every `start`.
+        drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
+        drafter_params: the parameters of a drafter of one's own, replicated; may be replaced at every `start`.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -129,11 +152,10 @@ class Engine:
         *,
         vocab_size: int,
         devices: Sequence[jax.Device] | None = None,
-        drafter: Drafter | None = None,
+        drafter: Drafter | str = "model",
         drafter_params: Any = None,
     ) -> None:
-        drafting = draft is not None or drafter is not None
-        check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafting=drafting)
+        check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter)
         split = split_layers(target.config.layers, settings.stages)
         self.settings = settings
         self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
@@ -150,7 +172,7 @@ class Engine:
         self._made = 0
         params = (
             placement.place_draft(self.mesh, draft, settings.dtype)
-            if isinstance(self._drafter, ModelDrafter) and draft is not None
+            if draft is not None and settings.method != "pp" and drafter in ("model", "both")
             else self._replicate(drafter_params)
         )
         self.weights = Weights(target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params)
@@ -297,7 +319,7 @@ class Engine:
             drafter=self._drafter,
             schedule=self._schedule,
             sampling=mode,
-            draft_steps=self.settings.draft_steps,
+            draft_steps=self.settings.steps,
         )
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
@@ -326,7 +348,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_fit(
-    settings: EngineSettings, target: LlamaConfig, draft: LlamaConfig | None, vocab_size: int, *, drafting: bool
+    settings: EngineSettings, target: LlamaConfig, draft: LlamaConfig | None, vocab_size: int, drafter: Drafter | str
 ) -> None:
     """Check that settings and models fit together; needs no weights.
 
@@ -339,8 +361,14 @@ def check_fit(
             raise ValueError(f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens")
     if settings.method == "pp":
         return
-    if not drafting:
-        raise ValueError(f"method {settings.method!r} needs a draft model (draft=...), or a drafter")
+    if isinstance(drafter, str) and drafter not in DRAFTERS:
+        raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
+    if drafter in ("model", "both") and draft is None:
+        raise ValueError(
+            f"method {settings.method!r} needs a draft model (draft=...), or a drafter that does without (drafter='ngram')"
+        )
+    if drafter not in ("model", "both") and draft is not None:
+        raise ValueError("give a draft model or a drafter that does without, not both")
     if settings.children > vocab_size:
         raise ValueError(f"children ({settings.children}) must not exceed the number of tokens ({vocab_size})")
 
@@ -395,6 +423,8 @@ def _make_schedule(settings: EngineSettings) -> Schedule:
     match settings.method:
         case "pp":
             return PlainSchedule()
+        case "stpp":
+            return StaticSchedule(width=1 + settings.depth * width, level=width)
         case "pipedec":
             return LevelSchedule(width, pool=width * children)
         case _:
@@ -402,11 +432,21 @@ def _make_schedule(settings: EngineSettings) -> Schedule:
 
 
 def _make_drafter(
-    settings: EngineSettings, draft: ParameterSource | None, drafter: Drafter | None, vocab_size: int
+    settings: EngineSettings, draft: ParameterSource | None, drafter: Drafter | str, vocab_size: int
 ) -> Drafter:
     if settings.method == "pp":
         return NoDrafter()
-    if drafter is not None:
+    if isinstance(drafter, Drafter):
         return drafter
+    look_up = NGramDrafter(children=settings.children)
+    if drafter == "ngram":
+        return look_up
     assert draft is not None  # check_fit
-    return ModelDrafter(config=draft.config, children=settings.children, vocab_size=vocab_size)
+    model = ModelDrafter(
+        config=draft.config,
+        children=settings.children,
+        vocab_size=vocab_size,
+        sharpness=settings.sharpness,
+        noise=settings.noise,
+    )
+    return CombinedDrafter(model, look_up) if drafter == "both" else model

@@ -1,0 +1,52 @@
+"""A draft model and n-gram look-up on the same nodes: two sources of guesses, one tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pipedec_jax.cache import Rows
+from pipedec_jax.drafters.base import Drafter, Proposals, View
+
+
+@dataclasses.dataclass(frozen=True)
+class CombinedDrafter(Drafter):
+    """Proposes what `model` and `other` do; a token of both has the better of their chances.
+
+    The other's guesses that the model does not share are worth `trust` times their own chance. State, rank and
+    parameters are the model's; the other must have none.
+    """
+
+    model: Drafter
+    other: Drafter
+    trust: float = 0.3
+
+    @property
+    def ranks(self) -> int:
+        """The model's."""
+        return self.model.ranks
+
+    def new_state(self, slots: int, dtype: Any) -> Any:
+        """The model's."""
+        return self.model.new_state(slots, dtype)
+
+    def prefill(self, params: Any, state: Any, token_W: jax.Array, rows: Rows) -> Any:
+        """The model's."""
+        return self.model.prefill(params, state, token_W, rows)
+
+    def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
+        """Both drafters' guesses for the frontier, row by row."""
+        state, first = self.model.propose(params, state, view)
+        _, second = self.other.propose(None, (), view)
+        same = (first.token[:, :, None] == second.token[:, None, :]) & (second.log_prob > -jnp.inf)[:, None, :]
+        agreed = jnp.max(jnp.where(same, second.log_prob[:, None, :], -jnp.inf), axis=2)
+        shared = jnp.any(same & (first.log_prob > -jnp.inf)[:, :, None], axis=1)
+        alone = jnp.where(shared, -jnp.inf, second.log_prob + jnp.log(jnp.float32(self.trust)))
+        return state, Proposals(
+            parent=first.parent,
+            token=jnp.concatenate((first.token, second.token), axis=1),
+            log_prob=jnp.concatenate((jnp.maximum(first.log_prob, agreed), alone), axis=1),
+        )

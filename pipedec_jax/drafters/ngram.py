@@ -1,0 +1,69 @@
+"""Guesses looked up in the text so far: what followed the last few tokens when they stood there before.
+
+Also known as prompt lookup. It needs no model and no rank; text that repeats itself (code, quotations, edits) gives it
+its hits. Alone it works with every schedule; `combined.CombinedDrafter` adds its guesses to those of a draft model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.tree import at
+
+
+@dataclasses.dataclass(frozen=True)
+class NGramDrafter(Drafter):
+    """Proposes up to `children` tokens that followed the longest, then latest, earlier places like a node's path."""
+
+    children: int
+    chances: tuple[float, ...] = (0.0, 0.45, 0.6, 0.75, 0.85)
+    """Chance that a guess is right whose last 1, 2, ... tokens agree (exactly so many, the last entry: or more); an
+    entry of 0 makes no guess."""
+
+    def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
+        """Guesses for the frontier."""
+        tree, text = view.tree, view.text
+        context_WM = last_tokens(view, len(self.chances))
+        T = text.token.shape[0]
+        # Row i: the token at position i would be the guess, and i - 1 - j is compared with the context's j-th last.
+        place = jnp.arange(T, dtype=jnp.int32)
+        same = jnp.ones((context_WM.shape[0], T), bool)
+        length = jnp.zeros((context_WM.shape[0], T), jnp.int32)
+        for j in range(context_WM.shape[1]):
+            before = place - 1 - j
+            same &= (before >= 0) & (at(text.token, jnp.maximum(before, 0), -1)[None, :] == context_WM[:, j, None])
+            length += same
+        known = (place >= 1) & (place < text.length)
+        length = jnp.where(known[None, :] & (view.frontier < tree.capacity)[:, None], length, 0)
+        # More places than children, for the same token may stand at several of them.
+        size = min(4 * self.children, T)
+        order, index = lax.top_k(length * T + place[None, :], size)
+        token, chance = text.token[index], self._chance(order // T)
+        repeated = jnp.any(jnp.tril(token[:, :, None] == token[:, None, :], k=-1), axis=-1)
+        chance = jnp.where(repeated, 0.0, chance)
+        # The longest match is right with its chance; the next one can only be where that is wrong.
+        missed = jnp.cumprod(1.0 - chance, axis=1) / (1.0 - chance)
+        log_prob, best = lax.top_k(jnp.log(chance * missed), min(self.children, size))
+        token = jnp.take_along_axis(token, best, axis=1)
+        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob.astype(jnp.float32))
+
+    def _chance(self, length: jax.Array) -> jax.Array:
+        table = jnp.asarray((0.0, *self.chances), jnp.float32)
+        return table[jnp.minimum(length, len(self.chances))]
+
+
+def last_tokens(view: View, count: int) -> jax.Array:
+    """The last tokens `[W, count]` of every frontier node's path, the node's own first; -1 before the text begins."""
+    node, tokens = view.frontier, []
+    for back in range(count):
+        position = at(view.tree.position, view.frontier, 0) - back
+        text = jnp.where(position >= 0, at(view.text.token, jnp.maximum(position, 0), -1), -1)
+        tokens.append(jnp.where(node < view.tree.capacity, at(view.tree.token, node, -1), text))
+        node = at(view.tree.parent, node, view.tree.capacity)
+    return jnp.stack(tokens, axis=1)
