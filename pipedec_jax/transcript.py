@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-
 MISS = -1
 """Delay of a token that was not in the pipe when it was chosen."""
 

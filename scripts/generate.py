@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pipedec_jax
+from pipedec_jax.pipeline.engine import DRAFTERS, METHODS
 
 SAMPLE = "def quicksort(items):\n"
 
@@ -36,10 +37,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
-    parser.add_argument("--method", default="pipedec", help="pp (plain pipeline parallelism) or pipedec")
+    parser.add_argument("--method", default="pipedec", help=f"one of {', '.join(METHODS)}; the text is the same")
+    parser.add_argument("--drafter", default="model", help=f"who guesses: one of {', '.join(DRAFTERS)}")
     parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
     parser.add_argument("--width", metavar="W", type=int, default=16, help="most guesses sent in a tick")
     parser.add_argument("--children", metavar="K", type=int, default=8, help="most guesses after each token")
+    parser.add_argument(
+        "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
+    )
+    parser.add_argument("--depth", metavar="D", type=int, default=4, help="levels of a tree of stpp")
+    parser.add_argument("--pool", metavar="P", type=int, help="guesses best-first keeps for later (four batches)")
+    parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
+    parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
@@ -90,8 +99,12 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         target = pipedec_jax.load(options.target)
     if options.draft is not None:
         draft = pipedec_jax.load(options.draft)
-    if draft is None and options.method == "pipedec":
-        raise ValueError("--method pipedec needs --draft DIR beside --target DIR")
+    if options.drafter == "ngram":
+        if options.draft is not None:
+            raise ValueError("--drafter ngram takes no --draft")
+        draft = None
+    elif draft is None and options.method != "pp":
+        raise ValueError(f"--method {options.method} needs --draft DIR beside --target DIR, or --drafter ngram")
     return pipedec_jax.Decoder(
         target,
         draft,
@@ -101,6 +114,12 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         children=options.children,
         dtype=options.dtype,
         calibration=read_calibration(options.calibration),
+        drafter=options.drafter,
+        draft_steps=options.draft_steps,
+        depth=options.depth,
+        pool=options.pool,
+        sharpness=options.sharpness,
+        noise=options.noise,
     )
 
 
@@ -163,6 +182,7 @@ def described(options: argparse.Namespace, decoder: pipedec_jax.Decoder, prompt:
         "target": decoder.target.name,
         "draft": decoder.draft.name if decoder.draft else None,
         "dtype": decoder.dtype.name,
+        "draft_steps": decoder.settings.steps,
     }
 
 

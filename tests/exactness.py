@@ -19,7 +19,7 @@ import numpy as np
 from pipedec_jax.config import LlamaConfig, RopeScaling
 from pipedec_jax.model.parameters import MemorySource, nest
 from pipedec_jax.pipeline import placement
-from pipedec_jax.pipeline.engine import Engine, EngineSettings, Progress
+from pipedec_jax.pipeline.engine import Engine, EngineSettings, Progress, tree_slots
 from pipedec_jax.sampling import Sampling
 from tests import oracle
 from tests.oracle import GREEDY, Draw
@@ -221,10 +221,34 @@ class Shape:
     width: int
     children: int
     geometry: str
+    steps: int = 1
+    """Draft steps of best-first, levels of STPP."""
+    drafter: str = "model"
 
     def __str__(self) -> str:
         tree = f" width {self.width} children {self.children}" if self.method != "pp" else ""
+        tree += f" steps {self.steps}" if self.steps > 1 else ""
+        tree += f" drafter {self.drafter}" if self.drafter != "model" else ""
         return f"{self.method} {self.stages} stages{tree}, {self.geometry}"
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is a draft model."""
+        return self.method != "pp" and self.drafter != "ngram"
+
+    def settings(self, longest: int, dtype: Any) -> EngineSettings:
+        """For an engine whose cache is only just large enough for so many tokens."""
+        settings = EngineSettings(
+            method=self.method,
+            stages=self.stages,
+            width=self.width,
+            children=self.children,
+            draft_steps=self.steps if self.method == "best-first" else 1,
+            depth=self.steps,
+            dtype=dtype,
+            prefill_width=PREFILL[self.geometry],
+        )
+        return dataclasses.replace(settings, capacity=longest + tree_slots(settings))
 
 
 class Bench:
@@ -247,21 +271,12 @@ class Bench:
         if pair == self.pair and self.engine is not None:
             return self.engine
         target = as_source(pair.target_config, target_weights(pair))
-        draft = as_source(pair.draft_config, draft_weights(pair)) if self.shape.method != "pp" else None
+        draft = as_source(pair.draft_config, draft_weights(pair)) if self.shape.drafts else None
         dtype = jnp.dtype(self.dtype)
         with self.x64():
             if self.engine is None:
-                width = 1 if self.shape.method == "pp" else self.shape.width
-                settings = EngineSettings(
-                    method=self.shape.method,
-                    stages=self.shape.stages,
-                    width=self.shape.width,
-                    children=self.shape.children,
-                    dtype=dtype,
-                    prefill_width=PREFILL[self.shape.geometry],
-                    capacity=self.longest + (self.shape.stages + 2) * width,
-                )
-                self.engine = Engine(target, draft, settings, vocab_size=VOCAB)
+                settings = self.shape.settings(self.longest, dtype)
+                self.engine = Engine(target, draft, settings, vocab_size=VOCAB, drafter=self.shape.drafter)
             else:
                 mesh, split = self.engine.mesh, self.engine.target.split
                 weights = self.engine.weights.replace(target=placement.place_target(mesh, target, split, dtype))
@@ -288,7 +303,7 @@ class Bench:
             for piece in (*pieces, new_tokens):
                 progress = engine.run(piece)
                 check_state(engine)
-        check_ticks(progress, self.shape.stages)
+        check_ticks(progress, self.shape.stages, drafting=int(self.shape.method == "stpp"))
         return progress
 
 
@@ -305,8 +320,10 @@ def check_state(engine: Engine) -> None:
     slots = len(shared.committed)
     sent = nodes.alive & (nodes.sent_tick > 0)
     assert np.all((nodes.slot[sent] >= 0) & (nodes.slot[sent] < slots)), "a sent node has no slot"
-    assert len(set(nodes.slot[sent].tolist())) == np.sum(sent), "two nodes share a slot"
-    assert not np.any(shared.committed[nodes.slot[sent]]), "a node holds a slot of committed text"
+    owning = nodes.alive & (nodes.slot < slots)
+    assert len(set(nodes.slot[owning].tolist())) == np.sum(owning), "two nodes share a slot"
+    assert not np.any(shared.committed[nodes.slot[owning]]), "a node holds a slot of committed text"
+    assert np.all(owning[nodes.alive & nodes.drafted]), "a drafted node has no slot"
     assert nodes.alive[nodes.root], "the root is dead"
     # The root's token is the text's last, and the cache holds all before it.
     length = int(shared.text.length)
@@ -322,13 +339,16 @@ def check_state(engine: Engine) -> None:
     assert np.array_equal(nodes.ancestor, nodes.ancestor & nodes.alive[:, None] & nodes.alive[None, :])
 
 
-def check_ticks(progress: Progress, stages: int) -> None:
-    """The formula of a filled pipe, late hits included: a miss costs a refill, a hit its delay."""
+def check_ticks(progress: Progress, stages: int, drafting: int = 0) -> None:
+    """The formula of a filled pipe, late hits included: a miss costs a refill, a hit its delay.
+
+    `drafting` ticks go before every refill.
+    """
     assert progress.hits == [delay >= 0 for delay in progress.delays]
-    expected, ticks = stages, []
+    expected, ticks = drafting + stages, []
     for delay in progress.delays:
         ticks.append(expected)
-        expected += stages if delay < 0 else delay
+        expected += drafting + stages if delay < 0 else delay
     assert progress.ticks == ticks
 
 
@@ -465,6 +485,12 @@ SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("pipedec", 14, 5, 3, SIXTEEN), "filtered", 7),
     (Shape("pipedec", 16, 12, 6, SIXTEEN), "greedy", 6),
     (Shape("pipedec", 16, 12, 6, SIXTEEN), "sampled", 6),
+    (Shape("stpp", 3, 4, 3, FIVE, steps=3), "sampled", 12),
+    (Shape("best-first", 2, 4, 3, ODD), "filtered", 14),
+    (Shape("best-first", 4, 8, 4, FIVE, steps=3), "greedy", 16),
+    (Shape("best-first", 4, 8, 4, FIVE, steps=3), "sampled", 16),
+    (Shape("best-first", 8, 6, 3, SIXTEEN, steps=2, drafter="both"), "greedy", 8),
+    (Shape("best-first", 2, 6, 3, FIVE, steps=4, drafter="ngram"), "greedy", 8),
 ]
 """Compiled programs of the tests: shape, mode, and how many combinations each decodes."""
 
@@ -477,8 +503,10 @@ def full_grid() -> list[tuple[Shape, str, int]]:
         for geometry in geometries:
             grid.append((Shape("pp", stages, 1, 1, geometry), "sampled", 4))
             for width, children in ((1, 1), (4, 2), (8, 4), (16, 8), (32, 16)):
-                shape = Shape("pipedec", stages, width, children, geometry)
-                grid += [(shape, kind, 12) for kind in DRAWS]
+                for method, steps in (("pipedec", 1), ("stpp", 4), ("best-first", 1), ("best-first", 3)):
+                    for drafter in ("model", "ngram", "both"):
+                        shape = Shape(method, stages, width, children, geometry, steps, drafter)
+                        grid += [(shape, kind, 12) for kind in DRAWS]
     return grid
 
 

@@ -18,7 +18,7 @@ SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens",
 OPTIONS = {
     *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
-    "calibration",
+    *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise"),
 }
 
 
@@ -117,7 +117,14 @@ BAD = {
     "no stage": (["--stages", "0"], "stages must be"),
     "no width": (["--width", "0"], "width must be"),
     "children over tokens": (["--children", "1000"], "children (1000) must not exceed"),
-    "another method": (["--method", "magic"], "method must be one of pp, pipedec, not 'magic'"),
+    "another method": (["--method", "magic"], "method must be one of pp, stpp, pipedec, best-first, not 'magic'"),
+    "another drafter": (["--drafter", "oracle"], "drafter must be one of model, ngram, both"),
+    "ngram with a draft": (["--drafter", "ngram"], "--drafter ngram takes no --draft"),
+    "no draft step": (["--method", "best-first", "--draft-steps", "0"], "draft_steps must be"),
+    "two draft steps of pipedec": (["--draft-steps", "2"], "pipedec makes one draft step"),
+    "no depth": (["--depth", "0"], "depth must be"),
+    "sharpness": (["--sharpness", "-1"], "sharpness must be"),
+    "noise": (["--noise", "white"], "noise must be one of shared, independent, none"),
     "another dtype": (["--dtype", "int8"], "dtype must be one of"),
     "temperature": (["--temperature", "-1"], "temperature must be"),
     "temperature nan": (["--temperature", "nan"], "temperature must be"),

@@ -16,7 +16,6 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import PartitionSpec as P
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pipedec_jax import vocabulary
 from pipedec_jax.exchange import AXIS, gather_over_ranks
 from pipedec_jax.pipeline import placement
 from pipedec_jax.sampling import Sampling, SamplingArrays, SamplingMode, gumbel_noise, keep, scale

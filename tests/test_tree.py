@@ -37,13 +37,16 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "record": tree.record,
     "find_child": tree.find_child,
     "advance": tree.advance,
-    "free_slots": cache.free_slots,
+    "drop": tree.drop,
+    "closed": tree.closed,
+    "mark": tree.mark,
+    "give_slots": cache.give_slots,
     "owners": cache.owners,
     "tree_rows": cache.tree_rows,
 }
 """What is tested. Mutants replace one of them."""
 
-STATIC = {"plant": (0,), "free_slots": (2,), "owners": (1,)}
+STATIC = {"plant": (0,), "owners": (1,)}
 """Arguments that are sizes."""
 
 
@@ -144,12 +147,49 @@ class TreeMachine(RuleBasedStateMachine):
         for node in sorted(wanted, key=lambda node: node.position):
             if len(chosen) < self.W and (node.parent is None or node.parent.sent_tick or node.parent.index in chosen):
                 chosen.append(node.index)
-        slot = self.op.free_slots(self.array, self.committed(), self.W)
-        free = self.plain.free_slots()[: self.W]
-        assert slot.tolist() == [*free, *[NO_SLOT] * (self.W - len(free))]
-        batch = np.where(np.asarray(slot) < NO_SLOT, ints(chosen, self.W, self.C), self.C).astype(np.int32)
-        self.array = self.op.send(self.array, batch, slot, np.int32(self.tick))
-        assert self.plain.send(chosen, self.tick) == [index for index in batch if index < self.C]
+        self.give_slots_to(chosen)
+        slots = np.asarray(self.array.slot)
+        batch = [index for index in chosen if slots[index] < NO_SLOT]
+        self.array = self.op.send(self.array, ints(batch, self.W, self.C), np.int32(self.tick))
+        self.plain.send(batch, self.tick)
+
+    @rule(seed=SEEDS)
+    def give_slots(self, seed: int) -> None:
+        """As a draft step does, to nodes not sent yet, none before its parent."""
+        nodes = some(seed, self.plain.root.subtree(), self.W)
+        chosen: list[int] = []
+        for node in sorted(nodes, key=lambda node: node.position):
+            if node.parent is None or node.parent.slot is not None or node.parent.index in chosen:
+                chosen.append(node.index)
+        self.give_slots_to(chosen)
+
+    def give_slots_to(self, nodes: list[int]) -> None:
+        self.array = self.op.give_slots(self.array, self.committed(), ints(nodes, self.W, self.C))
+        self.plain.give_slots(nodes)
+
+    @rule(seed=SEEDS)
+    def draft(self, seed: int) -> None:
+        """Mark nodes as drafted, as a draft step does."""
+        nodes = [node.index for node in some(seed, self.plain.root.subtree(), self.W)]
+        mask = self.op.mark(self.array, ints(nodes, self.W, self.C))
+        self.array = self.array.replace(drafted=self.array.drafted | mask)
+        self.plain.draft(nodes)
+
+    @rule(seed=SEEDS)
+    def drop(self, seed: int) -> None:
+        nodes = [node.index for node in some(seed, self.plain.root.subtree()[1:], self.W)]
+        self.array = self.op.drop(self.array, np.isin(np.arange(self.C), nodes))
+        self.plain.drop(nodes)
+
+    @rule(seed=SEEDS)
+    def closed(self, seed: int) -> None:
+        nodes = [node.index for node in some(seed, self.plain.root.subtree(), self.W)]
+        ready = np.random.default_rng(seed).random(self.C) < 0.6
+        found = self.op.closed(self.array, ints(nodes, self.W, self.C), ready)
+        living = self.plain.living()
+        kept = [all(ready[above.index] or above.index in nodes for above in living[i].path()) for i in nodes]
+        expected = [i if keep else self.C for i, keep in zip(nodes, kept, strict=True)]
+        assert found.tolist() == [*expected, *[self.C] * (self.W - len(nodes))]
 
     @rule(seed=SEEDS)
     def record(self, seed: int) -> None:
@@ -183,6 +223,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert array.slot[index] == (NO_SLOT if node.slot is None else node.slot)
             assert array.sent_tick[index] == node.sent_tick
             assert array.known[index] == (node.choice is not None)
+            assert array.drafted[index] == node.drafted
             if node.choice is not None:
                 assert array.choice[index] == node.choice
         waiting = [index for index, node in living.items() if not node.sent_tick]
@@ -200,8 +241,9 @@ class TreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_sent_node_has_a_slot_of_its_own_and_so_have_its_ancestors(self) -> None:
-        slots = np.asarray(self.array.slot)
-        slot = {i: int(slots[i]) for i, node in self.plain.living().items() if node.sent_tick}
+        slots, living = np.asarray(self.array.slot), self.plain.living()
+        assert all(slots[i] != NO_SLOT for i, node in living.items() if node.sent_tick)
+        slot = {i: int(slots[i]) for i in living if slots[i] != NO_SLOT}
         assert all(0 <= s < self.S for s in slot.values())
         assert len(set(slot.values())) == len(slot)
         assert not set(slot.values()) & self.plain.committed
@@ -276,9 +318,23 @@ def _same_place(nodes: PredictionTree, parent: jax.Array, *rest: jax.Array) -> t
     return tree.add(nodes.replace(alive=nodes.alive.at[parent].set(True, mode="drop")), parent, *rest)
 
 
-def _only_committed_taken(nodes: PredictionTree, committed: jax.Array, size: int) -> jax.Array:
-    slot = tree.select(~committed, size)
-    return jnp.where(slot < committed.shape[0], slot, NO_SLOT)
+def _only_committed_taken(nodes: PredictionTree, committed: jax.Array, node: jax.Array) -> PredictionTree:
+    wanted = node[jnp.argsort(tree.at(nodes.slot, node, 0) != NO_SLOT, stable=True)]
+    new = tree.at(nodes.slot, wanted, 0) == NO_SLOT
+    slot = tree.select(~committed, node.shape[0])
+    slot = jnp.where(slot < committed.shape[0], slot, NO_SLOT)
+    return nodes.replace(slot=nodes.slot.at[jnp.where(new, wanted, nodes.capacity)].set(slot, mode="drop"))
+
+
+def _shallow_drop(nodes: PredictionTree, mask: jax.Array) -> PredictionTree:
+    alive = nodes.alive & ~mask
+    return nodes.replace(alive=alive, ancestor=nodes.ancestor & alive[:, None] & alive[None, :])
+
+
+def _closed_under_parents(nodes: PredictionTree, node: jax.Array, ready: jax.Array) -> jax.Array:
+    parent = tree.at(nodes.parent, node, nodes.capacity)
+    there = tree.at(ready | tree.mark(nodes, node), parent, True)
+    return jnp.where(there, node, nodes.capacity)
 
 
 MUTANTS: dict[str, Callable[..., Any]] = {
@@ -290,7 +346,10 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "add:keeps a dead node's sent tick": _keeps("sent_tick"),
     "add:extends dead parents": _same_place,
     "find_child:prefers the first, sent or not": _first_child,
-    "free_slots:forgets the tree's own": _only_committed_taken,
+    "add:keeps a dead node's drafted mark": _keeps("drafted"),
+    "drop:leaves what is below": _shallow_drop,
+    "closed:looks at parents alone": _closed_under_parents,
+    "give_slots:forgets the tree's own": _only_committed_taken,
     "owners:counts dead nodes": lambda nodes, slots: cache.owners(
         nodes.replace(alive=jnp.ones_like(nodes.alive)), slots
     ),

@@ -19,6 +19,7 @@ class Node:
     children: list[Node] = dataclasses.field(default_factory=list)
     slot: int | None = None
     sent_tick: int = 0
+    drafted: bool = False
     choice: int | None = None
 
     def path(self) -> list[Node]:
@@ -72,14 +73,27 @@ class PlainTree:
         taken = self.committed | {node.slot for node in self.root.subtree() if node.slot is not None}
         return [slot for slot in range(self.slots) if slot not in taken]
 
-    def send(self, indices: Sequence[int], tick: int) -> list[int]:
-        """Give slots to nodes and mark them as sent; those for which there is one."""
-        sent = []
-        for index, slot in zip(indices, self.free_slots(), strict=False):
-            node = self.living()[index]
-            node.slot, node.sent_tick = slot, tick
-            sent.append(index)
-        return sent
+    def give_slots(self, indices: Sequence[int]) -> None:
+        """Give slots to the nodes that have none, in order, while there are any."""
+        living = self.living()
+        wanting = [living[index] for index in indices if living[index].slot is None]
+        for node, slot in zip(wanting, self.free_slots(), strict=False):
+            node.slot = slot
+
+    def send(self, indices: Sequence[int], tick: int) -> None:
+        """Mark nodes as sent."""
+        for index in indices:
+            self.living()[index].sent_tick = tick
+
+    def draft(self, indices: Sequence[int]) -> None:
+        """Mark nodes as drafted."""
+        for index in indices:
+            self.living()[index].drafted = True
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Remove nodes and all below them."""
+        for node in self.root.subtree():
+            node.children = [child for child in node.children if child.index not in indices]
 
     def record(self, index: int, choice: int) -> None:
         """The target's next token after a node."""

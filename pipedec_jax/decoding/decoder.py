@@ -87,7 +87,7 @@ class Decoder:
             stages=stages,
             width=width,
             children=children,
-            draft_steps=draft_steps or 1,
+            draft_steps=1 if draft_steps is None else draft_steps,
             depth=depth,
             pool=pool,
             sharpness=sharpness,

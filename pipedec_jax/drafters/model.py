@@ -1,8 +1,8 @@
 """The draft model: a small LLaMA on a rank of its own that extends the frontier by one token a draft step.
 
-Source: PipeDec (arXiv 2504.04104), where the draft model sits inside the pipeline. Its weights are replicated (a program
-under `shard_map` gives every rank arrays of the same shape), head included: several draft steps then follow each other
-beside the target's stages without an exchange between them.
+Source: PipeDec (arXiv 2504.04104), where the draft model sits inside the pipeline. Its weights are replicated, as a
+program under `shard_map` gives every rank arrays of the same shape. So is its head: several draft steps can then follow
+each other beside the target's stages without an exchange between them.
 
 Guesses are scored as what the *target* will choose, not as what the draft would. A target follows the draft's favourite
 more often than the draft's own probability says, which `sharpness` corrects; and where the target draws with noise, the

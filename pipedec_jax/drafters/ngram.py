@@ -37,7 +37,8 @@ class NGramDrafter(Drafter):
         length = jnp.zeros((context_WM.shape[0], T), jnp.int32)
         for j in range(context_WM.shape[1]):
             before = place - 1 - j
-            same &= (before >= 0) & (at(text.token, jnp.maximum(before, 0), -1)[None, :] == context_WM[:, j, None])
+            there = jnp.where(before >= 0, at(text.token, jnp.maximum(before, 0), -1), -2)
+            same &= there[None, :] == context_WM[:, j, None]
             length += same
         known = (place >= 1) & (place < text.length)
         length = jnp.where(known[None, :] & (view.frontier < tree.capacity)[:, None], length, 0)

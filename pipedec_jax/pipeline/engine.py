@@ -365,7 +365,8 @@ def check_fit(
         raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
     if drafter in ("model", "both") and draft is None:
         raise ValueError(
-            f"method {settings.method!r} needs a draft model (draft=...), or a drafter that does without (drafter='ngram')"
+            f"method {settings.method!r} needs a draft model (draft=...), or a drafter that does without one "
+            "(drafter='ngram')"
         )
     if drafter not in ("model", "both") and draft is not None:
         raise ValueError("give a draft model or a drafter that does without, not both")
@@ -407,7 +408,7 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
         ValueError: when `settings.capacity` is less.
     """
     # A slot that is silently missing would be wrong text.
-    need = length + _make_schedule(settings).slots(settings.stages)
+    need = length + tree_slots(settings)
     if settings.capacity is None:
         return max(256, 1 << (need - 1).bit_length())
     if need > settings.capacity:
@@ -416,6 +417,11 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
             "lower max_new_tokens or width"
         )
     return settings.capacity
+
+
+def tree_slots(settings: EngineSettings) -> int:
+    """Cache slots that the tree can take beside the text."""
+    return _make_schedule(settings).slots(settings.stages)
 
 
 def _make_schedule(settings: EngineSettings) -> Schedule:

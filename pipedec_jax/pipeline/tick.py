@@ -113,8 +113,11 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
     # Exchange.
     last = rank == system.stages - 1
-    hidden, drafts = broadcast([(x, last), (drafts, rank == system.stages)]) if system.drafter.ranks else (
-        broadcast([(x, last)])[0], drafts)
+    hidden, drafts = (
+        broadcast([(x, last), (drafts, rank == system.stages)])
+        if system.drafter.ranks
+        else (broadcast([(x, last)])[0], drafts)
+    )
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
     leaving = shared.pipe[-1]
     part = choice_part(system, weights.target, shared, hidden, leaving)
@@ -128,7 +131,7 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
 
 def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
-    """The tick's draft steps, each over the tree that the one before has grown; on the drafter's rank, if it has one."""
+    """The tick's draft steps, each over the tree that the one before has grown; on the drafter's rank if it has one."""
 
     def run(state: Any) -> tuple[Any, list[Proposals]]:
         nodes, drafts = shared.tree, []

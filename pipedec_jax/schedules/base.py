@@ -5,8 +5,8 @@ much it is wanted; here that is the log-probability of its path, so no node scor
 best `width` candidates, none without its parent.
 
 A schedule is a frozen dataclass of static settings with pure methods. In a tick it first picks the batch to send. Then,
-once for every draft step, it picks the `frontier` that the drafter extends and takes the guesses into the tree (`grow`).
-The target's choices prune the tree afterwards.
+once for every draft step, it picks the `frontier` that the drafter extends, and takes the guesses into the tree
+(`grow`). The target's choices prune the tree afterwards.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def proposal_scores(tree: PredictionTree, proposals: Proposals) -> jax.Array:
     """Path log-probability of every guess, `[P * K]`; minus infinity where its parent is none or has it already."""
     parent, token = proposals.parent[:, None], proposals.token
     score = at(tree.log_prob, parent, -jnp.inf) + proposals.log_prob
-    has = (tree.parent == parent[..., None]) & (tree.token == token[..., None]) & tree.alive
+    here = (tree.parent[None, :] == parent) & tree.alive[None, :]
+    has = here[:, None, :] & (tree.token[None, None, :] == token[:, :, None])
     usable = at(tree.alive, parent, False) & ~jnp.any(has, axis=-1)
     return jnp.where(usable, score, -jnp.inf).ravel()
 

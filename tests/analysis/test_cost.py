@@ -26,12 +26,12 @@ def test_bytes_count_every_weight_once():
 
 
 def test_a_tick_lasts_as_long_as_its_slowest_rank():
-    costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15, draft_head=3)
-    assert cost.tick_cost(costs, layers=4, stages=2, draft_ranks=1) == 20 + (6 + 3) / 3
-    assert cost.tick_cost(costs, layers=4, stages=4, draft_ranks=1) == 15 + (6 + 3) / 5
-    assert cost.tick_cost(costs, layers=4, stages=4, draft_ranks=1, draft_steps=2) == 30 + (6 + 2 * 3) / 5
+    costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15)
+    assert cost.tick_cost(costs, layers=4, stages=2, draft_ranks=1) == 20 + 6 / 3
+    assert cost.tick_cost(costs, layers=4, stages=4, draft_ranks=1) == 15 + 6 / 5
+    assert cost.tick_cost(costs, layers=4, stages=4, draft_ranks=1, draft_steps=2) == 30 + 6 / 5
     # Uneven: 5 layers on 4 stages cost two layers a tick.
-    assert cost.tick_cost(costs, layers=5, stages=4, draft_ranks=1) == 20 + (6 + 3) / 5
+    assert cost.tick_cost(costs, layers=5, stages=4, draft_ranks=1) == 20 + 6 / 5
     # A drafter without a rank and without weights.
     assert cost.tick_cost(costs, layers=4, stages=4) == 10 + 6 / 4
 
@@ -51,12 +51,12 @@ def test_a_free_draft_on_even_stages_gives_the_ratio_of_ticks():
     layers=st.integers(1, 80), data=st.data(), ticks=st.floats(0.5, 20), draft=st.floats(0, 50), head=st.floats(0, 50)
 )
 def test_modeled_time_never_flatters_ticks(layers, data, ticks, draft, head):
-    """Uneven stages, a heavy draft and its head can only make the speedup smaller than the ratio of ticks.
+    """Uneven stages and a heavy draft can only make the speedup smaller than the ratio of ticks.
 
     Up to the target's head, a part of which the draft's rank takes over.
     """
     stages = data.draw(st.integers(1, layers))
-    costs = cost.Costs(layer=1, head=head, pp_layer=1, pp_head=head, draft=draft, draft_head=head)
+    costs = cost.Costs(layer=1, head=head, pp_layer=1, pp_head=head, draft=draft)
     modeled = cost.modeled_speedup_vs_pp(costs, layers, stages, ticks)
     assert modeled <= stages / ticks * (1 + 1e-9)
 
@@ -66,8 +66,7 @@ def test_bytes_are_the_same_at_any_width_and_for_the_draft():
     costs = cost.byte_costs(target, draft, 4)
     assert costs.layer == costs.pp_layer == cost.layer_bytes(target, 4)
     assert costs.head == costs.pp_head == 4 * 100 * 8
-    assert costs.draft == 2 * cost.layer_bytes(draft, 4)
-    assert costs.draft_head == 4 * 100 * 4
+    assert costs.draft == 2 * cost.layer_bytes(draft, 4) + cost.head_bytes(draft, 4)
     assert cost.byte_costs(target, None, 4).draft == 0
 
 
@@ -98,3 +97,9 @@ def test_the_speedup_of_a_filled_pipe():
     for hit_rate, stages in ((1.1, 4), (-0.1, 4), (0.5, 0)):
         with pytest.raises(ValueError, match="hit rate from 0 to 1"):
             cost.speedup_filled_pipe(hit_rate, stages)
+
+
+def test_draft_steps_are_as_many_as_fit_beside_a_stage():
+    costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15)
+    assert [cost.draft_steps_beside_a_stage(costs, 16, stages) for stages in (16, 8, 5, 4, 1)] == [1, 1, 2, 2, 4]
+    assert cost.draft_steps_beside_a_stage(cost.Costs(layer=1, head=0, pp_layer=1, pp_head=0), 4, 4) == 4

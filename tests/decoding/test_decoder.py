@@ -130,7 +130,7 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, r"method must be one of pp, pipedec, not 'magic'"),
+        ({"method": "magic"}, r"method must be one of pp, stpp, pipedec, best-first, not 'magic'"),
         ({"stages": 5}, r"stages \(5\) must not exceed the target's layers \(4\)"),
         ({"stages": 0}, r"stages must be a whole number of at least 1, not 0"),
         ({"width": 0}, r"width must be"),

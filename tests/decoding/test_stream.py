@@ -45,7 +45,7 @@ class FakeEngine:
             tokens=self.answer[:n],
             ticks=self.ticks[:n],
             hits=self.hits[:n],
-            delays=[int(hit) for hit in self.hits[:n]],
+            delays=[1 if hit else -1 for hit in self.hits[:n]],
             logprobs=[-0.5 * i for i in range(n)],
             nodes=n,
             done=n == self.limit,
@@ -94,7 +94,7 @@ def test_an_answer_of_full_length(tokenizer):
     assert (result.ticks, result.ticks_per_token) == (14, 14 / 5)
     assert (result.hits, result.misses) == (2, 2)
     assert [token.hit for token in result.tokens] == [False, True, True, False, None]
-    assert [token.delay for token in result.tokens] == [0, 1, 1, 0, 0]
+    assert [token.delay for token in result.tokens] == [None, 1, 1, None, None]
     assert result.modeled_speedup_vs_pp == pytest.approx(4 / (14 / 5))
 
 

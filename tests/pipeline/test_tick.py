@@ -43,9 +43,9 @@ def chain(known: int, limit: int = 100, end_tokens: tuple[int, ...] = ()) -> Sha
         order += index.tolist()
     slots = PROMPT - 1 + np.arange(len(order), dtype=np.int32)
     levels = [order[:1], *(order[i : i + 2] for i in range(1, len(order), 2))]
+    nodes = nodes.replace(slot=nodes.slot.at[np.asarray(order)].set(slots))
     for tick, level in enumerate(levels, start=1):
-        places = [slots[order.index(node)] for node in level]
-        nodes = send(nodes, padded(level, WIDTH, CAPACITY), padded(places, WIDTH, tree.NO_SLOT), np.int32(tick))
+        nodes = send(nodes, padded(level, WIDTH, CAPACITY), np.int32(tick))
     line = [order[0], *order[1::2]]
     choices = np.asarray([*CHAIN, CHAIN[-1] + 1], np.int32)
     nodes = record(nodes, padded(line[:known], len(line), CAPACITY), choices, -np.ones(len(line), np.float32))
@@ -94,7 +94,7 @@ def test_root_walks_over_every_known_choice_in_one_tick(known: int) -> None:
 def test_a_choice_that_is_no_child_is_planted_and_empties_the_pipe() -> None:
     after, tokens = walked(chain(known=5))
     assert tokens == [*CHAIN, 14]
-    assert after.text.delay[PROMPT : PROMPT + 5].tolist() == [1, 1, 1, 1, 0]
+    assert after.text.delay[PROMPT : PROMPT + 5].tolist() == [1, 1, 1, 1, transcript.MISS]
     assert after.tree.alive.sum() == 1
     assert not after.tree.sent[after.tree.root]
     assert after.tree.position[after.tree.root] == PROMPT + 4
