@@ -1,0 +1,167 @@
+"""Drafters: a user's own under every schedule, n-gram look-up against plain Python, and two drafters in one tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipedec_jax import transcript, tree
+from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.drafters.combined import CombinedDrafter
+from pipedec_jax.drafters.ngram import NGramDrafter
+from pipedec_jax.pipeline.engine import METHODS, Engine, EngineSettings
+from pipedec_jax.sampling import Sampling, SamplingMode
+from tests.exactness import FIVE, VOCAB, Pair, as_source, plain_steps, prompt_of, target_weights
+from tests.oracle import GREEDY, Draw
+
+PAIR = Pair(FIVE, 2, 0.3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bigrams(Drafter):
+    """A drafter as a user would write one: a table of which tokens follow which."""
+
+    children: int
+
+    def propose(self, params: jax.Array, state: Any, view: View) -> tuple[Any, Proposals]:
+        last = view.tree.token.at[view.frontier].get(mode="fill", fill_value=0)
+        log_prob, token = jax.lax.top_k(params[last], self.children)
+        return state, Proposals(parent=view.frontier, token=token.astype(jnp.int32), log_prob=log_prob)
+
+
+def bigram_table(text: list[int]) -> np.ndarray:
+    """Log-probabilities `[V, V]` counted in a text."""
+    counts = np.full((VOCAB, VOCAB), 0.01, np.float32)
+    np.add.at(counts, (text[:-1], text[1:]), 1)
+    return np.log(counts / counts.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("draw", [GREEDY, Draw(0.8, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "pp"])
+def test_a_drafter_of_ones_own_works_with_every_schedule(method: str, draw: Draw) -> None:
+    prompt = prompt_of(9, 1)
+    with jax.enable_x64(True):
+        expected = [step.token for step in plain_steps(PAIR, prompt, draw, 40)]
+        steps = 2 if method == "best-first" else 1
+        choice = EngineSettings(
+            method=method, stages=3, width=4, children=3, draft_steps=steps, depth=2, dtype=jnp.float64
+        )
+        engine = Engine(
+            as_source(PAIR.target_config, target_weights(PAIR)),
+            None,
+            choice,
+            vocab_size=VOCAB,
+            drafter=Bigrams(children=3),
+            drafter_params=bigram_table([*prompt, *expected]),
+        )
+        assert engine.ranks == 3
+        engine.start(prompt, max_new_tokens=40, sampling=Sampling(draw.temperature, seed=draw.seed))
+        progress = engine.run(40)
+    assert progress.tokens == expected
+    assert sum(progress.hits[:-1]) / 39 > 0.2, "the table was made from this text"
+
+
+CAPACITY, PLACES, WIDTH = 8, 24, 4
+
+
+def view_of(text: list[int], path: list[int]) -> View:
+    """A text whose last token is the root, and below it a chain of guesses; every node is in the frontier."""
+    padded = np.zeros(PLACES, np.int32)
+    padded[: len(text)] = text
+    nodes = tree.plant(CAPACITY, jnp.int32(text[-1]), jnp.int32(len(text) - 1))
+    last = 0
+    for token in path:
+        nodes, index = tree.add(
+            nodes,
+            np.asarray([last], np.int32),
+            np.asarray([token], np.int32),
+            np.zeros(1, np.float32),
+            np.ones(1, bool),
+        )
+        last = int(index[0])
+    alive = np.flatnonzero(nodes.alive)
+    frontier = np.asarray([*alive, *[CAPACITY] * (WIDTH - len(alive))], np.int32)
+    return View(
+        tree=nodes,
+        text=transcript.begin(jnp.asarray(padded), jnp.int32(len(text)), jnp.int32(PLACES), jnp.asarray([-1])),
+        committed=jnp.zeros(PLACES, bool),
+        frontier=jnp.asarray(frontier),
+        sampling=Sampling().arrays(),
+        mode=SamplingMode(),
+    )
+
+
+def looked_up(text: list[int], context: list[int], drafter: NGramDrafter) -> dict[int, float]:
+    """Chances of the tokens that followed the longest, then latest, places like the end of `context`."""
+    chances = drafter.chances
+    found = []
+    for place in range(1, len(text)):
+        length = 0
+        while (
+            length < len(chances)
+            and length < min(place, len(context))
+            and (text[place - 1 - length] == context[-1 - length])
+        ):
+            length += 1
+        if length and chances[length - 1] > 0:
+            found.append((length, place))
+    result: dict[int, float] = {}
+    left = 1.0
+    for length, place in sorted(found, reverse=True)[: 4 * drafter.children]:
+        if text[place] not in result and len(result) < drafter.children:
+            result[text[place]] = left * chances[length - 1]
+            left *= 1 - chances[length - 1]
+    return result
+
+
+look_up = jax.jit(lambda view: NGramDrafter(children=3).propose(None, (), view)[1])
+
+
+@settings(max_examples=200)
+@given(
+    text=st.lists(st.integers(1, 3), min_size=1, max_size=PLACES),
+    path=st.lists(st.integers(1, 3), max_size=WIDTH - 1),
+)
+def test_n_grams_are_those_a_search_of_the_text_finds(text: list[int], path: list[int]) -> None:
+    found = jax.device_get(look_up(view_of(text, path)))
+    for row in range(WIDTH):
+        guessed = {
+            int(token): float(np.exp(log_prob))
+            for token, log_prob in zip(found.token[row], found.log_prob[row], strict=True)
+            if log_prob > -np.inf
+        }
+        context = [*text, *path[:row]]
+        expected = looked_up(text, context, NGramDrafter(children=3)) if row <= len(path) else {}
+        assert guessed == pytest.approx(expected, abs=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Drafter):
+    """Proposes the same for every node."""
+
+    token: tuple[int, ...]
+    chance: tuple[float, ...]
+
+    def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
+        W, K = view.frontier.shape[0], len(self.token)
+        token = jnp.broadcast_to(jnp.asarray(self.token, jnp.int32), (W, K))
+        log_prob = jnp.broadcast_to(jnp.log(jnp.asarray(self.chance, jnp.float32)), (W, K))
+        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob)
+
+
+def test_two_drafters_join_their_guesses_without_doubles() -> None:
+    joined = CombinedDrafter(Fixed((5, 6, 7), (0.5, 0.2, 0.0)), Fixed((6, 8, 7), (0.8, 0.1, 0.4)), trust=0.5)
+    _, found = jax.jit(lambda view: joined.propose(None, (), view))(view_of([1, 2], []))
+    guesses = [
+        (int(token), round(float(np.exp(log_prob)), 4))
+        for token, log_prob in zip(found.token[0], found.log_prob[0], strict=True)
+        if log_prob > -np.inf
+    ]
+    assert guesses == [(5, 0.5), (6, 0.8), (8, 0.05), (7, 0.2)]
