@@ -41,9 +41,10 @@ class CombinedDrafter(Drafter):
         """Both drafters' guesses for the frontier, row by row."""
         state, first = self.model.propose(params, state, view)
         _, second = self.other.propose(None, (), view)
-        same = (first.token[:, :, None] == second.token[:, None, :]) & (second.log_prob > -jnp.inf)[:, None, :]
+        both = (first.log_prob > -jnp.inf)[:, :, None] & (second.log_prob > -jnp.inf)[:, None, :]
+        same = both & (first.token[:, :, None] == second.token[:, None, :])
         agreed = jnp.max(jnp.where(same, second.log_prob[:, None, :], -jnp.inf), axis=2)
-        shared = jnp.any(same & (first.log_prob > -jnp.inf)[:, :, None], axis=1)
+        shared = jnp.any(same, axis=1)
         alone = jnp.where(shared, -jnp.inf, second.log_prob + jnp.log(jnp.float32(self.trust)))
         return state, Proposals(
             parent=first.parent,

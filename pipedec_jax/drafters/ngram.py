@@ -39,7 +39,7 @@ class NGramDrafter(Drafter):
             before = place - 1 - j
             there = jnp.where(before >= 0, at(text.token, jnp.maximum(before, 0), -1), -2)
             same &= there[None, :] == context_WM[:, j, None]
-            length += same
+            length += same.astype(jnp.int32)
         known = (place >= 1) & (place < text.length)
         length = jnp.where(known[None, :] & (view.frontier < tree.capacity)[:, None], length, 0)
         # More places than children, for the same token may stand at several of them.
