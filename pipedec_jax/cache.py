@@ -70,14 +70,20 @@ def owners(tree: PredictionTree, slots: int) -> jax.Array:
     return jnp.full(slots, C, jnp.int32).at[slot].set(node, mode="drop")
 
 
-def give_slots(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> PredictionTree:
-    """Give a slot to each of the nodes that has none; while there are any, in order."""
+def give_slots(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> tuple[PredictionTree, jax.Array]:
+    """Give a slot to each of the nodes that has none; while there are any, in order.
+
+    Returns:
+        The new tree, and the nodes with C in place of those that were left without (the engine sizes the cache so that
+        there are none).
+    """
     S = committed_S.shape[0]
     new = (node_W < tree.capacity) & (at(tree.slot, node_W, 0) == NO_SLOT)
     free = select(~committed_S & (owners(tree, S) == tree.capacity), node_W.shape[0])
     slot = at(free, jnp.cumsum(new, dtype=jnp.int32) - 1, S)
     slot = jnp.where(slot < S, slot, NO_SLOT)
-    return tree.replace(slot=tree.slot.at[jnp.where(new, node_W, tree.capacity)].set(slot, mode="drop"))
+    tree = tree.replace(slot=tree.slot.at[jnp.where(new, node_W, tree.capacity)].set(slot, mode="drop"))
+    return tree, jnp.where(at(tree.slot, node_W, NO_SLOT) < NO_SLOT, node_W, tree.capacity)
 
 
 def tree_rows(tree: PredictionTree, committed_S: jax.Array, node_W: jax.Array) -> Rows:

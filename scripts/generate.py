@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pipedec_jax
-from pipedec_jax.pipeline.engine import DRAFTERS, METHODS
+from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
 
 SAMPLE = "def quicksort(items):\n"
 

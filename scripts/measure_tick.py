@@ -22,7 +22,7 @@ def main() -> None:
 
     pipedec_jax.use_cpu_devices(args.stages)
     from pipedec_jax.analysis.tick_cost import measure_tick_cost
-    from pipedec_jax.pipeline.engine import EngineSettings
+    from pipedec_jax.pipeline.settings import EngineSettings
 
     target = pipedec_jax.load_demo("target")
     prompt = target.tokenizer.encode(held_out_prompts(1, 0)[0].text)

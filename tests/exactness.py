@@ -1,215 +1,39 @@
-"""The engine against the oracle: random models that give real hits, compiled shapes, and the comparison.
-
-Models are random but not flat, and their greedy text does not loop. The draft is the target without its deep layers,
-plus noise: how much the deep layers count (`deep`) and the noise set the hit rate, without training. Weights of
-another pair of the same geometry go into a compiled engine as they are, so few programs serve many combinations.
-"""
+"""The engine against the oracle: compiled shapes, the comparison, and the grids of what is compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipedec_jax.config import LlamaConfig, RopeScaling
-from pipedec_jax.model.parameters import MemorySource, nest
 from pipedec_jax.pipeline import placement
-from pipedec_jax.pipeline.engine import Engine, EngineSettings, Progress, tree_slots
+from pipedec_jax.pipeline.engine import Engine, Progress
+from pipedec_jax.pipeline.settings import EngineSettings, tree_slots
 from pipedec_jax.sampling import Sampling
-from tests import oracle
 from tests.oracle import GREEDY, Draw
+from tests.random_pairs import (
+    FIVE,
+    ODD,
+    PAIRS,
+    SIXTEEN,
+    VOCAB,
+    Pair,
+    as_source,
+    draft_weights,
+    plain_steps,
+    prompt_of,
+    target_weights,
+)
 
-VOCAB = 101
-"""Ids that are tokens, in every geometry."""
-SHALLOW = 2
-"""Layers of the target that `Pair.deep` leaves as they are."""
-CONTEXT = 640
 LONGEST = 120
 """Prompt and answer of one combination at most (but see `Bench`)."""
-
-
-def hugging_face_config(layers: int, **changes: Any) -> dict[str, Any]:
-    """A small `config.json`."""
-    config = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "rope_scaling": None,
-        "tie_word_embeddings": False,
-    }
-    return config | changes
-
-
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "five layers": hugging_face_config(5),
-    "sixteen layers": hugging_face_config(16),
-    # All at once: padded vocabulary, tied embeddings, one KV head, an odd number of heads, llama3 RoPE.
-    "odd": hugging_face_config(
-        5,
-        vocab_size=109,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=6,
-        tie_word_embeddings=True,
-        rope_theta=500.0,
-        rope_scaling={
-            "rope_type": "llama3",
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 40,
-        },
-    ),
-}
-DRAFT_ROWS = {"five layers": VOCAB, "sixteen layers": VOCAB, "odd": 104}
-"""Embedding rows of the draft: in one geometry padded differently from the target's."""
 PREFILL = {"five layers": 16, "sixteen layers": 7, "odd": 1000}
 """Prompt tokens per prefill chunk; one exceeds the cache."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A target and a draft, by the numbers they are drawn from."""
-
-    geometry: str
-    seed: int = 0
-    deep: float = 0.3
-    """Weight of all layers but the first two; 0 makes them pass everything through."""
-    noise: float = 0.0
-    """Of the draft's matrices, relative to the target's own."""
-    sharpness: float = 5.0
-    """Scale of the head, and so of the logits."""
-    draft_layers: int = SHALLOW
-    """Layers of the draft: the first ones of the target."""
-
-    @functools.cached_property
-    def target_config(self) -> dict[str, Any]:
-        """The target's `config.json`."""
-        return GEOMETRIES[self.geometry]
-
-    @functools.cached_property
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's `config.json`."""
-        rows = DRAFT_ROWS[self.geometry]
-        return self.target_config | {"num_hidden_layers": self.draft_layers, "vocab_size": rows}
-
-
-@functools.lru_cache(maxsize=64)
-def target_weights(pair: Pair) -> dict[str, np.ndarray]:
-    """The target's weights under Hugging Face's names, float64."""
-    c = pair.target_config
-    random = np.random.default_rng(pair.seed)
-    D, F, A = c["hidden_size"], c["intermediate_size"], c["head_dim"]
-    queries, keys = c["num_attention_heads"] * A, c["num_key_value_heads"] * A
-
-    def matrix(rows: int, columns: int, scale: float = 1.0) -> np.ndarray:
-        return random.normal(size=(rows, columns)) * scale / np.sqrt(columns)
-
-    def norm() -> np.ndarray:
-        return 1 + 0.1 * random.normal(size=D)
-
-    # A tied embedding is the head too; a token would then mostly predict itself, so its rows are small.
-    tied = c["tie_word_embeddings"]
-    weights = {"model.embed_tokens.weight": matrix(c["vocab_size"], D, pair.sharpness if tied else D**0.5)}
-    for layer in range(c["num_hidden_layers"]):
-        name = f"model.layers.{layer}."
-        scale = (6.0 if tied else 3.0) * (1 if layer < SHALLOW else pair.deep)
-        weights[name + "input_layernorm.weight"] = norm()
-        weights[name + "self_attn.q_proj.weight"] = matrix(queries, D, 2)
-        weights[name + "self_attn.k_proj.weight"] = matrix(keys, D, 2)
-        weights[name + "self_attn.v_proj.weight"] = matrix(keys, D)
-        weights[name + "self_attn.o_proj.weight"] = matrix(D, queries, scale)
-        weights[name + "post_attention_layernorm.weight"] = norm()
-        weights[name + "mlp.gate_proj.weight"] = matrix(F, D, 2)
-        weights[name + "mlp.up_proj.weight"] = matrix(F, D)
-        weights[name + "mlp.down_proj.weight"] = matrix(D, F, scale)
-    weights["model.norm.weight"] = norm()
-    if not tied:
-        weights["lm_head.weight"] = matrix(c["vocab_size"], D, pair.sharpness)
-    return weights
-
-
-def draft_weights(pair: Pair) -> dict[str, np.ndarray]:
-    """The draft's weights under Hugging Face's names."""
-    random = np.random.default_rng([pair.seed, 1])
-    weights = {}
-    for name, array in target_weights(pair).items():
-        if name.startswith("model.layers.") and int(name.split(".")[2]) >= pair.draft_layers:
-            continue
-        if array.ndim == 2:
-            array = array + pair.noise * np.std(array) * random.normal(size=array.shape)
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            array = array[: pair.draft_config["vocab_size"]]
-        weights[name] = array
-    return weights
-
-
-def as_source(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> MemorySource:
-    """Weights under Hugging Face's names as the engine reads them."""
-    D, A, layers = config["hidden_size"], config["head_dim"], config["num_hidden_layers"]
-    flat = {"embedding": weights["model.embed_tokens.weight"], "final_norm": weights["model.norm.weight"]}
-    if not config["tie_word_embeddings"]:
-        flat["head"] = weights["lm_head.weight"].T
-    for layer in range(layers):
-        theirs, ours = f"model.layers.{layer}.", f"layers/{layer}/"
-        flat[ours + "attention_norm"] = weights[theirs + "input_layernorm.weight"]
-        flat[ours + "feed_forward_norm"] = weights[theirs + "post_attention_layernorm.weight"]
-        for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
-            flat[ours + name] = weights[f"{theirs}self_attn.{short}_proj.weight"].T.reshape(D, -1, A)
-        flat[ours + "output"] = weights[theirs + "self_attn.o_proj.weight"].T.reshape(-1, A, D)
-        for name in ("gate", "up", "down"):
-            flat[ours + name] = weights[f"{theirs}mlp.{name}_proj.weight"].T
-    scaling = config["rope_scaling"]
-    ours_config = LlamaConfig(
-        vocab_size=config["vocab_size"],
-        width=D,
-        feed_forward=config["intermediate_size"],
-        layers=layers,
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_size=A,
-        context=config["max_position_embeddings"],
-        rope_theta=config["rope_theta"],
-        rope_scaling=scaling
-        and RopeScaling(
-            factor=scaling["factor"],
-            low_freq_factor=scaling["low_freq_factor"],
-            high_freq_factor=scaling["high_freq_factor"],
-            original_context=scaling["original_max_position_embeddings"],
-        ),
-        norm_eps=config["rms_norm_eps"],
-        tied_embeddings=config["tie_word_embeddings"],
-    )
-    return MemorySource(ours_config, nest(flat))
-
-
-@functools.lru_cache(maxsize=64)
-def oracle_model(pair: Pair, dtype: str) -> oracle.Llama:
-    """The oracle over the weights as a `dtype` engine holds them; it computes in float64."""
-    rounded = {
-        name: np.asarray(array.astype(jnp.dtype(dtype)), np.float64) for name, array in target_weights(pair).items()
-    }
-    return oracle.Llama(pair.target_config, rounded, np.float64, CONTEXT)
-
-
-@functools.lru_cache(maxsize=4096)
-def plain_steps(
-    pair: Pair, prompt: tuple[int, ...], draw: Draw, new_tokens: int, dtype: str = "float64"
-) -> list[oracle.Step]:
-    """What plain decoding gives. The draft's numbers do not matter to it."""
-    return oracle.decode(oracle_model(pair, dtype), prompt, new_tokens, draw, vocab_size=VOCAB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,55 +206,49 @@ class Outcome:
 
     combination: Combination
     tokens: int
-    """Tokens compared: all, or up to and with the first that differs."""
+    """Tokens compared."""
     hit_rate: float
     ticks: int
     late: int
     """Late hits."""
-    first_difference: int | None
-    """Index of the first token that differs; what follows it is another text."""
-    distance: float
-    """How far plain decoding's scores were from the engine's token there (see `oracle.Step.distance`); 0 when equal."""
+    other: tuple[tuple[int, float], ...]
+    """Tokens that plain decoding would not have given after the same text so far: their index, and how far its scores
+    were from them (see `oracle.Step.distance`). None of them is the same as equal texts."""
     log_prob_error: float
-    """Largest difference of the tokens' log-probabilities, before any difference."""
-    smallest_gap: float
-    """Smallest gap between the two best scores in the tokens compared."""
+    """Largest difference of the tokens' log-probabilities."""
+
+    @property
+    def distance(self) -> float:
+        """The largest; 0 when the texts are equal."""
+        return max((distance for _, distance in self.other), default=0.0)
 
 
 def compare(combination: Combination, dtype: str = "float64") -> Outcome:
-    """Decode with the engine and with the oracle."""
+    """Decode with the engine and hold every token against what the oracle would give in its place."""
     c = combination
     progress = bench(c.shape, dtype).decode(c.pair, c.prompt, c.new_tokens, c.draw)
-    steps = plain_steps(dataclasses.replace(c.pair, noise=0.0), c.prompt, c.draw, c.new_tokens, dtype)
-    assert len(progress.tokens) == len(steps) == c.new_tokens
-    equal = [token == step.token for token, step in zip(progress.tokens, steps, strict=True)]
-    first = None if all(equal) else equal.index(False)
-    stop = len(steps) if first is None else first
-    errors = [abs(p - step.log_prob) for p, step in zip(progress.logprobs[:stop], steps[:stop], strict=True)]
+    tokens = tuple(progress.tokens)
+    pair = dataclasses.replace(c.pair, noise=0.0)
+    steps = plain_steps(pair, c.prompt, c.draw, c.new_tokens, dtype)
+    assert len(tokens) == len(steps) == c.new_tokens
+    if tokens != tuple(step.token for step in steps):
+        steps = plain_steps(pair, c.prompt, c.draw, c.new_tokens, dtype, text=tokens)
+    pairs = list(enumerate(zip(tokens, steps, strict=True)))
+    other = tuple((i, step.distance(token)) for i, (token, step) in pairs if token != step.token)
+    errors = [abs(progress.logprobs[i] - step.log_prob) for i, (token, step) in pairs if token == step.token]
     return Outcome(
         combination=c,
-        tokens=stop if first is None else stop + 1,
+        tokens=len(tokens),
         hit_rate=hit_rate(progress),
         ticks=progress.ticks[-1],
         late=sum(delay > 1 for delay in progress.delays),
-        first_difference=first,
-        distance=0.0 if first is None else steps[first].distance(progress.tokens[first]),
+        other=other,
         log_prob_error=max(errors, default=0.0),
-        smallest_gap=min(step.gap for step in steps[: stop + 1]),
     )
 
 
 # What is compared.
 
-FIVE, SIXTEEN, ODD = GEOMETRIES
-NUMBERS = {FIVE: (0.2, 0.5, 0.3, 0.1), SIXTEEN: (0.1, 0.25, 0.15, 0.05), ODD: (0.3, 0.6, 0.4, 0.2)}
-PAIRS = {
-    geometry: [
-        Pair(geometry, seed, deep, noise)
-        for seed, (deep, noise) in enumerate(zip(deeps, (0.0, 0.0, 0.05, 0.1), strict=True))
-    ]
-    for geometry, deeps in NUMBERS.items()
-}
 PROMPT_LENGTHS = (5, 1, 17, 40, 2, 16, 33, 60, 3, 48, 18, 7)
 """One token (nothing to prefill), one chunk and its borders, several chunks."""
 DRAWS = {
@@ -447,11 +265,6 @@ DRAWS = {
     ],
 }
 """Each kind is one compiled mode."""
-
-
-def prompt_of(length: int, seed: int) -> tuple[int, ...]:
-    """A random prompt."""
-    return tuple(np.random.default_rng([seed, length]).integers(VOCAB, size=length).tolist())
 
 
 def combinations(shape: Shape, kind: str, count: int, offset: int = 0, new_tokens: int = 32) -> Iterator[Combination]:
@@ -510,9 +323,15 @@ def full_grid() -> list[tuple[Shape, str, int]]:
     return grid
 
 
-NEAR_TIE = {"float64": 0.0, "float32": 1e-3, "bfloat16": 0.5}
-"""Largest distance (see `oracle.Step.distance`) at which a different token counts as a near tie; logits have a standard
-deviation of about 5. bfloat16 keeps 8 bits of each activation, and these random models amplify errors."""
+NEAR_TIE = {"float64": 0.0, "float32": 1e-3, "bfloat16": 3.0}
+"""Largest distance (see `oracle.Step.distance`) at which another token counts as a near tie; logits have a standard
+deviation of about 5. bfloat16 keeps 8 bits of each activation, and these random models amplify errors: plain decoding
+in bfloat16 gives as many other tokens, as far off (`as_plain`)."""
+
+
+def as_plain(combination: Combination) -> Combination:
+    """The same text wanted from plain decoding on one device, one token at a time."""
+    return dataclasses.replace(combination, shape=Shape("pp", 1, 1, 1, combination.shape.geometry))
 
 
 def run_grid(grid: Sequence[tuple[Shape, str, int]], dtype: str, new_tokens: int = 32) -> Iterator[list[Outcome]]:
@@ -523,17 +342,16 @@ def run_grid(grid: Sequence[tuple[Shape, str, int]], dtype: str, new_tokens: int
             bench.cache_clear()
 
 
-def summary(outcomes: Sequence[Outcome], bound: float) -> str:
+def summary(outcomes: Sequence[Outcome]) -> str:
     """Counts in one line."""
-    different = [outcome for outcome in outcomes if outcome.first_difference is not None]
-    near = [outcome for outcome in different if outcome.distance <= bound]
+    distances = [distance for outcome in outcomes for _, distance in outcome.other]
     rates = sorted(outcome.hit_rate for outcome in outcomes)
     parts = [
-        f"{len(outcomes)} combinations",
-        f"{sum(outcome.tokens for outcome in outcomes)} tokens compared",
-        f"{len(different)} differ",
-        f"{len(near)} of them at near ties (distance <= {bound:g}, largest "
-        f"{max((outcome.distance for outcome in different), default=0):.1e})",
+        f"{len(outcomes)} texts",
+        f"{sum(bool(outcome.other) for outcome in outcomes)} differ",
+        f"{sum(outcome.tokens for outcome in outcomes)} tokens",
+        f"{len(distances)} differ",
+        f"the farthest by {max(distances, default=0):.1e}",
         f"log-probabilities within {max(outcome.log_prob_error for outcome in outcomes):.1e}",
         f"hit rates {rates[0]:.2f} to {rates[-1]:.2f}, {sum(0.3 <= rate <= 0.95 for rate in rates)} in 0.3..0.95",
         f"{sum(outcome.late for outcome in outcomes)} late hits",

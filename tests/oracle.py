@@ -226,8 +226,12 @@ def decode(
     *,
     vocab_size: int,
     end_tokens: Sequence[int] = (),
+    text: Sequence[int] | None = None,
 ) -> list[Step]:
-    """Decode up to `new_tokens` tokens, an end token included; ids of `vocab_size` and over are padding."""
+    """Decode up to `new_tokens` tokens, an end token included; ids of `vocab_size` and over are padding.
+
+    With `text`, what plain decoding would give at every place of a text that another wrote.
+    """
     model.reset()
     for token in prompt:
         logits = model.feed(token)
@@ -236,4 +240,4 @@ def decode(
         steps.append(choose(logits[:vocab_size], draw, model.length))
         if len(steps) == new_tokens or steps[-1].token in end_tokens:
             return steps
-        logits = model.feed(steps[-1].token)
+        logits = model.feed(steps[-1].token if text is None else text[len(steps) - 1])

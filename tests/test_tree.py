@@ -148,8 +148,8 @@ class TreeMachine(RuleBasedStateMachine):
             if len(chosen) < self.W and (node.parent is None or node.parent.sent_tick or node.parent.index in chosen):
                 chosen.append(node.index)
         self.give_slots_to(chosen)
-        slots = np.asarray(self.array.slot)
-        batch = [index for index in chosen if slots[index] < NO_SLOT]
+        living = self.plain.living()
+        batch = [index for index in chosen if living[index].slot is not None]
         self.array = self.op.send(self.array, ints(batch, self.W, self.C), np.int32(self.tick))
         self.plain.send(batch, self.tick)
 
@@ -164,8 +164,11 @@ class TreeMachine(RuleBasedStateMachine):
         self.give_slots_to(chosen)
 
     def give_slots_to(self, nodes: list[int]) -> None:
-        self.array = self.op.give_slots(self.array, self.committed(), ints(nodes, self.W, self.C))
+        self.array, served = self.op.give_slots(self.array, self.committed(), ints(nodes, self.W, self.C))
         self.plain.give_slots(nodes)
+        living = self.plain.living()
+        expected = [i if living[i].slot is not None else self.C for i in nodes]
+        assert served.tolist() == [*expected, *[self.C] * (self.W - len(nodes))]
 
     @rule(seed=SEEDS)
     def draft(self, seed: int) -> None:
@@ -318,12 +321,14 @@ def _same_place(nodes: PredictionTree, parent: jax.Array, *rest: jax.Array) -> t
     return tree.add(nodes.replace(alive=nodes.alive.at[parent].set(True, mode="drop")), parent, *rest)
 
 
-def _only_committed_taken(nodes: PredictionTree, committed: jax.Array, node: jax.Array) -> PredictionTree:
+def _only_committed_taken(
+    nodes: PredictionTree, committed: jax.Array, node: jax.Array
+) -> tuple[PredictionTree, jax.Array]:
     wanted = node[jnp.argsort(tree.at(nodes.slot, node, 0) != NO_SLOT, stable=True)]
     new = tree.at(nodes.slot, wanted, 0) == NO_SLOT
     slot = tree.select(~committed, node.shape[0])
     slot = jnp.where(slot < committed.shape[0], slot, NO_SLOT)
-    return nodes.replace(slot=nodes.slot.at[jnp.where(new, wanted, nodes.capacity)].set(slot, mode="drop"))
+    return nodes.replace(slot=nodes.slot.at[jnp.where(new, wanted, nodes.capacity)].set(slot, mode="drop")), node
 
 
 def _shallow_drop(nodes: PredictionTree, mask: jax.Array) -> PredictionTree:

@@ -94,8 +94,20 @@ def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draf
     return max(longest, drafting) + costs.head / (stages + draft_ranks) + costs.exchange
 
 
+def static_tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
+    """Mean cost of a tick where a static tree is drafted first, and then goes through the stages alone (STPP).
+
+    Of N + 1 ticks one drafts while the stages idle, N pass the tree on while the draft idles, and the last of them
+    needs the head.
+    """
+    longest = split_layers(layers, stages).longest * costs.layer
+    drafting = draft_steps * costs.draft if draft_ranks else 0.0
+    passing = stages * longest + costs.head / (stages + draft_ranks)
+    return (drafting + passing) / (stages + 1) + costs.exchange
+
+
 MOST_DRAFT_STEPS = 4
-"""More levels a tick than this were never worth their tree updates where drafting is nearly free."""
+"""Bound where a draft step costs next to nothing: each also updates the tree on every rank, which is not charged."""
 
 
 def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int) -> int:
@@ -111,12 +123,21 @@ def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:
 
 
 def modeled_speedup_vs_pp(
-    costs: Costs, layers: int, stages: int, ticks_per_token: float, draft_ranks: int = 1, draft_steps: int = 1
+    costs: Costs,
+    layers: int,
+    stages: int,
+    ticks_per_token: float,
+    draft_ranks: int = 1,
+    draft_steps: int = 1,
+    static: bool = False,
 ) -> float:
-    """How many times faster than PP on as many target stages: PP's token over (tick times ticks per token)."""
+    """How many times faster than PP on as many target stages: PP's token over (tick times ticks per token).
+
+    `static` is for trees that are drafted while the stages wait (`static_tick_cost`).
+    """
     if not ticks_per_token > 0:
         raise ValueError(f"ticks_per_token must be over 0, not {ticks_per_token!r}")
-    tick = tick_cost(costs, layers, stages, draft_ranks, draft_steps)
+    tick = (static_tick_cost if static else tick_cost)(costs, layers, stages, draft_ranks, draft_steps)
     return pp_token_cost(costs, layers, stages) / (tick * ticks_per_token)
 
 

@@ -23,8 +23,9 @@ from pipedec_jax.cache import Rows
 from pipedec_jax.drafters.replay import Replay, ReplayDrafter
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model.parameters import ParameterSource
-from pipedec_jax.pipeline.engine import Engine, EngineSettings
+from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.placement import OWN
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
 
 

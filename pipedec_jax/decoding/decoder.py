@@ -17,7 +17,8 @@ from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.model import Noise
 from pipedec_jax.loading import Model
-from pipedec_jax.pipeline.engine import Engine, EngineSettings, check_count, check_fit, check_request
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings, check_count, check_fit, check_request, make_drafter
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -104,8 +105,9 @@ class Decoder:
         self.draft = draft
         self.method = method
         self._drafter = drafter
-        self._draft_ranks = drafter.ranks if isinstance(drafter, Drafter) and method != "pp" else int(draft is not None)
-        ranks = stages + self._draft_ranks
+        guesser = make_drafter(settings, draft.config if draft else None, drafter, target.vocab_size)
+        self._draft_ranks = guesser.ranks
+        ranks = stages + guesser.ranks
         self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
         if calibration is None:
@@ -243,6 +245,7 @@ class Decoder:
             ticks_per_token,
             self._draft_ranks,
             self.settings.steps,
+            static=self.method == "stpp",
         )
 
     def _begin(self, request: Request, chunk: int) -> Stream:

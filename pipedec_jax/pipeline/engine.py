@@ -4,100 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import operator
 import time
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pipedec_jax.config import LlamaConfig
-from pipedec_jax.drafters.base import Drafter, NoDrafter
-from pipedec_jax.drafters.combined import CombinedDrafter
-from pipedec_jax.drafters.model import ModelDrafter, Noise
-from pipedec_jax.drafters.ngram import NGramDrafter
+from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exchange import vary
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
+from pipedec_jax.pipeline.settings import (
+    EngineSettings,
+    cache_slots,
+    check_fit,
+    check_request,
+    make_drafter,
+    make_schedule,
+)
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
 from pipedec_jax.sampling import Sampling, SamplingMode
-from pipedec_jax.schedules.base import Schedule
-from pipedec_jax.schedules.best_first import BestFirstSchedule
-from pipedec_jax.schedules.levels import LevelSchedule
-from pipedec_jax.schedules.plain import PlainSchedule
-from pipedec_jax.schedules.static import StaticSchedule
 from pipedec_jax.transcript import MISS
-
-METHODS = ("pp", "stpp", "pipedec", "best-first")
-"""Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, and the best candidates
-first."""
-
-DRAFTERS = ("model", "ngram", "both")
-"""Who guesses: the draft model, look-up in the text so far, or both into the same tree."""
 
 END_TOKENS = 16
 """Places for end tokens in a compiled program; it has more of them, in steps of as many, where they do not suffice."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-    """What the user chooses.
-
-    Raises:
-        ValueError: for a method that does not exist, or a size that is no whole number of at least 1.
-    """
-
-    method: str = "pipedec"
-    stages: int = 4
-    """Stages of the target (N)."""
-    width: int = 16
-    """Most nodes of a tick's batch, or of a tree level of STPP (W); PP ignores it."""
-    children: int = 8
-    """Most children per node (K); PP ignores it."""
-    draft_steps: int = 1
-    """Draft steps in a tick of best-first (R)."""
-    depth: int = 4
-    """Levels of STPP's tree below its root."""
-    pool: int | None = None
-    """Candidates that best-first keeps in the tree (P); by default four batches."""
-    sharpness: float = 1.0
-    """Factor on the draft model's logits before they are taken for the target's chances."""
-    noise: Noise = "shared"
-    """Under which noise the draft model guesses tokens that are drawn."""
-    dtype: Any = jnp.float32
-    """Dtype of weights, activations and caches."""
-    prefill_width: int = 128
-    """Prompt tokens per prefill chunk."""
-    capacity: int | None = None
-    """Cache slots (S); by default the next power of two that holds prompt, answer and tree."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("stages", "width", "children", "draft_steps", "depth", "prefill_width"):
-            check_count(name, getattr(self, name))
-        for name in ("pool", "capacity"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        if self.draft_steps > 1 and self.method == "pipedec":
-            raise ValueError("pipedec makes one draft step a tick; use method best-first for more")
-        if not 0 < self.sharpness < math.inf:
-            raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
-        if self.noise not in get_args(Noise):
-            raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
-
-    @property
-    def steps(self) -> int:
-        """Draft steps of a tick, whatever the method."""
-        return self.depth if self.method == "stpp" else self.draft_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +43,6 @@ class Progress:
     tokens: list[int]
     ticks: list[int]
     """Tick in which each token was committed, counted from 1 at the root's entry into the pipe."""
-    hits: list[bool]
-    """Whether the token was in the pipe, as a child of the one before, when the target chose it."""
     delays: list[int]
     """Ticks between the sending of each token's parent and its own: 0 in one batch, 1 in the next, more for a late hit;
     -1 for a miss."""
@@ -118,6 +52,11 @@ class Progress:
     """Tree nodes sent into the pipe so far."""
     done: bool
     """Whether an end token or the length limit was reached."""
+
+    @property
+    def hits(self) -> list[bool]:
+        """Whether each token was in the pipe, as a child of the one before, when the target chose it."""
+        return [delay != MISS for delay in self.delays]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +98,8 @@ class Engine:
         split = split_layers(target.config.layers, settings.stages)
         self.settings = settings
         self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
-        self._drafter = _make_drafter(settings, draft, drafter, vocab_size)
-        self._schedule = _make_schedule(settings)
+        self._drafter = make_drafter(settings, draft.config if draft else None, drafter, vocab_size)
+        self._schedule = make_schedule(settings)
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices)
         self.compile_seconds = 0.0
         self._programs: dict[Any, _Programs] = {}
@@ -172,7 +111,7 @@ class Engine:
         self._made = 0
         params = (
             placement.place_draft(self.mesh, draft, settings.dtype)
-            if draft is not None and settings.method != "pp" and drafter in ("model", "both")
+            if draft is not None and settings.method != "pp"
             else self._replicate(drafter_params)
         )
         self.weights = Weights(target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params)
@@ -265,12 +204,10 @@ class Engine:
     def _progress(self, shared: Shared) -> Progress:
         text, nodes = jax.device_get((shared.text, shared.sent))
         new = slice(self._start_length, int(text.length))
-        delays = text.delay[new].tolist()
         return Progress(
             tokens=text.token[new].tolist(),
             ticks=text.tick[new].tolist(),
-            hits=[delay != MISS for delay in delays],
-            delays=delays,
+            delays=text.delay[new].tolist(),
             logprobs=text.log_prob[new].tolist(),
             nodes=int(nodes),
             done=bool(text.done),
@@ -339,120 +276,3 @@ class Engine:
         self._programs[shapes, mode] = _Programs(prefill=first, run=loop.compile())
         self.compile_seconds += time.perf_counter() - begun
         return self._programs[shapes, mode]
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise `ValueError` unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def check_fit(
-    settings: EngineSettings, target: LlamaConfig, draft: LlamaConfig | None, vocab_size: int, drafter: Drafter | str
-) -> None:
-    """Check that settings and models fit together; needs no weights.
-
-    Raises:
-        ValueError: when they do not.
-    """
-    split_layers(target.layers, settings.stages)
-    for name, config in (("target", target), ("draft", draft)):
-        if config is not None and vocab_size > config.vocab_size:
-            raise ValueError(f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens")
-    if settings.method == "pp":
-        return
-    if isinstance(drafter, str) and drafter not in DRAFTERS:
-        raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
-    if drafter in ("model", "both") and draft is None:
-        raise ValueError(
-            f"method {settings.method!r} needs a draft model (draft=...), or a drafter that does without one "
-            "(drafter='ngram')"
-        )
-    if drafter not in ("model", "both") and draft is not None:
-        raise ValueError("give a draft model or a drafter that does without, not both")
-    if settings.children > vocab_size:
-        raise ValueError(f"children ({settings.children}) must not exceed the number of tokens ({vocab_size})")
-
-
-def check_request(
-    settings: EngineSettings, target: LlamaConfig, vocab_size: int, prompt: Sequence[int], max_new_tokens: int
-) -> list[int]:
-    """Check what shall be decoded, and return the prompt's ids; needs no weights.
-
-    Raises:
-        ValueError: for an empty prompt, an id that is no token, or a length over the context or the capacity.
-    """
-    try:
-        tokens = [operator.index(token) for token in prompt]
-    except TypeError as error:
-        raise ValueError(f"a prompt must be text or whole token ids ({error})") from error
-    if not tokens:
-        raise ValueError("the prompt is empty; give at least one token of text")
-    for token in tokens:
-        if not 0 <= token < vocab_size:
-            raise ValueError(f"prompt token {token} is none of the target's: ids go from 0 to {vocab_size - 1}")
-    check_count("max_new_tokens", max_new_tokens)
-    if len(tokens) + max_new_tokens > target.context:
-        raise ValueError(
-            f"prompt ({len(tokens)} tokens) and max_new_tokens ({max_new_tokens}) exceed the target's context of "
-            f"{target.context} tokens: shorten the prompt, or lower max_new_tokens"
-        )
-    cache_slots(settings, len(tokens) + max_new_tokens)
-    return tokens
-
-
-def cache_slots(settings: EngineSettings, length: int) -> int:
-    """Cache slots (S) for prompt and answer of this length together, the tree in flight included.
-
-    Raises:
-        ValueError: when `settings.capacity` is less.
-    """
-    # A slot that is silently missing would be wrong text.
-    need = length + tree_slots(settings)
-    if settings.capacity is None:
-        return max(256, 1 << (need - 1).bit_length())
-    if need > settings.capacity:
-        raise ValueError(
-            f"prompt, answer and tree need {need} cache slots but capacity is {settings.capacity}; raise capacity, or "
-            "lower max_new_tokens or width"
-        )
-    return settings.capacity
-
-
-def tree_slots(settings: EngineSettings) -> int:
-    """Cache slots that the tree can take beside the text."""
-    return _make_schedule(settings).slots(settings.stages)
-
-
-def _make_schedule(settings: EngineSettings) -> Schedule:
-    width, children = settings.width, settings.children
-    match settings.method:
-        case "pp":
-            return PlainSchedule()
-        case "stpp":
-            return StaticSchedule(width=1 + settings.depth * width, level=width)
-        case "pipedec":
-            return LevelSchedule(width, pool=width * children)
-        case _:
-            return BestFirstSchedule(width, pool=settings.pool or 4 * width)
-
-
-def _make_drafter(
-    settings: EngineSettings, draft: ParameterSource | None, drafter: Drafter | str, vocab_size: int
-) -> Drafter:
-    if settings.method == "pp":
-        return NoDrafter()
-    if isinstance(drafter, Drafter):
-        return drafter
-    look_up = NGramDrafter(children=settings.children)
-    if drafter == "ngram":
-        return look_up
-    assert draft is not None  # check_fit
-    model = ModelDrafter(
-        config=draft.config,
-        children=settings.children,
-        vocab_size=vocab_size,
-        sharpness=settings.sharpness,
-        noise=settings.noise,
-    )
-    return CombinedDrafter(model, look_up) if drafter == "both" else model

@@ -55,6 +55,11 @@ class System:
         return self.stages + self.drafter.ranks
 
     @property
+    def drafting_rank(self) -> int:
+        """The drafter's rank; the first one where the drafter has none and all ranks do the same."""
+        return self.stages if self.drafter.ranks else 0
+
+    @property
     def shift(self) -> list[tuple[int, int]]:
         """Where activations go: from each stage to the next."""
         return [(k, k + 1) for k in range(self.stages - 1)]
@@ -111,21 +116,15 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
     state, drafts = draft(system, weights.drafter, local.drafter, shared)
 
-    # Exchange.
-    last = rank == system.stages - 1
-    hidden, drafts = (
-        broadcast([(x, last), (drafts, rank == system.stages)])
-        if system.drafter.ranks
-        else (broadcast([(x, last)])[0], drafts)
-    )
+    # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one.
+    hidden, drafts = broadcast([(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank)])
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
     leaving = shared.pipe[-1]
     part = choice_part(system, weights.target, shared, hidden, leaving)
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
 
     # Update.
-    nodes = replay(system, shared, drafts)
-    nodes = tree.record(nodes, leaving, choice, log_prob)
+    nodes = tree.record(grow(system, shared, drafts), leaving, choice, log_prob)
     shared = walk(shared.replace(tree=nodes), keep=system.schedule.keeps_candidates)
     return shared, Local(x=received, cache=cache, drafter=state)
 
@@ -135,7 +134,9 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
 
     def run(state: Any) -> tuple[Any, list[Proposals]]:
         nodes, drafts = shared.tree, []
-        for _ in range(system.draft_steps):
+        for step in range(system.draft_steps):
+            if step:
+                nodes = system.schedule.grow(nodes, drafts[-1])
             nodes, frontier = extend(system, shared, nodes)
             view = View(
                 tree=nodes,
@@ -147,21 +148,21 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
             )
             state, proposals = system.drafter.propose(params, state, view)
             drafts.append(proposals)
-            nodes = system.schedule.grow(nodes, proposals)
         return state, drafts
 
-    if not system.drafter.ranks:
+    if not system.drafter.ranks or not system.draft_steps:
         return run(state)
 
     def rest(state: Any) -> tuple[Any, list[Proposals]]:
         shapes = jax.eval_shape(run, state)[1]
         return state, jax.tree.map(lambda leaf: vary(jnp.zeros(leaf.shape, leaf.dtype)), shapes)
 
-    return lax.cond(lax.axis_index(AXIS) == system.stages, lambda state: vary(run(state)), rest, vary(state))
+    mine = lax.axis_index(AXIS) == system.drafting_rank
+    return lax.cond(mine, lambda state: vary(run(state)), rest, vary(state))
 
 
-def replay(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionTree:
-    """The tree after the tick's draft steps, from what they proposed."""
+def grow(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionTree:
+    """The tree after the tick's draft steps, from what they proposed: what the drafter did, on every rank."""
     nodes = shared.tree
     for proposals in drafts:
         nodes, _ = extend(system, shared, nodes)
@@ -170,25 +171,15 @@ def replay(system: System, shared: Shared, drafts: list[Proposals]) -> Predictio
 
 
 def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
-    """Pick the frontier of a draft step, give its nodes their slots and mark them as drafted.
-
-    A node for which no slot is left is not drafted (the engine sizes the cache so that there always is one).
-    """
-    frontier = system.schedule.frontier(nodes)
-    nodes = give_slots(nodes, shared.committed, frontier)
-    frontier = jnp.where(tree.at(nodes.slot, frontier, tree.NO_SLOT) < tree.NO_SLOT, frontier, nodes.capacity)
+    """Pick the frontier of a draft step, give its nodes their slots and mark them as drafted."""
+    nodes, frontier = give_slots(nodes, shared.committed, system.schedule.frontier(nodes))
     return nodes.replace(drafted=nodes.drafted | tree.mark(nodes, frontier)), frontier
 
 
 def send(system: System, shared: Shared) -> Shared:
-    """Start a tick: the next batch gets its slots and enters the pipe, and what is in flight moves one stage on.
-
-    A node for which no slot is left stays behind, unsent (the engine sizes the cache so that there always is one).
-    """
+    """Start a tick: the next batch gets its slots and enters the pipe, and what is in flight moves one stage on."""
     count = shared.tick + 1
-    batch = system.schedule.next_batch(shared.tree)
-    nodes = give_slots(shared.tree, shared.committed, batch)
-    batch = jnp.where(tree.at(nodes.slot, batch, tree.NO_SLOT) < tree.NO_SLOT, batch, nodes.capacity)
+    nodes, batch = give_slots(shared.tree, shared.committed, system.schedule.next_batch(shared.tree))
     return shared.replace(
         tree=tree.send(nodes, batch, count),
         pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),

@@ -48,14 +48,14 @@ def test_a_free_draft_on_even_stages_gives_the_ratio_of_ticks():
 
 
 @given(
-    layers=st.integers(1, 80), data=st.data(), ticks=st.floats(0.5, 20), draft=st.floats(0, 50), head=st.floats(0, 50)
+    layers=st.integers(2, 80), data=st.data(), ticks=st.floats(0.5, 20), draft=st.floats(0, 50), head=st.floats(0, 50)
 )
 def test_modeled_time_never_flatters_ticks(layers, data, ticks, draft, head):
     """Uneven stages and a heavy draft can only make the speedup smaller than the ratio of ticks.
 
-    Up to the target's head, a part of which the draft's rank takes over.
+    From two stages on: beside a single stage the draft's rank takes half of the target's head.
     """
-    stages = data.draw(st.integers(1, layers))
+    stages = data.draw(st.integers(2, layers))
     costs = cost.Costs(layer=1, head=head, pp_layer=1, pp_head=head, draft=draft)
     modeled = cost.modeled_speedup_vs_pp(costs, layers, stages, ticks)
     assert modeled <= stages / ticks * (1 + 1e-9)
@@ -97,6 +97,16 @@ def test_the_speedup_of_a_filled_pipe():
     for hit_rate, stages in ((1.1, 4), (-0.1, 4), (0.5, 0)):
         with pytest.raises(ValueError, match="hit rate from 0 to 1"):
             cost.speedup_filled_pipe(hit_rate, stages)
+
+
+def test_a_static_tree_is_drafted_while_the_stages_wait():
+    costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15, exchange=1)
+    # One tick of three draft steps, two of two layers each, the head once over three ranks.
+    expected = (3 * 15 + 2 * 20 + 6 / 3) / 3 + 1
+    assert cost.static_tick_cost(costs, layers=4, stages=2, draft_ranks=1, draft_steps=3) == expected
+    assert cost.static_tick_cost(costs, layers=4, stages=2, draft_steps=3) == (2 * 20 + 6 / 2) / 3 + 1
+    speedup = cost.modeled_speedup_vs_pp(costs, 4, 2, 1.5, draft_steps=3, static=True)
+    assert speedup == cost.pp_token_cost(costs, 4, 2) / (1.5 * expected)
 
 
 def test_draft_steps_are_as_many_as_fit_beside_a_stage():

@@ -8,7 +8,7 @@ from pipedec_jax.analysis.tick_cost import measure_tick_cost, replay_engine
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.replay import Replay
 from pipedec_jax.model.parameters import MemorySource, initialize
-from pipedec_jax.pipeline.engine import EngineSettings
+from pipedec_jax.pipeline.settings import EngineSettings
 
 CONFIG = LlamaConfig(vocab_size=31, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=128)
 SETTINGS = EngineSettings(stages=2, width=2, children=2, prefill_width=8, capacity=64)

@@ -44,7 +44,6 @@ class FakeEngine:
         return Progress(
             tokens=self.answer[:n],
             ticks=self.ticks[:n],
-            hits=self.hits[:n],
             delays=[1 if hit else -1 for hit in self.hits[:n]],
             logprobs=[-0.5 * i for i in range(n)],
             nodes=n,

@@ -16,10 +16,11 @@ from pipedec_jax import transcript, tree
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
-from pipedec_jax.pipeline.engine import METHODS, Engine, EngineSettings
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import METHODS, EngineSettings
 from pipedec_jax.sampling import Sampling, SamplingMode
-from tests.exactness import FIVE, VOCAB, Pair, as_source, plain_steps, prompt_of, target_weights
 from tests.oracle import GREEDY, Draw
+from tests.random_pairs import FIVE, VOCAB, Pair, as_source, plain_steps, prompt_of, target_weights
 
 PAIR = Pair(FIVE, 2, 0.3)
 

@@ -15,30 +15,26 @@ import numpy as np
 import pytest
 
 from pipedec_jax.model.parameters import parameter_shapes
-from pipedec_jax.pipeline.engine import Engine, EngineSettings
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.vocabulary import shard_size
-from tests.exactness import (
+from tests.exactness import LONGEST, SMALL_GRID, Bench, Shape, bench, hit_rate
+from tests.oracle import GREEDY, Draw
+from tests.random_pairs import (
     CONTEXT,
     FIVE,
-    LONGEST,
     ODD,
     PAIRS,
     SIXTEEN,
-    SMALL_GRID,
     VOCAB,
-    Bench,
     Pair,
-    Shape,
     as_source,
-    bench,
     draft_weights,
-    hit_rate,
     plain_steps,
     prompt_of,
     target_weights,
 )
-from tests.oracle import GREEDY, Draw
 
 SHAPE = Shape("pipedec", 4, 8, 4, FIVE)
 """Compiled for the grid as well, with filters; the other modes of it are not."""

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from pipedec_jax.drafters.replay import Replay, ReplayDrafter
-from pipedec_jax.pipeline.engine import Engine, EngineSettings
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
 from tests import oracle
-from tests.exactness import CONTEXT, VOCAB, as_source, check_state, check_ticks, hugging_face_config
+from tests.exactness import check_state, check_ticks
+from tests.random_pairs import CONTEXT, VOCAB, as_source, hugging_face_config
 
 NEW, PROMPT = 81, (3, 1, 4)
 CONFIG = hugging_face_config(

@@ -1,0 +1,70 @@
+"""The shipped, trained pair against plain decoding in NumPy: its trees are deep and hit, as random ones' do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from importlib.resources import files
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import pipedec_jax
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
+from pipedec_jax.sampling import Sampling
+from tests import oracle
+from tests.exactness import check_state
+from tests.oracle import GREEDY, Draw
+
+NEW = 64
+PROMPTS = ("def quicksort(items):\n", "x", "    for name in names:\n        try:\n            self.")
+"""Of several lengths, in one process; the second is a single token."""
+DRAWS = {"greedy": GREEDY, "sampled": Draw(0.7, seed=5)}
+METHODS = {
+    "pipedec, uneven stages": EngineSettings(method="pipedec", stages=3, width=8, children=4),
+    "best-first, two draft steps": EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
+}
+
+
+@functools.cache
+def plain() -> oracle.Llama:
+    """The target's own files, read without the package."""
+    folder = files("pipedec_jax") / "demo" / "target"
+    config = json.loads((folder / "config.json").read_text())
+    weights = safetensors.numpy.load_file(str(folder / "model.safetensors"))
+    return oracle.Llama(config, weights, np.float64, 256)
+
+
+@functools.cache
+def expected(prompt: tuple[int, ...], draw: Draw, vocab_size: int) -> list[int]:
+    return [step.token for step in oracle.decode(plain(), prompt, NEW, draw, vocab_size=vocab_size)]
+
+
+@functools.cache
+def engine(method: str) -> Engine:
+    """Weights in float64: a test without rounding."""
+    target, draft = pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
+    settings = dataclasses.replace(METHODS[method], dtype=np.dtype(np.float64))
+    return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size)
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str, kind: str) -> None:
+    target, draw = pipedec_jax.load_demo("target"), DRAWS[kind]
+    hits = []
+    with jax.enable_x64(True):
+        decoder = engine(method)
+        for text in PROMPTS:
+            prompt = tuple(target.tokenizer.encode(text))
+            decoder.start(prompt, max_new_tokens=NEW, sampling=Sampling(draw.temperature, seed=draw.seed))
+            for piece in (5, NEW):
+                progress = decoder.run(piece)
+                check_state(decoder)
+            assert progress.tokens == expected(prompt, draw, target.vocab_size)
+            hits += progress.hits[:-1]
+    assert 0.3 < np.mean(hits) < 1
