@@ -2,6 +2,8 @@
 
 A node is one guessed token. The root is the last committed token; every living node descends from it. Nodes live in
 `C` places and are allocated from the dead ones; the node index that means "none" is `C`, and a write to it is dropped.
+What the drafter has guessed to follow a node is kept with it, K guesses each. A guess becomes a node only when it is
+sent or extended, so that nothing known is ever thrown away for want of a place.
 
 Every function here is pure and keeps these invariants (tests/test_tree.py holds them against a plain Python tree):
 
@@ -23,12 +25,14 @@ NO_SLOT = 2**31 - 1
 
 
 class PredictionTree(struct.PyTreeNode):
-    """The tree's arrays. C is the capacity."""
+    """The tree's arrays. C is the capacity, K the number of guesses for each node."""
 
     token: jax.Array
     """[C] int32: the guessed token."""
     parent: jax.Array
     """[C] int32: index of the parent; C for the root, whose parent is committed text."""
+    rank: jax.Array
+    """[C] int32: which of its parent's guesses the node was."""
     position: jax.Array
     """[C] int32: absolute position of the token in the text."""
     log_prob: jax.Array
@@ -40,7 +44,11 @@ class PredictionTree(struct.PyTreeNode):
     sent_tick: jax.Array
     """[C] int32: the tick in which the node entered the pipe; 0 before."""
     drafted: jax.Array
-    """[C] bool: whether the drafter has proposed its children."""
+    """[C] bool: whether the drafter has guessed what follows."""
+    guess_token: jax.Array
+    """[C, K] int32: those guesses, where `drafted`."""
+    guess_log_prob: jax.Array
+    """[C, K] float32: their log-probabilities given the node; minus infinity for none."""
     choice: jax.Array
     """[C] int32: the target's next token after this node, once `known`."""
     choice_log_prob: jax.Array
@@ -58,6 +66,11 @@ class PredictionTree(struct.PyTreeNode):
         return self.token.shape[0]
 
     @property
+    def children(self) -> int:
+        """Guesses for each node (K)."""
+        return self.guess_token.shape[1]
+
+    @property
     def sent(self) -> jax.Array:
         """[C] bool: whether the node has entered the pipe."""
         return self.sent_tick > 0
@@ -68,18 +81,21 @@ class PredictionTree(struct.PyTreeNode):
         return self.alive & ~self.sent
 
 
-def plant(capacity: int, token: jax.Array, position: jax.Array) -> PredictionTree:
-    """A tree of one unsent node, the root (index 0), with the given token and position."""
+def plant(capacity: int, children: int, token: jax.Array, position: jax.Array) -> PredictionTree:
+    """A tree of one unsent node, the root (index 0), with the given token and position, in C places with K guesses."""
     first = jnp.arange(capacity, dtype=jnp.int32) == 0
     return PredictionTree(
         token=jnp.where(first, token.astype(jnp.int32), 0),
         parent=jnp.full(capacity, capacity, jnp.int32),
+        rank=jnp.zeros(capacity, jnp.int32),
         position=jnp.where(first, position.astype(jnp.int32), 0),
         log_prob=jnp.zeros(capacity, jnp.float32),
         alive=first,
         slot=jnp.full(capacity, NO_SLOT, jnp.int32),
         sent_tick=jnp.zeros(capacity, jnp.int32),
         drafted=jnp.zeros(capacity, bool),
+        guess_token=jnp.zeros((capacity, children), jnp.int32),
+        guess_log_prob=jnp.full((capacity, children), -jnp.inf, jnp.float32),
         choice=jnp.zeros(capacity, jnp.int32),
         choice_log_prob=jnp.zeros(capacity, jnp.float32),
         known=jnp.zeros(capacity, bool),
@@ -98,37 +114,51 @@ def at(array: jax.Array, index: jax.Array, fill: bool | int | float) -> jax.Arra
     return array.at[index].get(mode="fill", fill_value=fill)
 
 
-def add(
-    tree: PredictionTree, parent_M: jax.Array, token_M: jax.Array, log_prob_M: jax.Array, valid_M: jax.Array
-) -> tuple[PredictionTree, jax.Array]:
-    """Add up to M children in dead places, in order.
+def guess(tree: PredictionTree, node_W: jax.Array, token_WK: jax.Array, log_prob_WK: jax.Array) -> PredictionTree:
+    """Keep a drafter's guesses for nodes, which are then drafted."""
+    return tree.replace(
+        drafted=tree.drafted | mark(tree, node_W),
+        guess_token=tree.guess_token.at[node_W].set(token_WK, mode="drop"),
+        guess_log_prob=tree.guess_log_prob.at[node_W].set(log_prob_WK.astype(jnp.float32), mode="drop"),
+    )
+
+
+def open_guesses(tree: PredictionTree) -> jax.Array:
+    """`[C, K]`: path log-probability of every guess that is not a node, minus infinity in place of the others."""
+    parent = jnp.where(tree.alive, tree.parent, tree.capacity)
+    taken = jnp.zeros(tree.guess_token.shape, bool).at[parent, tree.rank].set(True, mode="drop")
+    there = (tree.alive & tree.drafted)[:, None] & ~taken
+    return jnp.where(there, tree.log_prob[:, None] + tree.guess_log_prob, -jnp.inf)
+
+
+def add(tree: PredictionTree, parent_M: jax.Array, rank_M: jax.Array) -> tuple[PredictionTree, jax.Array]:
+    """Make nodes of up to M guesses, in dead places, in order.
 
     Args:
         tree: the tree.
-        parent_M: node index of each child's parent.
-        token_M: the guessed tokens.
-        log_prob_M: log-probability of each token given its parent.
-        valid_M: which rows to add; a row whose parent is dead is skipped as well.
+        parent_M: the nodes they follow; rows of a dead or undrafted one are skipped, and those of "none".
+        rank_M: which of the parent's guesses each is.
 
     Returns:
-        The new tree and the index of each child, C where it was skipped or no place was left.
+        The new tree and the index of each new node, C where it was skipped or no place was left.
     """
     C, M = tree.capacity, parent_M.shape[0]
-    valid = valid_M & at(tree.alive, parent_M, False)
+    valid = at(tree.alive & tree.drafted, parent_M, False)
     free = select(~tree.alive, M)
-    rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
-    index = jnp.where(valid, at(free, rank, C), C)
-
+    index = jnp.where(valid, at(free, jnp.cumsum(valid, dtype=jnp.int32) - 1, C), C)
     path = at(tree.ancestor, parent_M, False) | (index[:, None] == jnp.arange(C, dtype=jnp.int32)[None, :])
+    token = tree.guess_token.at[parent_M, rank_M].get(mode="fill", fill_value=0)
+    log_prob = tree.guess_log_prob.at[parent_M, rank_M].get(mode="fill", fill_value=0)
 
     def put(array: jax.Array, value: object) -> jax.Array:
         return array.at[index].set(jnp.asarray(value, array.dtype), mode="drop")
 
     tree = tree.replace(
-        token=put(tree.token, token_M),
+        token=put(tree.token, token),
         parent=put(tree.parent, parent_M),
+        rank=put(tree.rank, rank_M),
         position=put(tree.position, at(tree.position, parent_M, 0) + 1),
-        log_prob=put(tree.log_prob, at(tree.log_prob, parent_M, 0.0) + log_prob_M.astype(jnp.float32)),
+        log_prob=put(tree.log_prob, at(tree.log_prob, parent_M, 0.0) + log_prob),
         alive=put(tree.alive, True),
         slot=put(tree.slot, NO_SLOT),
         sent_tick=put(tree.sent_tick, 0),
@@ -146,9 +176,8 @@ def drop(tree: PredictionTree, mask_C: jax.Array) -> PredictionTree:
 
 
 def closed(tree: PredictionTree, node_W: jax.Array, ready_C: jax.Array) -> jax.Array:
-    """The nodes all of whose ancestors are ready or among them as well, C in place of the others."""
-    together = ready_C | mark(tree, node_W)
-    return jnp.where(jnp.any(at(tree.ancestor, node_W, True) & ~together[None, :], axis=1), tree.capacity, node_W)
+    """The nodes that are ready with all their ancestors, C in place of the others."""
+    return jnp.where(jnp.any(at(tree.ancestor, node_W, True) & ~ready_C[None, :], axis=1), tree.capacity, node_W)
 
 
 def mark(tree: PredictionTree, node_W: jax.Array) -> jax.Array:

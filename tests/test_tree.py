@@ -24,15 +24,21 @@ from hypothesis.stateful import (
 )
 
 from pipedec_jax import cache, tree
+from pipedec_jax.schedules.base import Schedule, take
 from pipedec_jax.tree import NO_SLOT, PredictionTree
 from tests.tree_model import PlainTree
 
 TOKENS = 4
 """So few that duplicates and matches are frequent."""
+CHILDREN = 3
+"""Guesses for each node."""
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "plant": tree.plant,
+    "guess": tree.guess,
     "add": tree.add,
+    "score": Schedule(width=1).score,
+    "take": lambda nodes, score, size: take(nodes, score, size, nodes.sent),
     "send": tree.send,
     "record": tree.record,
     "find_child": tree.find_child,
@@ -46,7 +52,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 """What is tested. Mutants replace one of them."""
 
-STATIC = {"plant": (0,), "owners": (1,)}
+STATIC = {"plant": (0, 1), "owners": (1,), "take": (2,)}
 """Arguments that are sizes."""
 
 
@@ -103,39 +109,43 @@ class TreeMachine(RuleBasedStateMachine):
     @initialize(token=st.integers(0, TOKENS - 1), position=st.integers(0, 5))
     def begin(self, token: int, position: int) -> None:
         self.plain = PlainTree(self.C, self.S, token, position)
-        self.array: PredictionTree = self.op.plant(self.C, np.int32(token), np.int32(position))
+        self.array: PredictionTree = self.op.plant(self.C, CHILDREN, np.int32(token), np.int32(position))
 
     def committed(self) -> np.ndarray:
         return np.isin(np.arange(self.S), list(self.plain.committed))
 
     @rule(token=st.integers(0, TOKENS - 1))
     def plant(self, token: int) -> None:
-        self.array = self.op.plant(self.C, np.int32(token), np.int32(self.plain.root.position + 1))
+        self.array = self.op.plant(self.C, CHILDREN, np.int32(token), np.int32(self.plain.root.position + 1))
         self.plain.plant(token)
 
     @rule(seed=SEEDS)
     def add(self, seed: int) -> None:
         random = np.random.default_rng(seed)
-        living = sorted(self.plain.living())
+        guesses = list(self.plain.open_guesses())
+        chosen = [guesses[i] for i in random.permutation(len(guesses))[: self.M]]
+        # Sometimes any place: a dead or undrafted one, or none. No guess may be made a node without a chance.
         rows = [
-            (
-                # Mostly living parents; sometimes any place, dead ones and "none" included.
-                int(random.choice(living) if random.random() < 0.7 else random.integers(self.C + 1)),
-                int(random.integers(TOKENS)),
-                float(random.integers(-40, 1)) / 8,  # sums of eighths are exact in float32
-                bool(random.random() < 0.8),
-            )
-            for _ in range(self.M)
+            (int(random.choice([i for i in range(self.C + 1) if i not in drafted])), 0)
+            if random.random() < 0.3
+            else row
+            for row in chosen
+            for drafted in [[node.index for node in self.plain.root.subtree() if node.guesses]]
         ]
-        parents, tokens, log_probs, valid = zip(*rows, strict=True)
-        self.array, index = self.op.add(
-            self.array,
-            np.asarray(parents, np.int32),
-            np.asarray(tokens, np.int32),
-            np.asarray(log_probs, np.float32),
-            np.asarray(valid),
-        )
-        assert index.tolist() == self.plain.add(rows)
+        parents, ranks = ([row[i] for row in rows] for i in (0, 1))
+        self.array, index = self.op.add(self.array, ints(parents, self.M, self.C), ints(ranks, self.M, 0))
+        assert index.tolist() == [*self.plain.add(rows), *[self.C] * (self.M - len(rows))]
+
+    @rule(seed=SEEDS)
+    def take(self, seed: int) -> None:
+        """The best candidates by the base schedule's score, or by one under which children may come first."""
+        scores, score = self.plain.candidates(), np.asarray(self.op.score(self.array))
+        if seed % 2:
+            score = np.where(score > -np.inf, np.random.default_rng(seed).integers(9, size=score.shape), score)
+            scores = {(index, rank): float(score[index, 1 + rank]) for index, rank in scores}
+        self.array, index = self.op.take(self.array, score.astype(np.float32), self.W)
+        found = self.plain.take(scores, self.W)
+        assert index.tolist() == [*found, *[self.C] * (self.W - len(found))]
 
     @rule(seed=SEEDS)
     def send(self, seed: int) -> None:
@@ -171,12 +181,19 @@ class TreeMachine(RuleBasedStateMachine):
         assert served.tolist() == [*expected, *[self.C] * (self.W - len(nodes))]
 
     @rule(seed=SEEDS)
-    def draft(self, seed: int) -> None:
-        """Mark nodes as drafted, as a draft step does."""
-        nodes = [node.index for node in some(seed, self.plain.root.subtree(), self.W)]
-        mask = self.op.mark(self.array, ints(nodes, self.W, self.C))
-        self.array = self.array.replace(drafted=self.array.drafted | mask)
-        self.plain.draft(nodes)
+    def guess(self, seed: int) -> None:
+        """As a draft step does."""
+        random = np.random.default_rng(seed)
+        undrafted = [node for node in self.plain.root.subtree() if node.guesses is None]
+        nodes = [node.index for node in some(seed, undrafted, self.W)]
+        tokens = random.integers(TOKENS, size=(self.W, CHILDREN))
+        log_probs = random.integers(-40, 1, size=(self.W, CHILDREN)) / 8  # sums of eighths are exact in float32
+        log_probs = np.where(random.random(log_probs.shape) < 0.2, -np.inf, log_probs)
+        self.array = self.op.guess(
+            self.array, ints(nodes, self.W, self.C), tokens.astype(np.int32), log_probs.astype(np.float32)
+        )
+        for row, index in enumerate(nodes):
+            self.plain.guess(index, list(zip(tokens[row].tolist(), log_probs[row].tolist(), strict=True)))
 
     @rule(seed=SEEDS)
     def drop(self, seed: int) -> None:
@@ -190,7 +207,7 @@ class TreeMachine(RuleBasedStateMachine):
         ready = np.random.default_rng(seed).random(self.C) < 0.6
         found = self.op.closed(self.array, ints(nodes, self.W, self.C), ready)
         living = self.plain.living()
-        kept = [all(ready[above.index] or above.index in nodes for above in living[i].path()) for i in nodes]
+        kept = [all(ready[above.index] for above in living[i].path()) for i in nodes]
         expected = [i if keep else self.C for i, keep in zip(nodes, kept, strict=True)]
         assert found.tolist() == [*expected, *[self.C] * (self.W - len(nodes))]
 
@@ -226,11 +243,18 @@ class TreeMachine(RuleBasedStateMachine):
             assert array.slot[index] == (NO_SLOT if node.slot is None else node.slot)
             assert array.sent_tick[index] == node.sent_tick
             assert array.known[index] == (node.choice is not None)
-            assert array.drafted[index] == node.drafted
+            assert array.drafted[index] == (node.guesses is not None)
+            assert node.parent is None or array.rank[index] == node.rank
             if node.choice is not None:
                 assert array.choice[index] == node.choice
         waiting = [index for index, node in living.items() if not node.sent_tick]
         assert np.flatnonzero(array.waiting).tolist() == sorted(waiting)
+
+    @invariant()
+    def candidates_are_nodes_that_wait_and_guesses_that_are_no_nodes(self) -> None:
+        score = np.asarray(self.op.score(self.array))
+        found = {(int(i), int(k) - 1): float(score[i, k]) for i, k in np.argwhere(score > -np.inf)}
+        assert found == self.plain.candidates()
 
     @invariant()
     def the_child_of_every_token_is_found(self) -> None:
@@ -316,9 +340,13 @@ def _first_child(nodes: PredictionTree, token: jax.Array) -> jax.Array:
     return tree.select(nodes.alive & (nodes.parent == nodes.root) & (nodes.token == token), 1)[0]
 
 
-def _same_place(nodes: PredictionTree, parent: jax.Array, *rest: jax.Array) -> tuple[PredictionTree, jax.Array]:
-    """Adds under dead parents as well."""
-    return tree.add(nodes.replace(alive=nodes.alive.at[parent].set(True, mode="drop")), parent, *rest)
+def _anywhere(field: str) -> Callable[..., Any]:
+    """An add that takes every parent for alive, or for drafted."""
+
+    def add(nodes: PredictionTree, parent: jax.Array, rank: jax.Array) -> tuple[PredictionTree, jax.Array]:
+        return tree.add(nodes.replace(**{field: getattr(nodes, field).at[parent].set(True, mode="drop")}), parent, rank)
+
+    return add
 
 
 def _only_committed_taken(
@@ -338,7 +366,7 @@ def _shallow_drop(nodes: PredictionTree, mask: jax.Array) -> PredictionTree:
 
 def _closed_under_parents(nodes: PredictionTree, node: jax.Array, ready: jax.Array) -> jax.Array:
     parent = tree.at(nodes.parent, node, nodes.capacity)
-    there = tree.at(ready | tree.mark(nodes, node), parent, True)
+    there = tree.at(ready, parent, True) & tree.at(ready, node, True)
     return jnp.where(there, node, nodes.capacity)
 
 
@@ -349,7 +377,16 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "add:keeps a dead node's choice known": _keeps("known"),
     "add:keeps a dead node's slot": _keeps("slot"),
     "add:keeps a dead node's sent tick": _keeps("sent_tick"),
-    "add:extends dead parents": _same_place,
+    "add:extends dead parents": _anywhere("alive"),
+    "add:extends undrafted parents": _anywhere("drafted"),
+    "score:counts dead nodes": lambda nodes: Schedule(1).score(nodes.replace(alive=jnp.ones_like(nodes.alive))),
+    "score:counts guesses that are nodes": lambda nodes: Schedule(1).score(
+        nodes.replace(parent=jnp.full_like(nodes.parent, nodes.capacity))
+    ),
+    "take:children without their parents": lambda nodes, score, size: take(
+        nodes, score, size, jnp.ones_like(nodes.sent)
+    ),
+    "take:any order": lambda nodes, score, size: take(nodes, jnp.minimum(score, 0), size, nodes.sent),
     "find_child:prefers the first, sent or not": _first_child,
     "add:keeps a dead node's drafted mark": _keeps("drafted"),
     "drop:leaves what is below": _shallow_drop,

@@ -17,9 +17,11 @@ class Node:
     log_prob: float = 0.0
     """Of the path from the root to this node."""
     children: list[Node] = dataclasses.field(default_factory=list)
+    rank: int = 0
+    guesses: list[tuple[int, float]] | None = None
+    """Tokens and log-probabilities given this node, once drafted."""
     slot: int | None = None
     sent_tick: int = 0
-    drafted: bool = False
     choice: int | None = None
 
     def path(self) -> list[Node]:
@@ -53,20 +55,42 @@ class PlainTree:
         self.commit_root()
         self.root = Node(index=0, token=token, position=self.root.position + 1)
 
-    def add(self, rows: Iterable[tuple[int, int, float, bool]]) -> list[int]:
-        """Add children `(parent's index, token, log-probability, whether to)`; their indices, `capacity` for none."""
+    def add(self, rows: Iterable[tuple[int, int]]) -> list[int]:
+        """Make nodes of guesses `(parent's index, rank)`; their indices, `capacity` for none."""
         before = self.living()
         free = [index for index in range(self.capacity) if index not in before]
         indices = []
-        for parent_index, token, log_prob, valid in rows:
+        for parent_index, rank in rows:
             parent = before.get(parent_index)
-            if parent is None or not valid or not free:
+            if parent is None or parent.guesses is None or not free:
                 indices.append(self.capacity)
                 continue
-            child = Node(free.pop(0), token, parent.position + 1, parent, parent.log_prob + log_prob)
+            token, log_prob = parent.guesses[rank]
+            child = Node(free.pop(0), token, parent.position + 1, parent, parent.log_prob + log_prob, rank=rank)
             parent.children.append(child)
             indices.append(child.index)
         return indices
+
+    def candidates(self) -> dict[tuple[int, int], float]:
+        """Path log-probability of the nodes that wait, with rank -1, and of the guesses that are no nodes."""
+        waiting = {(node.index, -1): node.log_prob for node in self.root.subtree() if not node.sent_tick}
+        return waiting | self.open_guesses()
+
+    def take(self, scores: dict[tuple[int, int], float], size: int) -> list[int]:
+        """The best candidates as nodes, none without its parent."""
+        chosen = sorted(scores, key=lambda candidate: (-scores[candidate], candidate))[:size]
+        ready = {node.index for node in self.root.subtree() if node.sent_tick}
+        ready |= {index for index, rank in chosen if rank < 0}
+        living = self.living()
+        whole = [all(above.index in ready for above in living[index].path()) for index, _ in chosen]
+        rows = [
+            (i if keep and rank >= 0 else self.capacity, rank) for keep, (i, rank) in zip(whole, chosen, strict=True)
+        ]
+        new = self.add(rows)
+        return [
+            new[row] if rank >= 0 else index if whole[row] else self.capacity
+            for row, (index, rank) in enumerate(chosen)
+        ]
 
     def free_slots(self) -> list[int]:
         """Slots that hold neither text nor a node, in order."""
@@ -85,10 +109,18 @@ class PlainTree:
         for index in indices:
             self.living()[index].sent_tick = tick
 
-    def draft(self, indices: Sequence[int]) -> None:
-        """Mark nodes as drafted."""
-        for index in indices:
-            self.living()[index].drafted = True
+    def guess(self, index: int, guesses: list[tuple[int, float]]) -> None:
+        """What a drafter guesses to follow a node."""
+        self.living()[index].guesses = guesses
+
+    def open_guesses(self) -> dict[tuple[int, int], float]:
+        """Path log-probability of every guess that is not a node, by the index of its parent and its rank."""
+        return {
+            (node.index, rank): node.log_prob + log_prob
+            for node in self.root.subtree()
+            for rank, (_, log_prob) in enumerate(node.guesses or ())
+            if rank not in [child.rank for child in node.children] and log_prob > float("-inf")
+        }
 
     def drop(self, indices: Sequence[int]) -> None:
         """Remove nodes and all below them."""

@@ -1,13 +1,14 @@
 """The drafter seam: who proposes the guesses.
 
-A drafter is a frozen dataclass of static settings with pure methods. Only `propose` must be written:
+A drafter is a frozen dataclass of static settings with pure methods. Only `children` and `propose` must be written:
 
     @dataclasses.dataclass(frozen=True)
     class Zero(Drafter):
+        children: int = 1
+
         def propose(self, params, state, view):
-            parent = view.frontier
-            token = jnp.zeros((parent.shape[0], 1), jnp.int32)
-            return state, Proposals(parent=parent, token=token, log_prob=jnp.full(token.shape, -1.0))
+            token = jnp.zeros((view.frontier.shape[0], self.children), jnp.int32)
+            return state, Proposals(token=token, log_prob=jnp.full(token.shape, -1.0))
 
 A drafter without ranks of its own (`ranks` 0) runs on every rank alike; it has parameters, the same on all, but no
 state. One with a rank runs there alone, beside the target's stages, and may keep a state, such as a KV cache. Either
@@ -30,14 +31,12 @@ from pipedec_jax.tree import PredictionTree
 
 
 class Proposals(struct.PyTreeNode):
-    """Guessed children of some nodes. P rows, K children each."""
+    """What may follow the nodes of the frontier. Rows of nodes that are none are ignored."""
 
-    parent: jax.Array
-    """[P] int32: the node each row extends; C for none."""
     token: jax.Array
-    """[P, K] int32: guessed tokens, distinct within a row. No two rows have the same parent."""
+    """[W, K] int32: guessed tokens, distinct within a row."""
     log_prob: jax.Array
-    """[P, K] float32: their log-probabilities given the parent; minus infinity for none."""
+    """[W, K] float32: their log-probabilities given the node; minus infinity for none."""
 
 
 class View(struct.PyTreeNode):
@@ -61,9 +60,11 @@ class View(struct.PyTreeNode):
         return tree_rows(self.tree, self.committed, self.frontier)
 
 
-@dataclasses.dataclass(frozen=True)
 class Drafter:
     """Base of all drafters. `params` is a pytree of arrays, `None` when it has none."""
+
+    children: int
+    """Guesses for each node (K)."""
 
     @property
     def ranks(self) -> int:
@@ -79,7 +80,7 @@ class Drafter:
         return state
 
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
-        """The new state, and guesses for nodes of the frontier (or others). Shapes are the same at every call."""
+        """The new state, and guesses for the nodes of the frontier."""
         raise NotImplementedError(f"{type(self).__name__} must define propose()")
 
 
@@ -87,7 +88,9 @@ class Drafter:
 class NoDrafter(Drafter):
     """Proposes nothing: plain pipeline parallelism."""
 
+    children: int = 1
+
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
         """No guesses."""
-        none = jnp.full((1,), view.tree.capacity, jnp.int32)
-        return state, Proposals(parent=none, token=none[:, None], log_prob=jnp.full((1, 1), -jnp.inf, jnp.float32))
+        shape = (view.frontier.shape[0], self.children)
+        return state, Proposals(token=jnp.zeros(shape, jnp.int32), log_prob=jnp.full(shape, -jnp.inf, jnp.float32))

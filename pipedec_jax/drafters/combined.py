@@ -23,6 +23,11 @@ class CombinedDrafter(Drafter):
     model: Drafter
     other: Drafter
     trust: float = 0.3
+    children: int = dataclasses.field(init=False)
+    """Those of both."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "children", self.model.children + self.other.children)
 
     @property
     def ranks(self) -> int:
@@ -47,7 +52,6 @@ class CombinedDrafter(Drafter):
         shared = jnp.any(same, axis=1)
         alone = jnp.where(shared, -jnp.inf, second.log_prob + jnp.log(jnp.float32(self.trust)))
         return state, Proposals(
-            parent=first.parent,
             token=jnp.concatenate((first.token, second.token), axis=1),
             log_prob=jnp.concatenate((jnp.maximum(first.log_prob, agreed), alone), axis=1),
         )

@@ -91,7 +91,7 @@ class ModelDrafter(Drafter):
         busy = jnp.any(view.frontier < view.tree.capacity)
         # Both branches must be typed alike (see `vary`).
         state, token, log_prob = lax.cond(busy, lambda state: vary(run(state)), lambda state: vary(rest(state)), state)
-        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob)
+        return state, Proposals(token=token, log_prob=log_prob)
 
     def _log_chances(self, logit_WV: jax.Array, view: View) -> jax.Array:
         """`[W, V]` log of the chance that the target chooses each token.

@@ -52,7 +52,7 @@ class NGramDrafter(Drafter):
         missed = jnp.cumprod(1.0 - chance, axis=1) / (1.0 - chance)
         log_prob, best = lax.top_k(jnp.log(chance * missed), min(self.children, size))
         token = jnp.take_along_axis(token, best, axis=1)
-        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob.astype(jnp.float32))
+        return state, Proposals(token=token, log_prob=log_prob.astype(jnp.float32))
 
     def _chance(self, length: jax.Array) -> jax.Array:
         table = jnp.asarray((0.0, *self.chances), jnp.float32)

@@ -41,4 +41,4 @@ class ReplayDrafter(Drafter):
         token = (at(params.token, position, 0)[:, None] + offset) % self.vocab_size
         halves = -jnp.log(2.0) * (1 + jnp.arange(self.children, dtype=jnp.float32))
         log_prob = jnp.where(offset < self.vocab_size, halves.astype(jnp.float32)[None, :], -jnp.inf)
-        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob)
+        return state, Proposals(token=token, log_prob=log_prob)

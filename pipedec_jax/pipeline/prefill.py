@@ -42,7 +42,7 @@ def begin(system: System, request: Request) -> Shared:
     capacity = system.schedule.capacity(system.stages)
     last = request.length - 1
     return Shared(
-        tree=plant(capacity, request.prompt[last], last),
+        tree=plant(capacity, system.drafter.children, request.prompt[last], last),
         text=transcript.begin(request.prompt, request.length, request.limit, request.end_token),
         committed=jnp.arange(slots, dtype=jnp.int32) < last,
         pipe=jnp.full((system.stages, width), capacity, jnp.int32),

@@ -51,7 +51,7 @@ class EngineSettings:
     depth: int = 4
     """Levels of STPP's tree below its root."""
     pool: int | None = None
-    """Candidates that best-first keeps in the tree (P); by default four batches."""
+    """Nodes that best-first extends before they are sent (P); by default two batches for every draft step but one."""
     sharpness: float = 1.0
     """Factor on the draft model's logits before they are taken for the target's chances."""
     noise: Noise = "shared"
@@ -164,21 +164,21 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
 
 def tree_slots(settings: EngineSettings) -> int:
     """Cache slots that the tree can take beside the text."""
-    return make_schedule(settings).slots(settings.stages)
+    return make_schedule(settings).capacity(settings.stages)
 
 
 def make_schedule(settings: EngineSettings) -> Schedule:
     """The method's schedule."""
-    width, children = settings.width, settings.children
+    width = settings.width
     match settings.method:
         case "pp":
             return PlainSchedule()
         case "stpp":
             return StaticSchedule(width=1 + settings.depth * width, level=width)
         case "pipedec":
-            return LevelSchedule(width, pool=width * children)
+            return LevelSchedule(width)
         case _:
-            return BestFirstSchedule(width, pool=settings.pool or 4 * width)
+            return BestFirstSchedule(width, pool=settings.pool or 2 * (settings.draft_steps - 1) * width)
 
 
 def make_drafter(

@@ -125,8 +125,7 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
     # Update.
     nodes = tree.record(grow(system, shared, drafts), leaving, choice, log_prob)
-    shared = walk(shared.replace(tree=nodes), keep=system.schedule.keeps_candidates)
-    return shared, Local(x=received, cache=cache, drafter=state)
+    return walk(shared.replace(tree=nodes)), Local(x=received, cache=cache, drafter=state)
 
 
 def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
@@ -134,9 +133,7 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
 
     def run(state: Any) -> tuple[Any, list[Proposals]]:
         nodes, drafts = shared.tree, []
-        for step in range(system.draft_steps):
-            if step:
-                nodes = system.schedule.grow(nodes, drafts[-1])
+        for _ in range(system.draft_steps):
             nodes, frontier = extend(system, shared, nodes)
             view = View(
                 tree=nodes,
@@ -147,6 +144,7 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
                 mode=system.sampling,
             )
             state, proposals = system.drafter.propose(params, state, view)
+            nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
             drafts.append(proposals)
         return state, drafts
 
@@ -165,21 +163,22 @@ def grow(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionT
     """The tree after the tick's draft steps, from what they proposed: what the drafter did, on every rank."""
     nodes = shared.tree
     for proposals in drafts:
-        nodes, _ = extend(system, shared, nodes)
-        nodes = system.schedule.grow(nodes, proposals)
+        nodes, frontier = extend(system, shared, nodes)
+        nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
     return nodes
 
 
 def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
-    """Pick the frontier of a draft step, give its nodes their slots and mark them as drafted."""
-    nodes, frontier = give_slots(nodes, shared.committed, system.schedule.frontier(nodes))
-    return nodes.replace(drafted=nodes.drafted | tree.mark(nodes, frontier)), frontier
+    """Pick the frontier of a draft step and give its nodes their slots."""
+    nodes, frontier = system.schedule.frontier(nodes)
+    return give_slots(nodes, shared.committed, frontier)
 
 
 def send(system: System, shared: Shared) -> Shared:
     """Start a tick: the next batch gets its slots and enters the pipe, and what is in flight moves one stage on."""
     count = shared.tick + 1
-    nodes, batch = give_slots(shared.tree, shared.committed, system.schedule.next_batch(shared.tree))
+    nodes, batch = system.schedule.next_batch(shared.tree)
+    nodes, batch = give_slots(nodes, shared.committed, batch)
     return shared.replace(
         tree=tree.send(nodes, batch, count),
         pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
@@ -210,12 +209,12 @@ def choice_part(
     return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
 
 
-def walk(shared: Shared, keep: bool = False) -> Shared:
+def walk(shared: Shared) -> Shared:
     """Move the root forward along the target's choices until one is not known yet, or the answer is complete.
 
     A choice that was sent as a child of the root is a hit: the child becomes the root and the rest is pruned. On a
-    miss the choice becomes a new root, to be sent next, and everything in flight is dropped; with `keep`, what was
-    drafted below it, where it is among the candidates, stays. Rows of pruned nodes become "none" here, in the same
+    miss the choice becomes a new root, to be sent next, and everything in flight is dropped; what was drafted below
+    it, where it is a node that waits, stays. Rows of pruned nodes become "none" here, in the same
     update that frees their places.
     """
 
@@ -227,12 +226,12 @@ def walk(shared: Shared, keep: bool = False) -> Shared:
         token = old.choice[old.root]
         child = tree.find_child(old, token)
         hit = tree.at(old.sent, child, False)
-        there = child < old.capacity if keep else hit
+        there = child < old.capacity
         delay = jnp.where(hit, tree.at(old.sent_tick, child, 0) - old.sent_tick[old.root], transcript.MISS)
         new = lax.cond(
             there,
             lambda: tree.advance(old, child),
-            lambda: tree.plant(old.capacity, token, old.position[old.root] + 1),
+            lambda: tree.plant(old.capacity, old.children, token, old.position[old.root] + 1),
         )
         return shared.replace(
             tree=new,

@@ -14,8 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pipedec_jax.drafters.base import Proposals
-from pipedec_jax.schedules.base import Schedule, add, best, mask_of_best, proposal_scores
+from pipedec_jax.schedules.base import Schedule, deepest, mask_of_best, take
 from pipedec_jax.tree import PredictionTree
 
 
@@ -28,24 +27,22 @@ class StaticSchedule(Schedule):
 
     level: int = 1
 
-    @property
-    def keeps_candidates(self) -> bool:
-        """There are none while the target's choices come in: the whole tree was sent."""
-        return False
-
     def capacity(self, stages: int) -> int:
         """One tree, and the next root."""
         return self.width + 1
 
-    def next_batch(self, tree: PredictionTree) -> jax.Array:
+    def score(self, tree: PredictionTree) -> jax.Array:
+        """The nodes that wait, and the best of the deepest level's guesses; nothing while a tree is in flight."""
+        score = super().score(tree)
+        last = jnp.where(deepest(tree, tree.waiting)[:, None], score[:, 1:], -jnp.inf)
+        level = jnp.where(mask_of_best(last.ravel(), self.level).reshape(last.shape), last, -jnp.inf)
+        return jnp.where(tree.sent[tree.root], -jnp.inf, jnp.concatenate((score[:, :1], level), axis=1))
+
+    def next_batch(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
         """The whole tree, in the tick after it was drafted."""
-        return jnp.where(tree.drafted[tree.root], super().next_batch(tree), tree.capacity)
+        return take(tree, jnp.where(tree.drafted[tree.root], self.score(tree), -jnp.inf), self.width, tree.sent)
 
-    def frontier(self, tree: PredictionTree) -> jax.Array:
-        """The level grown last; nothing while a tree is in flight."""
-        drafting = ~tree.sent[tree.root]
-        return best(jnp.where(drafting & ~tree.drafted, self.score(tree), -jnp.inf), self.level)
-
-    def grow(self, tree: PredictionTree, proposals: Proposals) -> PredictionTree:
-        """Add the best of the guesses as the next level."""
-        return add(tree, proposals, mask_of_best(proposal_scores(tree, proposals), self.level))
+    def frontier(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
+        """The root, then level after level."""
+        score = self.score(tree)
+        return take(tree, score.at[:, 0].set(jnp.where(tree.drafted, -jnp.inf, score[:, 0])), self.level, tree.drafted)

@@ -34,7 +34,7 @@ class Bigrams(Drafter):
     def propose(self, params: jax.Array, state: Any, view: View) -> tuple[Any, Proposals]:
         last = view.tree.token.at[view.frontier].get(mode="fill", fill_value=0)
         log_prob, token = jax.lax.top_k(params[last], self.children)
-        return state, Proposals(parent=view.frontier, token=token.astype(jnp.int32), log_prob=log_prob)
+        return state, Proposals(token=token.astype(jnp.int32), log_prob=log_prob)
 
 
 def bigram_table(text: list[int]) -> np.ndarray:
@@ -76,16 +76,12 @@ def view_of(text: list[int], path: list[int]) -> View:
     """A text whose last token is the root, and below it a chain of guesses; every node is in the frontier."""
     padded = np.zeros(PLACES, np.int32)
     padded[: len(text)] = text
-    nodes = tree.plant(CAPACITY, jnp.int32(text[-1]), jnp.int32(len(text) - 1))
+    nodes = tree.plant(CAPACITY, 1, jnp.int32(text[-1]), jnp.int32(len(text) - 1))
     last = 0
     for token in path:
-        nodes, index = tree.add(
-            nodes,
-            np.asarray([last], np.int32),
-            np.asarray([token], np.int32),
-            np.zeros(1, np.float32),
-            np.ones(1, bool),
-        )
+        parent = np.asarray([last], np.int32)
+        nodes = tree.guess(nodes, parent, np.asarray([[token]], np.int32), np.zeros((1, 1), np.float32))
+        nodes, index = tree.add(nodes, parent, np.zeros(1, np.int32))
         last = int(index[0])
     alive = np.flatnonzero(nodes.alive)
     frontier = np.asarray([*alive, *[CAPACITY] * (WIDTH - len(alive))], np.int32)
@@ -150,11 +146,15 @@ class Fixed(Drafter):
     token: tuple[int, ...]
     chance: tuple[float, ...]
 
+    @property
+    def children(self) -> int:
+        return len(self.token)
+
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
         W, K = view.frontier.shape[0], len(self.token)
         token = jnp.broadcast_to(jnp.asarray(self.token, jnp.int32), (W, K))
         log_prob = jnp.broadcast_to(jnp.log(jnp.asarray(self.chance, jnp.float32)), (W, K))
-        return state, Proposals(parent=view.frontier, token=token, log_prob=log_prob)
+        return state, Proposals(token=token, log_prob=log_prob)
 
 
 def test_two_drafters_join_their_guesses_without_doubles() -> None:

@@ -18,8 +18,8 @@ CHAIN = [10, 11, 12, 13]
 
 
 plant, add, send, record = (
-    jax.jit(tree.plant, static_argnums=0),
-    jax.jit(tree.add),
+    jax.jit(tree.plant, static_argnums=(0, 1)),
+    jax.jit(lambda nodes, parent, *guesses: tree.add(tree.guess(nodes, parent[:1], *guesses), parent, np.arange(2))),
     jax.jit(tree.send),
     jax.jit(tree.record),
 )
@@ -33,12 +33,12 @@ def chain(known: int, limit: int = 100, end_tokens: tuple[int, ...] = ()) -> Sha
     """A root and its chain, all sent one tick after another, and one sibling each; the first `known` have choices."""
     prompt = np.zeros(SLOTS, np.int32)
     prompt[PROMPT - 1] = 9
-    nodes = plant(CAPACITY, np.int32(9), np.int32(PROMPT - 1))
+    nodes = plant(CAPACITY, 2, np.int32(9), np.int32(PROMPT - 1))
     order, parent = [0], 0
     for token in CHAIN:
         guesses = np.asarray([token, token + 50], np.int32)
-        parents, log_probs = np.full(2, parent, np.int32), np.asarray([-0.5, -1.5], np.float32)
-        nodes, index = add(nodes, parents, guesses, log_probs, np.ones(2, bool))
+        log_probs = np.asarray([[-0.5, -1.5]], np.float32)
+        nodes, index = add(nodes, np.full(2, parent, np.int32), guesses[None], log_probs)
         parent = int(index[0])
         order += index.tolist()
     slots = PROMPT - 1 + np.arange(len(order), dtype=np.int32)
