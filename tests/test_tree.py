@@ -223,6 +223,14 @@ class TreeMachine(RuleBasedStateMachine):
             self.plain.record(index, choice)
             assert recorded[index] == log_prob[place]
 
+    @rule(seed=SEEDS)
+    def several(self, seed: int) -> None:
+        """What a tick does, in one go: chance alone seldom gets far."""
+        self.guess(seed)
+        self.take(seed)
+        self.send(seed)
+        self.record(seed)
+
     @precondition(lambda self: self.plain.root.children)
     @rule(seed=SEEDS)
     def advance(self, seed: int) -> None:
