@@ -1,7 +1,7 @@
 """Pipeline-parallel LLaMA decoding in JAX: a pipe kept full by speculation, the tokens of plain decoding.
 
     target, draft = pipedec_jax.load("target-dir"), pipedec_jax.load("draft-dir")
-    decoder = pipedec_jax.Decoder(target, draft, method="pipedec", stages=4, width=16, children=8)
+    decoder = pipedec_jax.Decoder(target, draft, stages=4, width=16)
     print(decoder.generate("def quicksort(", max_new_tokens=128).text)
 
 Names are imported when they are first used, so that importing the package costs nothing.

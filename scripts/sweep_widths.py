@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -45,9 +46,11 @@ def main() -> None:
     rows = sweep(
         make,
         prompts,
-        args.stages,
-        args.width,
-        args.children,
+        [
+            {"method": "pipedec", "drafter": "model", "stages": stages, "width": width, "children": children}
+            for stages, width in itertools.product(args.stages, args.width)
+            for children in [min(args.children, width)]
+        ],
         report,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,

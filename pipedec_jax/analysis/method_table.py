@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipedec_jax.decoding.decoder import Decoder
@@ -18,6 +18,9 @@ class MethodRow:
     stages: int
     width: int
     children: int
+    draft_steps: int
+    """Draft steps in a tick; of STPP, levels of the tree."""
+    drafter: str
     prompts: int
     tokens: int
     ticks: int
@@ -25,6 +28,8 @@ class MethodRow:
     misses: int
     late_hits: int
     """Hits that were sent more than a tick after their parent; counted in `hits` as well."""
+    ticks_late: int
+    """Ticks by which late hits came later than on-time ones."""
     modeled_speedup_vs_pp: float
     """From bytes of weights read, the draft's steps charged; mean over the prompts weighted by tokens."""
 
@@ -79,12 +84,15 @@ def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]
         stages=decoder.stages,
         width=decoder.width,
         children=decoder.children,
+        draft_steps=decoder.settings.steps,
+        drafter=decoder.drafter if isinstance(decoder.drafter, str) else type(decoder.drafter).__name__,
         prompts=len(results),
         tokens=tokens,
         ticks=sum(result.ticks for result in results),
         hits=sum(result.hits or 0 for result in results),
         misses=sum(result.misses or 0 for result in results),
         late_hits=sum((token.delay or 0) > 1 for result in results for token in result.tokens[:-1]),
+        ticks_late=sum(max(0, (token.delay or 0) - 1) for result in results for token in result.tokens[:-1]),
         modeled_speedup_vs_pp=tokens / weighted,
     )
 
@@ -92,29 +100,23 @@ def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]
 def sweep(
     make: Callable[..., Decoder],
     prompts: Sequence[str],
-    stages: Iterable[int],
-    widths: Iterable[int],
-    children: int,
+    settings: Iterable[Mapping[str, Any]],
     report: Callable[[MethodRow], None],
     **options: Any,
 ) -> list[MethodRow]:
-    """PipeDec at every number of stages and width, each compared with one-stage PP's tokens.
+    """Every setting over the same prompts, each compared with one-stage PP's tokens.
 
     Args:
-        make: makes a decoder from `method`, `stages`, `width` and `children`.
+        make: makes a decoder from the arguments in a setting.
         prompts: texts.
-        stages: numbers of target stages.
-        widths: level widths.
-        children: most children per node (at most the width is used).
+        settings: arguments of `Decoder`.
         report: called with each row as it is done.
         options: of `Decoder.generate`.
     """
-    plain = make(method="pp", stages=1, width=1, children=1)
+    plain = make(method="pp", stages=1)
     answers = [plain.generate(prompt, **options).token_ids for prompt in prompts]
     rows = []
-    for count in stages:
-        for width in widths:
-            decoder = make(method="pipedec", stages=count, width=width, children=min(children, max(width, 1)))
-            rows.append(gather(decoder, prompts, answers, **options))
-            report(rows[-1])
+    for setting in settings:
+        rows.append(gather(make(**setting), prompts, answers, **options))
+        report(rows[-1])
     return rows

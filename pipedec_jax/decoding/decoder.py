@@ -45,7 +45,8 @@ class Decoder:
         children: most guesses after each token.
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
         depth: levels of a tree of STPP.
-        pool: guesses that best-first keeps for later; by default four batches.
+        pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
+            one.
         sharpness: factor on the draft model's logits before they are taken for the target's chances.
         noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
             or `none`.
@@ -66,10 +67,10 @@ class Decoder:
         target: Model,
         draft: Model | None = None,
         *,
-        method: str = "pipedec",
+        method: str = "best-first",
         stages: int = 4,
         width: int = 16,
-        children: int = 8,
+        children: int = 16,
         draft_steps: int | None = None,
         depth: int = 4,
         pool: int | None = None,
@@ -77,7 +78,7 @@ class Decoder:
         noise: Noise = "shared",
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
-        drafter: Drafter | str = "model",
+        drafter: Drafter | str = "both",
         calibration: Mapping[str, float] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
@@ -104,7 +105,7 @@ class Decoder:
         self.target = target
         self.draft = draft
         self.method = method
-        self._drafter = drafter
+        self.drafter = drafter
         guesser = make_drafter(settings, draft.config if draft else None, drafter, target.vocab_size)
         self._draft_ranks = guesser.ranks
         ranks = stages + guesser.ranks
@@ -144,7 +145,7 @@ class Decoder:
             self.settings,
             vocab_size=self.target.vocab_size,
             devices=self.devices,
-            drafter=self._drafter,
+            drafter=self.drafter,
         )
 
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:

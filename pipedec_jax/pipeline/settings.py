@@ -30,6 +30,9 @@ first."""
 DRAFTERS = ("model", "ngram", "both")
 """Who guesses: the draft model, look-up in the text so far, or both into the same tree."""
 
+MOST_LOOKED_UP = 4
+"""Guesses for each node that look-up adds to a draft model's: it seldom has more that are any good."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
@@ -71,6 +74,8 @@ class EngineSettings:
         for name in ("pool", "capacity"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.pool is not None and self.pool < self.width:
+            raise ValueError(f"pool ({self.pool}) must hold at least a batch: width is {self.width}")
         if self.draft_steps > 1 and self.method == "pipedec":
             raise ValueError("pipedec makes one draft step a tick; use method best-first for more")
         if not 0 < self.sharpness < math.inf:
@@ -189,9 +194,8 @@ def make_drafter(
         return NoDrafter()
     if isinstance(drafter, Drafter):
         return drafter
-    look_up = NGramDrafter(children=settings.children)
     if drafter == "ngram":
-        return look_up
+        return NGramDrafter(children=settings.children)
     assert draft is not None  # check_fit
     model = ModelDrafter(
         config=draft,
@@ -200,4 +204,5 @@ def make_drafter(
         sharpness=settings.sharpness,
         noise=settings.noise,
     )
+    look_up = NGramDrafter(children=min(settings.children, MOST_LOOKED_UP))
     return CombinedDrafter(model, look_up) if drafter == "both" else model

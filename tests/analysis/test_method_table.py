@@ -19,8 +19,16 @@ def make(family):
 
 def test_rows_sum_over_prompts_and_count_every_token(make):
     rows = []
-    sweep(make, PROMPTS, [2], [1, 4], 2, rows.append, **OPTIONS)
+    settings = [
+        {"method": "pipedec", "drafter": "model", "stages": 2, "width": 1, "children": 1},
+        {"method": "best-first", "drafter": "both", "stages": 2, "width": 4, "children": 2, "draft_steps": 2},
+    ]
+    sweep(make, PROMPTS, settings, rows.append, **OPTIONS)
     assert [(row.stages, row.width, row.children) for row in rows] == [(2, 1, 1), (2, 4, 2)]
+    assert [(row.method, row.drafter, row.draft_steps) for row in rows] == [
+        ("pipedec", "model", 1),
+        ("best-first", "both", 2),
+    ]
     for row in rows:
         assert row.hits + row.misses == row.tokens - row.prompts
         assert row.ticks_per_token == row.ticks / row.tokens

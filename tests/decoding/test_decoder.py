@@ -141,7 +141,7 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
         ({"dtype": "nonsense"}, r"dtype must be one of"),
         ({"dtype": "float64"}, r"needs JAX's 64-bit mode"),
         ({"devices": []}, r"5 devices are needed .* but 0 are given"),
-        ({"draft": None}, r"method 'pipedec' needs a draft model"),
+        ({"draft": None}, r"method 'best-first' needs a draft model"),
     ],
 )
 def test_bad_settings_are_refused_before_weights_are_read(target, draft, options, message):

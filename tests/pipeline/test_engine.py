@@ -253,6 +253,7 @@ def make_engine(**changes: Any) -> Engine:
         ({"draft_steps": 0}, "draft_steps must be a whole number of at least 1"),
         ({"draft_steps": 2}, "pipedec makes one draft step a tick"),
         ({"pool": 0}, "pool must be a whole number of at least 1"),
+        ({"pool": 3, "width": 4}, "must hold at least a batch: width is 4"),
         ({"sharpness": 0}, "sharpness must be"),
         ({"noise": "pink"}, "noise must be one of shared, independent, none, not 'pink'"),
         ({"drafter": "oracle"}, "drafter must be one of model, ngram, both"),
