@@ -9,8 +9,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=120"
 # Programs that several tests, or processes that they start, need alike are compiled once.
-COMPILED = tempfile.TemporaryDirectory(prefix="pipedec_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+COMPILED = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="pipedec_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import hypothesis
@@ -40,7 +42,8 @@ CORPUS = [
 
 def pytest_unconfigure() -> None:
     """Remove the compiled programs."""
-    COMPILED.cleanup()
+    if COMPILED is not None:
+        COMPILED.cleanup()
 
 
 CHAT_TEMPLATE = (

@@ -60,7 +60,7 @@ def test_json_figures_in_a_process_without_torch_and_model_classes(models, tmp_p
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device"}
-    assert (found["method"], found["stages"], found["dtype"]) == ("pipedec", 2, "float32")
+    assert (found["method"], found["stages"], found["dtype"]) == ("best-first", 2, "float32")
     assert found["prompt"] == "def f(x):\n"
     assert found["new_tokens"] == len(found["token_ids"]) <= 20
     assert found["hits"] + found["misses"] == found["new_tokens"] - 1
@@ -75,7 +75,7 @@ def test_text_is_streamed_after_the_prompt_and_before_the_table(script, models, 
     answer = json.loads(capsys.readouterr().out)
     script.main([*options, "--memory"])
     shown = capsys.readouterr().out
-    assert shown.startswith("for x in" + answer["text"] + "\n\npipedec, 2 stages, 3 devices, float32\n")
+    assert shown.startswith("for x in" + answer["text"] + "\n\nbest-first, 2 stages, 3 devices, float32\n")
     table = shown.removeprefix("for x in" + answer["text"])
     for word in (
         "counted",
@@ -121,7 +121,7 @@ BAD = {
     "another drafter": (["--drafter", "oracle"], "drafter must be one of model, ngram, both"),
     "ngram with a draft": (["--drafter", "ngram"], "--drafter ngram takes no --draft"),
     "no draft step": (["--method", "best-first", "--draft-steps", "0"], "draft_steps must be"),
-    "two draft steps of pipedec": (["--draft-steps", "2"], "pipedec makes one draft step"),
+    "two draft steps of pipedec": (["--method", "pipedec", "--draft-steps", "2"], "pipedec makes one draft step"),
     "no depth": (["--depth", "0"], "depth must be"),
     "sharpness": (["--sharpness", "-1"], "sharpness must be"),
     "noise": (["--noise", "white"], "noise must be one of shared, independent, none"),
