@@ -37,7 +37,7 @@ def test_the_grid_is_as_large_and_as_varied_as_it_claims() -> None:
 
 
 FLOAT32 = [
-    (Shape("pipedec", 4, 8, 4, FIVE), "filtered", 21),
+    (Shape("pipedec", 4, 8, 4, FIVE), "filtered", 7),
 ]
 
 

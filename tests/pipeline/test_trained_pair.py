@@ -23,7 +23,7 @@ from tests.oracle import GREEDY, Draw
 NEW = 64
 PROMPTS = ("def quicksort(items):\n", "x", "    for name in names:\n        try:\n            self.")
 """Of several lengths, in one process; the second is a single token."""
-DRAWS = {"greedy": GREEDY, "sampled": Draw(0.7, seed=5)}
+DRAWS = {"sampled": Draw(0.7, seed=5), "greedy": GREEDY}
 METHODS = {
     "pipedec, uneven stages": EngineSettings(method="pipedec", stages=3, width=8, children=4),
     "best-first, two draft steps": EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
@@ -52,8 +52,7 @@ def engine(method: str) -> Engine:
     return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size)
 
 
-@pytest.mark.parametrize("kind", DRAWS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kind"), zip(METHODS, DRAWS, strict=True))
 def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str, kind: str) -> None:
     target, draw = pipedec_jax.load_demo("target"), DRAWS[kind]
     hits = []
