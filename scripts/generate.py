@@ -198,6 +198,7 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, ba
         ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
         ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
         ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
+        ("late hits", result.late_hits, "counted, hits that were sent more than a tick after the token before them"),
         ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
         ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
         ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
