@@ -61,12 +61,21 @@ class Simulator:
         config = draft.config if draft else None
         check_fit(settings, target, config, vocab_size, drafter)
         self.settings = settings
+        self.with_settings = functools.partial(
+            Simulator, target, draft, vocab_size=vocab_size, drafter=drafter, drafter_params=drafter_params
+        )
+        """Makes a simulator of other settings with the same models."""
         self._target = Target(config=target, split=split_layers(target.layers, settings.stages), vocab_size=vocab_size)
         self._drafter = make_drafter(settings, config, drafter, vocab_size)
         self._mesh = placement.make_mesh(1)
         with_draft = draft is not None and settings.method != "pp"
         self._params = placement.place_draft(self._mesh, draft, settings.dtype) if with_draft else drafter_params
         self._programs: dict[Any, Any] = {}
+
+    @property
+    def guesses(self) -> int:
+        """Guesses that the drafter makes for each node (K)."""
+        return self._drafter.children
 
     @classmethod
     def of(cls, decoder: Decoder) -> Simulator:

@@ -40,7 +40,7 @@ def test_any_hit_rate_gives_the_ticks_of_a_filled_pipe() -> None:
     target = as_source(PAIRS[FIVE][0].target_config, target_weights(PAIRS[FIVE][0])).config
     text = [*range(1, VOCAB)] * 3
     right = [position % 4 != 0 for position in range(len(text))]
-    replay = Replay(token=jnp.asarray(text, jnp.int32), right=jnp.asarray(right))
+    replay = Replay(token=jnp.asarray(text, jnp.int32), place=jnp.where(jnp.asarray(right), 0, 2))
     settings = EngineSettings(method="pipedec", stages=5, width=4, children=2)
     drafter = ReplayDrafter(children=2, vocab_size=VOCAB)
     simulator = Simulator(target, None, settings, vocab_size=VOCAB, drafter=drafter)
