@@ -1,7 +1,7 @@
 """All schedules with the demo family on held-out source: ticks, hits, late hits and modeled time, as a Markdown table.
 
 The static tree is tried in several shapes of at most `width` nodes a level, and its best (by modeled time) is shown:
-the baseline must be a strong one.
+the baseline must be a strong one. Below the table: the ticks an oracle schedule with the same drafter would need.
 
 Ticks are simulated: everything but the target runs, and its tokens are known from plain decoding. They equal the
 engine's (tests/analysis/test_simulator.py); `--engine` runs that instead, the target spread over virtual devices.
@@ -62,7 +62,8 @@ def main() -> None:
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
-    from pipedec_jax.analysis.method_table import MethodRow, run, simulate, sweep
+    from pipedec_jax.analysis.bound import oracle_ticks
+    from pipedec_jax.analysis.method_table import MethodRow, guesses, run, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
@@ -86,15 +87,25 @@ def main() -> None:
     print("|" + " --- |" * 12)
     rows = []
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-    options["how"] = run if args.engine else simulate
+    how = run if args.engine else simulate
     for stages in args.stages:
         for width in args.width:
             static = chosen(static_shapes(width, args.static_depths), stages)
             if static:
                 tried: list[MethodRow] = []
-                rows += sweep(make, prompts, static, tried.append, **options)
+                rows += sweep(make, prompts, static, tried.append, how, **options)
                 report(max(tried, key=lambda row: row.modeled_speedup_vs_pp))
-            rows += sweep(make, prompts, chosen(others(width), stages), report, **options)
+            rows += sweep(make, prompts, chosen(others(width), stages), report, how, **options)
+    print("\nTicks per token that an oracle schedule would need with the same drafter's 16 guesses after each token")
+    print("| stages | drafter | tokens guessed | 1 draft step | 2 draft steps | 4 draft steps |")
+    print("|" + " --- |" * 6)
+    for drafter in ("model", "both"):
+        right = guesses(make(method="pipedec", stages=2, drafter=drafter, children=16), prompts, **options)
+        share = sum(map(sum, right)) / sum(map(len, right))
+        tokens = sum(len(answer) + 1 for answer in right)
+        for stages in args.stages:
+            ticks = [sum(oracle_ticks(stages, answer, steps) for answer in right) / tokens for steps in (1, 2, 4)]
+            print(f"| {stages} | {drafter} | {share:.3f} | " + " | ".join(f"{count:.2f}" for count in ticks) + " |")
     if args.out is not None:
         args.out.write_text(json.dumps({"argv": sys.argv[1:], "rows": [row.to_dict() for row in rows]}, indent=1))
 

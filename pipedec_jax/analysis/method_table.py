@@ -9,8 +9,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipedec_jax.analysis.bound import every_guess, guessed
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.loading import Model
 from pipedec_jax.transcript import MISS
 
 
@@ -121,6 +123,27 @@ def _row(decoder: Decoder, ticks: Sequence[int], delays: Sequence[Sequence[int |
     )
 
 
+def guesses(decoder: Decoder, prompts: Sequence[str], **options: Any) -> list[list[bool]]:
+    """For plain decoding's answers: whether the decoder's drafter has each token, but for the last, among its guesses.
+
+    Args:
+        decoder: its drafter and models count, its schedule does not.
+        prompts: texts.
+        options: of `Decoder.generate`.
+    """
+    simulator = every_guess(Simulator.of(decoder))
+    found = []
+    for prompt, answer in zip(prompts, plain_answers(decoder.target, prompts, **options), strict=True):
+        request = decoder.request(prompt, **options)
+        found.append(guessed(simulator, request.prompt, answer, request.sampling))
+    return found
+
+
+def plain_answers(target: Model, prompts: Sequence[str], **options: Any) -> list[list[int]]:
+    """Plain decoding on one device."""
+    return [answer.token_ids for answer in Decoder(target, method="pp", stages=1).generate_many(prompts, **options)]
+
+
 def sweep(
     make: Callable[..., Decoder],
     prompts: Sequence[str],
@@ -140,7 +163,7 @@ def sweep(
         options: of `Decoder.generate`.
     """
     plain = make(method="pp", stages=1)
-    answers = [plain.generate(prompt, **options).token_ids for prompt in prompts]
+    answers = [answer.token_ids for answer in plain.generate_many(prompts, **options)]
     rows = []
     for setting in settings:
         rows.append(how(make(**setting), prompts, answers, **options))
