@@ -1,4 +1,7 @@
-"""PipeDec with the demo family on held-out source: ticks, hit rate and modeled time by stages and width."""
+"""PipeDec with the demo family on held-out source: ticks, hit rate and modeled time by stages and width.
+
+Ticks are simulated, as in compare_schedules.py; `--engine` runs the engine instead and checks every token.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from pipedec_jax.analysis.held_out import held_out_prompts
 
 def main() -> None:
     """Parse arguments, run the sweep and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="+", default=[8, 16], help="target stages (default 8 16)")
     parser.add_argument("--width", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="widths (default 1 4 8 16 32)")
     parser.add_argument("--children", type=int, default=8, help="most children per node (default 8)")
@@ -23,11 +26,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON to this file")
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)
-    from pipedec_jax.analysis.method_table import MethodRow, sweep
+    from pipedec_jax.analysis.method_table import MethodRow, run, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
@@ -40,7 +44,7 @@ def main() -> None:
         )
 
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
-    print(f"children {args.children}, temperature {args.temperature}; every answer equals PP's token by token")
+    print(f"children {args.children}, temperature {args.temperature}; {'run' if args.engine else 'simulated'}")
     print("| stages | width | ticks per token | hit rate | ticks: PP / PipeDec | modeled: PP / PipeDec |")
     print("| --- | --- | --- | --- | --- | --- |")
     rows = sweep(
@@ -52,6 +56,7 @@ def main() -> None:
             for children in [min(args.children, width)]
         ],
         report,
+        run if args.engine else simulate,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
     )

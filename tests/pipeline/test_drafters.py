@@ -46,7 +46,7 @@ def bigram_table(text: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("method", "draw"), zip([method for method in METHODS if method != "pp"], [DRAWN, GREEDY, DRAWN], strict=True)
+    ("method", "draw"), list(zip([method for method in METHODS if method != "pp"], [DRAWN, GREEDY, DRAWN], strict=True))
 )
 def test_a_drafter_of_ones_own_works_with_every_schedule(method: str, draw: Draw) -> None:
     prompt = prompt_of(9, 1)

@@ -52,7 +52,7 @@ def engine(method: str) -> Engine:
     return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size)
 
 
-@pytest.mark.parametrize(("method", "kind"), zip(METHODS, DRAWS, strict=True))
+@pytest.mark.parametrize(("method", "kind"), list(zip(METHODS, DRAWS, strict=True)))
 def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str, kind: str) -> None:
     target, draw = pipedec_jax.load_demo("target"), DRAWS[kind]
     hits = []
