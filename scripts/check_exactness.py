@@ -4,7 +4,7 @@ In float64 no token may differ. In float32 and bfloat16 every token that plain d
 rounded weights) would not have given after the same text so far must be a near tie: they are counted, with how far its
 scores were from them, beside those that plain decoding on one device in the same dtype gives. Needs a checkout with the
 test extra installed; the full grid takes hours on two cores. `--only` chooses programs by words of their description,
-`--small` the grid of the tests.
+`--small` the grid of the tests; `--drawn` has hypothesis draw the settings of all methods and drafters instead.
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main() -> int:
         "--only", nargs="+", default=[], metavar="WORD", help="programs whose description has all words"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth program of the grid")
+    parser.add_argument("--drawn", type=int, metavar="N", help="N settings drawn by hypothesis, in float64")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--bound", type=float, help="largest distance of a near tie (default: by dtype)")
     options = parser.parse_args()
@@ -33,6 +34,8 @@ def main() -> int:
 
     from tests import exactness
 
+    if options.drawn:
+        return check_drawn(options.drawn)
     bound = exactness.NEAR_TIE[options.dtype] if options.bound is None else options.bound
     grid = exactness.SMALL_GRID if options.small else exactness.full_grid()
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
@@ -54,6 +57,24 @@ def main() -> int:
     print(exactness.summary(everything))
     print(exactness.histogram(everything))
     return int(any(outcome.distance > bound for outcome in everything))
+
+
+def check_drawn(count: int) -> int:
+    """Compare as many combinations as hypothesis draws, and print them; raises where a token differs."""
+    import hypothesis
+
+    from tests import exactness
+
+    @hypothesis.settings(max_examples=count, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(combination=exactness.any_combination())
+    def check(combination: exactness.Combination) -> None:
+        outcome = exactness.compare(combination, "float64")
+        print(f"{combination}: hit rate {outcome.hit_rate:.2f}, {len(outcome.other)} other tokens", flush=True)
+        exactness.bench.cache_clear()
+        assert not outcome.other, outcome
+
+    check()
+    return 0
 
 
 if __name__ == "__main__":

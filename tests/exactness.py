@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pipedec_jax.drafters.model import Noise
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine, Progress
-from pipedec_jax.pipeline.settings import EngineSettings, tree_slots
+from pipedec_jax.pipeline.settings import DRAFTERS, METHODS, EngineSettings, tree_slots
 from pipedec_jax.sampling import Sampling
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import (
@@ -48,11 +50,14 @@ class Shape:
     steps: int = 1
     """Draft steps of best-first, levels of STPP."""
     drafter: str = "model"
+    others: tuple[tuple[str, Any], ...] = ()
+    """Further settings by name."""
 
     def __str__(self) -> str:
         tree = f" width {self.width} children {self.children}" if self.method != "pp" else ""
         tree += f" steps {self.steps}" if self.steps > 1 else ""
         tree += f" drafter {self.drafter}" if self.drafter != "model" else ""
+        tree += "".join(f" {name} {value}" for name, value in self.others)
         return f"{self.method} {self.stages} stages{tree}, {self.geometry}"
 
     @property
@@ -71,6 +76,7 @@ class Shape:
             depth=self.steps,
             dtype=dtype,
             prefill_width=PREFILL[self.geometry],
+            **dict(self.others),
         )
         return dataclasses.replace(settings, capacity=longest + tree_slots(settings))
 
@@ -321,6 +327,38 @@ def full_grid() -> list[tuple[Shape, str, int]]:
                         shape = Shape(method, stages, width, children, geometry, steps, drafter)
                         grid += [(shape, kind, 12) for kind in DRAWS]
     return grid
+
+
+@st.composite
+def any_combination(draw: st.DrawFn) -> Combination:
+    """Every setting of every method and drafter, on up to five stages."""
+    method = draw(st.sampled_from(METHODS))
+    width, steps, others = draw(st.integers(1, 9)), 1, {}
+    if method != "pp":
+        others["sharpness"] = draw(st.sampled_from((0.5, 1.0, 2.0)))
+        others["noise"] = draw(st.sampled_from(get_args(Noise)))
+    if method in ("stpp", "best-first"):
+        steps = draw(st.integers(1, 4))
+    if method == "best-first":
+        others["pool"] = draw(st.none() | st.integers(width, 4 * width))
+    shape = Shape(
+        method=method,
+        stages=draw(st.integers(1, 5)),
+        width=width,
+        children=draw(st.integers(1, 5)),
+        geometry=draw(st.sampled_from((FIVE, ODD))),
+        steps=steps,
+        drafter=draw(st.sampled_from(DRAFTERS)),
+        others=tuple(others.items()),
+    )
+    drawn = Draw(
+        draw(st.sampled_from((0.0, 0.5, 0.9, 1.4))),
+        draw(st.integers(0, 40)),
+        draw(st.sampled_from((1.0, 0.9, 0.5))),
+        draw(st.integers(0, 2**32 - 1)),
+    )
+    prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40))
+    return Combination(shape, draw(st.sampled_from(PAIRS[shape.geometry])), tuple(prompt), drawn, 40)
 
 
 NEAR_TIE = {"float64": 0.0, "float32": 1e-3, "bfloat16": 3.0}

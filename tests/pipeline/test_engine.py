@@ -283,7 +283,7 @@ def make_engine(**changes: Any) -> Engine:
         ({"prefill_width": 0}, "prefill_width must be a whole number of at least 1"),
         ({"method": "pipdec"}, "pp, stpp, pipedec.*pipdec"),
         ({"draft_steps": 0}, "draft_steps must be a whole number of at least 1"),
-        ({"draft_steps": 2}, "pipedec makes one draft step a tick"),
+        ({"draft_steps": 2}, "draft_steps is not for pipedec"),
         ({"pool": 0}, "pool must be a whole number of at least 1"),
         ({"pool": 3, "width": 4}, "must hold at least a batch: width is 4"),
         ({"sharpness": 0}, "sharpness must be"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 
+import hypothesis
 import pytest
 
-from tests.exactness import SMALL_GRID, Outcome, Shape, bench, combinations, compare
+from tests.exactness import SMALL_GRID, Combination, Outcome, Shape, any_combination, bench, combinations, compare
 from tests.random_pairs import FIVE
 
 
@@ -34,6 +35,15 @@ def test_the_grid_is_as_large_and_as_varied_as_it_claims() -> None:
     real = [outcome for outcome in everything if 0.3 <= outcome.hit_rate <= 0.95]
     assert len(real) >= len(everything) / 2, f"{len(real)} of {len(everything)} have a hit rate in 0.3..0.95"
     assert sum(outcome.late for outcome in everything) > 0, "no late hit was seen"
+
+
+@hypothesis.settings(max_examples=5)
+@hypothesis.given(combination=any_combination())
+def test_any_settings_give_the_tokens_of_plain_decoding(combination: Combination) -> None:
+    """A program to compile each, so few here; `scripts/check_exactness.py --drawn N` tries more."""
+    outcome = compare(combination, "float64")
+    assert not outcome.other, outcome
+    assert outcome.log_prob_error < 2e-6, outcome
 
 
 FLOAT32 = [
