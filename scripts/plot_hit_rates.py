@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
 
+    import jax.numpy as jnp
+
     from pipedec_jax.analysis.simulator import Simulator
     from pipedec_jax.drafters.replay import Replay, ReplayDrafter
     from pipedec_jax.pipeline.settings import EngineSettings
@@ -57,7 +59,7 @@ def main() -> None:
             for rate in args.rates:
                 place = np.zeros(len(text), np.int32)
                 place[order[: round((1 - rate) * len(text))]] = 1
-                replay = Replay(token=text, place=place)
+                replay = Replay(token=jnp.asarray(text), place=jnp.asarray(place))
                 ticks = simulator.run(text[:1], text[1:], drafter_params=replay).ticks[-1]
                 found.setdefault((stages, name), []).append(ticks / args.tokens)
             row = " | ".join(f"{value:.2f}" for value in found[stages, name])
@@ -68,7 +70,7 @@ def main() -> None:
 
 def draw(found: dict[tuple[int, str], list[float]], stages: list[int], rates: list[float], out: Path) -> None:
     """A panel per stage count: the speedup over PP in ticks."""
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
 
     figure, panels = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.8), squeeze=False)
     for panel, count in zip(panels[0], stages, strict=True):

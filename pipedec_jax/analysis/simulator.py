@@ -68,8 +68,9 @@ class Simulator:
         self._target = Target(config=target, split=split_layers(target.layers, settings.stages), vocab_size=vocab_size)
         self._drafter = make_drafter(settings, config, drafter, vocab_size)
         self._mesh = placement.make_mesh(1)
-        with_draft = draft is not None and settings.method != "pp"
-        self._params = placement.place_draft(self._mesh, draft, settings.dtype) if with_draft else drafter_params
+        self._params = drafter_params
+        if draft is not None and settings.method != "pp":
+            self._params = placement.place_draft(self._mesh, draft, settings.dtype)
         self._programs: dict[Any, Any] = {}
 
     @property

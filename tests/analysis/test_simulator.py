@@ -16,7 +16,7 @@ DRAWN = Draw(0.8, seed=2)
 SHAPES = [
     (shape, GREEDY if kind == "greedy" else DRAWN)
     for shape, kind, _ in SMALL_GRID
-    if (shape.method, shape.stages, kind) in {("stpp", 3, "sampled"), ("best-first", 8, "greedy"), ("pp", 1, "greedy")}
+    if (shape.method, shape.stages, kind) in {("stpp", 3, "sampled"), ("best-first", 4, "greedy")}
 ]
 
 

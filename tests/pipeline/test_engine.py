@@ -50,7 +50,7 @@ def tokens_of(pair: Pair, prompt: tuple[int, ...], draw: Draw, new_tokens: int) 
 COMPILED = [(shape, kind) for shape, kind, _ in SMALL_GRID if shape.stages == 4 and shape.geometry != SIXTEEN]
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(data=st.data())
 def test_any_request_in_any_pieces_gives_the_text_of_plain_decoding(data: st.DataObject) -> None:
     shape, kind = data.draw(st.sampled_from(COMPILED))
@@ -189,8 +189,6 @@ def test_prompts_of_all_lengths_seeds_and_filters_compile_nothing_new() -> None:
 
 
 EQUAL = {
-    # The draft is the whole target.
-    "width 1": (Bench(Shape("pipedec", 2, 1, 1, FIVE), "float64", 520), Pair(FIVE, 7, 0.5, draft_layers=5)),
     # Layers that pass everything through make the two-layer draft equal to the target.
     "width 8": (Bench(Shape("pipedec", 4, 8, 1, ODD), "float64", 520), Pair(ODD, 7, 0.0)),
     # Scoring a level by probability can drop a chain that is not clearly the best; a sharp head makes it so.
