@@ -32,30 +32,29 @@ def main() -> int:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 17)
 
-    from tests import exactness
+    from tests import grids
+    from tests.exactness import compare
 
     if options.drawn:
         return check_drawn(options.drawn)
-    bound = exactness.NEAR_TIE[options.dtype] if options.bound is None else options.bound
-    grid = exactness.SMALL_GRID if options.small else exactness.full_grid()
+    bound = grids.NEAR_TIE[options.dtype] if options.bound is None else options.bound
+    grid = grids.SMALL_GRID if options.small else grids.full_grid()
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
     grid = grid[:: options.every]
     begun, everything = time.perf_counter(), []
-    for (shape, kind, _), outcomes in zip(
-        grid, exactness.run_grid(grid, options.dtype, options.new_tokens), strict=True
-    ):
+    for (shape, kind, _), outcomes in zip(grid, grids.run_grid(grid, options.dtype, options.new_tokens), strict=True):
         everything += outcomes
-        print(f"{shape}, {kind}: {exactness.summary(outcomes)}", flush=True)
+        print(f"{shape}, {kind}: {grids.summary(outcomes)}", flush=True)
         for outcome in outcomes:
             if options.dtype == "float64" and outcome.other:
                 print(f"    tokens {outcome.other}: {outcome.combination}")
     if options.dtype != "float64":
-        texts = sorted({exactness.as_plain(outcome.combination) for outcome in everything}, key=str)
-        plain = [exactness.compare(text, options.dtype) for text in texts]
-        print(f"\nplain decoding of the same prompts on one device in {options.dtype}: {exactness.summary(plain)}")
+        texts = sorted({grids.as_plain(outcome.combination) for outcome in everything}, key=str)
+        plain = [compare(text, options.dtype) for text in texts]
+        print(f"\nplain decoding of the same prompts on one device in {options.dtype}: {grids.summary(plain)}")
     print(f"\n{options.dtype}, {len(grid)} programs, {time.perf_counter() - begun:.0f} s")
-    print(exactness.summary(everything))
-    print(exactness.histogram(everything))
+    print(grids.summary(everything))
+    print(grids.histogram(everything))
     return int(any(outcome.distance > bound for outcome in everything))
 
 
@@ -63,14 +62,15 @@ def check_drawn(count: int) -> int:
     """Compare as many combinations as hypothesis draws, and print them; raises where a token differs."""
     import hypothesis
 
-    from tests import exactness
+    from tests import grids
+    from tests.exactness import Combination, bench, compare
 
     @hypothesis.settings(max_examples=count, deadline=None, database=None, derandomize=True)
-    @hypothesis.given(combination=exactness.any_combination())
-    def check(combination: exactness.Combination) -> None:
-        outcome = exactness.compare(combination, "float64")
+    @hypothesis.given(combination=grids.any_combination())
+    def check(combination: Combination) -> None:
+        outcome = compare(combination, "float64")
         print(f"{combination}: hit rate {outcome.hit_rate:.2f}, {len(outcome.other)} other tokens", flush=True)
-        exactness.bench.cache_clear()
+        bench.cache_clear()
         assert not outcome.other, outcome
 
     check()

@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(args.stages + 1)
-    from pipedec_jax.analysis.method_table import guesses, simulate, sweep
+    from pipedec_jax.analysis.method_table import guesses, plain_answers, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(
@@ -37,15 +37,17 @@ def main() -> None:
     print("| temperature | noise of the draft | first guess right | among 8 | ticks, pipedec | ticks, best-first |")
     print("|" + " --- |" * 6)
     for temperature in args.temperature:
+        options = {"max_new_tokens": args.max_new_tokens, "temperature": temperature, "seed": args.seed}
+        answers = plain_answers(make, prompts, **options)
         for noise in args.noise:
-            options = {"max_new_tokens": args.max_new_tokens, "temperature": temperature, "seed": args.seed}
             shares = []
             for children in (1, 8):
-                right = guesses(make(method="pipedec", children=children, stages=2, noise=noise), prompts, **options)
+                decoder = make(method="pipedec", children=children, stages=2, noise=noise)
+                right = guesses(decoder, prompts, answers, **options)
                 shares.append(sum(map(sum, right)) / sum(map(len, right)))
             sizes = {"stages": args.stages, "width": args.width, "noise": noise}
             settings = [sizes | {"method": "pipedec", "children": 8}, sizes | {"method": "best-first", "children": 16}]
-            rows = sweep(make, prompts, settings, lambda _: None, simulate, **options)
+            rows = sweep(make, prompts, answers, settings, lambda _: None, simulate, **options)
             print(
                 f"| {temperature} | {noise} | {shares[0]:.3f} | {shares[1]:.3f} | "
                 + " | ".join(f"{row.ticks_per_token:.2f}" for row in rows)

@@ -7,7 +7,7 @@ Ticks are simulated: everything but the target runs, and its tokens are known fr
 engine's (tests/analysis/test_simulator.py); `--engine` runs that instead, the target spread over virtual devices.
 
 python scripts/compare_schedules.py                # 4, 8 and 16 stages, widths 8 to 64
-python scripts/compare_schedules.py --stages 8 --width 32 --prompts 4
+python scripts/compare_schedules.py --stages 8 16 --width 1 4 8 16 32 --only pipedec    # PipeDec by width
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
     from pipedec_jax.analysis.bound import oracle_ticks
-    from pipedec_jax.analysis.method_table import MethodRow, guesses, run, simulate, sweep
+    from pipedec_jax.analysis.method_table import MethodRow, guesses, plain_answers, run, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
@@ -87,20 +87,22 @@ def main() -> None:
     print("|" + " --- |" * 12)
     rows = []
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    answers = plain_answers(make, prompts, **options)
     how = run if args.engine else simulate
     for stages in args.stages:
         for width in args.width:
             static = chosen(static_shapes(width, args.static_depths), stages)
             if static:
                 tried: list[MethodRow] = []
-                rows += sweep(make, prompts, static, tried.append, how, **options)
+                rows += sweep(make, prompts, answers, static, tried.append, how, **options)
                 report(max(tried, key=lambda row: row.modeled_speedup_vs_pp))
-            rows += sweep(make, prompts, chosen(others(width), stages), report, how, **options)
+            rows += sweep(make, prompts, answers, chosen(others(width), stages), report, how, **options)
     print("\nTicks per token that an oracle schedule would need with the same drafter's 16 guesses after each token")
     print("| stages | drafter | tokens guessed | 1 draft step | 2 draft steps | 4 draft steps |")
     print("|" + " --- |" * 6)
     for drafter in ("model", "both"):
-        right = guesses(make(method="pipedec", stages=2, drafter=drafter, children=16), prompts, **options)
+        decoder = make(method="pipedec", stages=2, drafter=drafter, children=16)
+        right = guesses(decoder, prompts, answers, **options)
         share = sum(map(sum, right)) / sum(map(len, right))
         tokens = sum(len(answer) + 1 for answer in right)
         for stages in args.stages:

@@ -12,7 +12,6 @@ from typing import Any
 from pipedec_jax.analysis.bound import every_guess, guessed
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.loading import Model
 from pipedec_jax.transcript import MISS
 
 
@@ -123,47 +122,48 @@ def _row(decoder: Decoder, ticks: Sequence[int], delays: Sequence[Sequence[int |
     )
 
 
-def guesses(decoder: Decoder, prompts: Sequence[str], **options: Any) -> list[list[bool]]:
-    """For plain decoding's answers: whether the decoder's drafter has each token, but for the last, among its guesses.
+def guesses(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> list[list[bool]]:
+    """Whether the decoder's drafter has each token of the answers, but for their last, among its guesses.
 
     Args:
         decoder: its drafter and models count, its schedule does not.
         prompts: texts.
+        answers: from `plain_answers`.
         options: of `Decoder.generate`.
     """
     simulator = every_guess(Simulator.of(decoder))
     found = []
-    for prompt, answer in zip(prompts, plain_answers(decoder.target, prompts, **options), strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         request = decoder.request(prompt, **options)
         found.append(guessed(simulator, request.prompt, answer, request.sampling))
     return found
 
 
-def plain_answers(target: Model, prompts: Sequence[str], **options: Any) -> list[list[int]]:
-    """Plain decoding on one device."""
-    return [answer.token_ids for answer in Decoder(target, method="pp", stages=1).generate_many(prompts, **options)]
+def plain_answers(make: Callable[..., Decoder], prompts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The tokens of plain decoding on one device, by a decoder that `make` makes from `method` and `stages`."""
+    return [answer.token_ids for answer in make(method="pp", stages=1).generate_many(prompts, **options)]
 
 
 def sweep(
     make: Callable[..., Decoder],
     prompts: Sequence[str],
+    answers: Sequence[list[int]],
     settings: Iterable[Mapping[str, Any]],
     report: Callable[[MethodRow], None],
     how: Callable[..., MethodRow] = run,
     **options: Any,
 ) -> list[MethodRow]:
-    """Every setting over the same prompts, with the tokens of one-stage PP.
+    """Every setting over the same prompts and answers.
 
     Args:
         make: makes a decoder from the arguments in a setting.
         prompts: texts.
+        answers: from `plain_answers`.
         settings: arguments of `Decoder`.
         report: called with each row as it is done.
         how: `run` or `simulate`.
         options: of `Decoder.generate`.
     """
-    plain = make(method="pp", stages=1)
-    answers = [answer.token_ids for answer in plain.generate_many(prompts, **options)]
     rows = []
     for setting in settings:
         rows.append(how(make(**setting), prompts, answers, **options))

@@ -30,7 +30,7 @@ from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_fit
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Shared, System, draft_here, grow, send, walk
-from pipedec_jax.sampling import Sampling
+from pipedec_jax.sampling import GREEDY, Sampling
 
 
 class Simulator:
@@ -94,7 +94,7 @@ class Simulator:
         prompt: Sequence[int],
         answer: Sequence[int],
         *,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = GREEDY,
         drafter_params: Any = None,
     ) -> Progress:
         """Ticks and hits of this answer to this prompt, as the engine would have them; log-probabilities are zeros.

@@ -42,7 +42,7 @@ class Decoder:
             parallelism. The tokens are the same.
         stages: devices that the target's layers are spread over; the draft takes one more.
         width: most guesses that a tick sends into the pipe.
-        children: most guesses after each token.
+        children: most guesses of the draft after each token; beside a draft, look-up adds a few.
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
         depth: levels of a tree of STPP.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but

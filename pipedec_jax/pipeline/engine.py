@@ -29,7 +29,7 @@ from pipedec_jax.pipeline.settings import (
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
-from pipedec_jax.sampling import Sampling, SamplingMode
+from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 from pipedec_jax.transcript import MISS
 
 END_TOKENS = 16
@@ -159,7 +159,7 @@ class Engine:
         prompt: Sequence[int],
         *,
         max_new_tokens: int,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = GREEDY,
         end_tokens: Sequence[int] = (),
         drafter_params: Any = None,
     ) -> None:

@@ -49,6 +49,5 @@ class StaticSchedule(Schedule):
         """
         score = self.score(tree)
         guess = jnp.where(deepest(tree, tree.waiting)[:, None], score[:, 1:], -jnp.inf)
-        node = jnp.where(tree.alive & tree.sent, 0.0, score[:, 0])
-        node = jnp.where(tree.drafted, -jnp.inf, node)
+        node = jnp.where(tree.drafted, -jnp.inf, jnp.where(tree.alive & tree.sent, jnp.inf, score[:, 0]))
         return take(tree, jnp.concatenate((node[:, None], guess), axis=1), self.level, tree.drafted)

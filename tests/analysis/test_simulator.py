@@ -8,7 +8,8 @@ from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.drafters.replay import Replay, ReplayDrafter
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
-from tests.exactness import SMALL_GRID, Shape, bench
+from tests.exactness import Shape, bench
+from tests.grids import SMALL_GRID
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import FIVE, PAIRS, VOCAB, as_source, draft_weights, prompt_of, target_weights
 

@@ -20,7 +20,8 @@ from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.vocabulary import shard_size
 from tests import oracle
-from tests.exactness import LONGEST, SMALL_GRID, Bench, Shape, bench, hit_rate
+from tests.exactness import LONGEST, Bench, Shape, bench, hit_rate
+from tests.grids import SMALL_GRID
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import (
     CONTEXT,

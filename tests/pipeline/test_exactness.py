@@ -7,7 +7,8 @@ import functools
 import hypothesis
 import pytest
 
-from tests.exactness import SMALL_GRID, Combination, Outcome, Shape, any_combination, bench, combinations, compare
+from tests.exactness import Combination, Outcome, Shape, bench, compare
+from tests.grids import SMALL_GRID, any_combination, combinations
 from tests.random_pairs import FIVE
 
 

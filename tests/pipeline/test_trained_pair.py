@@ -25,9 +25,13 @@ PROMPTS = ("def quicksort(items):\n", "x", "    for name in names:\n        try:
 """Of several lengths, in one process; the second is a single token."""
 DRAWS = {"sampled": Draw(0.7, seed=5), "greedy": GREEDY}
 METHODS = {
-    "pipedec, uneven stages": EngineSettings(method="pipedec", stages=3, width=8, children=4),
-    "best-first, two draft steps": EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
+    "pipedec, uneven stages": ("model", EngineSettings(method="pipedec", stages=3, width=8, children=4)),
+    "best-first, two draft steps": (
+        "both",
+        EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
+    ),
 }
+"""The drafter, and the settings."""
 
 
 @functools.cache
@@ -48,8 +52,9 @@ def expected(prompt: tuple[int, ...], draw: Draw, vocab_size: int) -> list[int]:
 def engine(method: str) -> Engine:
     """Weights in float64: a test without rounding."""
     target, draft = pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
-    settings = dataclasses.replace(METHODS[method], dtype=np.dtype(np.float64))
-    return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size)
+    drafter, settings = METHODS[method]
+    settings = dataclasses.replace(settings, dtype=np.dtype(np.float64))
+    return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size, drafter=drafter)
 
 
 @pytest.mark.parametrize(("method", "kind"), list(zip(METHODS, DRAWS, strict=True)))
