@@ -29,8 +29,9 @@ from pipedec_jax.pipeline.prefill import Request, begin
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_fit, make_drafter, make_schedule
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, System, draft_here, grow, send, walk
+from pipedec_jax.pipeline.tick import Shared, System, draft_here, send, update
 from pipedec_jax.sampling import GREEDY, Sampling
+from pipedec_jax.schedules.base import Schedule
 
 
 class Simulator:
@@ -43,6 +44,7 @@ class Simulator:
         vocab_size: ids that are tokens.
         drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
         drafter_params: the parameters of a drafter of one's own.
+        schedule: what is sent and drafted, by a schedule of one's own; by default the method's.
 
     Raises:
         ValueError: when settings and models do not fit together.
@@ -57,6 +59,7 @@ class Simulator:
         vocab_size: int,
         drafter: Drafter | str = "model",
         drafter_params: Any = None,
+        schedule: Schedule | None = None,
     ) -> None:
         config = draft.config if draft else None
         check_fit(settings, target, config, vocab_size, drafter)
@@ -67,6 +70,7 @@ class Simulator:
         """Makes a simulator of other settings with the same models."""
         self._target = Target(config=target, split=split_layers(target.layers, settings.stages), vocab_size=vocab_size)
         self._drafter = make_drafter(settings, config, drafter, vocab_size)
+        self._schedule = make_schedule(settings) if schedule is None else schedule
         self._mesh = placement.make_mesh(1)
         self._params = drafter_params
         if draft is not None and settings.method != "pp":
@@ -79,14 +83,15 @@ class Simulator:
         return self._drafter.children
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Simulator:
-        """A simulator of what this decoder does, with its draft and settings."""
+    def of(cls, decoder: Decoder, schedule: Schedule | None = None) -> Simulator:
+        """A simulator of what this decoder does, with its draft and settings, and maybe another schedule."""
         return cls(
             decoder.target.config,
             decoder.draft.source if decoder.draft is not None else None,
             decoder.settings,
             vocab_size=decoder.target.vocab_size,
             drafter=decoder.drafter,
+            schedule=schedule,
         )
 
     def run(
@@ -118,7 +123,7 @@ class Simulator:
             system = System(
                 target=self._target,
                 drafter=self._drafter,
-                schedule=make_schedule(self.settings),
+                schedule=self._schedule,
                 sampling=sampling.mode,
                 draft_steps=self.settings.steps,
                 costs=self.settings.costs,
@@ -143,8 +148,7 @@ def simulate(system: System, settings: EngineSettings, params: Any, request: Req
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
-        nodes = tree.record(grow(system, shared, drafts), leaving, choice, jnp.zeros(choice.shape, jnp.float32))
-        return walk(shared.replace(tree=nodes)), state
+        return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state
 
     return lax.while_loop(more, step, (begin(system, request), state))[0]
 

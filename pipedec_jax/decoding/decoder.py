@@ -18,7 +18,14 @@ from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.model import Noise
 from pipedec_jax.loading import Model
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import EngineSettings, check_count, check_fit, check_request, make_drafter
+from pipedec_jax.pipeline.settings import (
+    EngineSettings,
+    check_count,
+    check_fit,
+    check_request,
+    make_drafter,
+    make_schedule,
+)
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -47,6 +54,8 @@ class Decoder:
         depth: levels of a tree of STPP.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
             one.
+        adaptive: whether best-first sends only what is worth its cost, where a calibration says that it grows with the
+            rows of a batch; otherwise as much as there is place for.
         sharpness: factor on the draft model's logits before they are taken for the target's chances.
         noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
             or `none`.
@@ -55,7 +64,7 @@ class Decoder:
         drafter: who guesses: `model`, `ngram` (look-up in the text so far), `both`, or a drafter of your own (see
             `pipedec_jax.drafters`).
         calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes. Where they grow with
-            a batch's rows, fewer rows are computed as such, and best-first sends only what is worth its cost.
+            a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
 
@@ -75,6 +84,7 @@ class Decoder:
         draft_steps: int | None = None,
         depth: int = 4,
         pool: int | None = None,
+        adaptive: bool = True,
         sharpness: float = 1.0,
         noise: Noise = "shared",
         dtype: Any = None,
@@ -96,6 +106,7 @@ class Decoder:
             draft_steps=1 if draft_steps is None else draft_steps,
             depth=depth,
             pool=pool,
+            adaptive=adaptive,
             sharpness=sharpness,
             noise=noise,
             prefill_width=prefill_width,
@@ -122,11 +133,8 @@ class Decoder:
         if draft_steps is None and method == "best-first":
             steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
             settings = dataclasses.replace(settings, draft_steps=steps)
-        if method == "stpp":
-            costs = cost.static_tick_costs(self._costs, layers, stages, guesser.ranks, depth, width)
-        else:
-            rows = 1 if method == "pp" else width
-            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, settings.draft_steps, rows)
+        most = make_schedule(settings).width
+        costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, most)
         self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
         self._stream: Stream | None = None
 
