@@ -1,8 +1,7 @@
-"""Proof of a conversion: every array bit for bit, the config, the tokenizer files, and the logits."""
+"""Proof of a conversion: by its manifest alone, or against its source, array by array bit for bit, and the logits."""
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,38 @@ import numpy as np
 from tqdm import tqdm
 
 from checkpoints_convert.conversion import read_as
-from checkpoints_convert.source import open_hugging_face, same_bits, tokenizer_files
-from checkpoints_convert.store import open_checkpoint
+from checkpoints_convert.detection import open_source
+from checkpoints_convert.hashing import file_facts
+from checkpoints_convert.source import same_bits, tokenizer_files
+from checkpoints_convert.store import ARRAYS, open_checkpoint
 from pipedec_jax.model.parameters import parameter_shapes
 
 LOGIT_TOLERANCE = 1e-4
 """Largest allowed max|difference| / max|logit| in float32; the order of sums accounts for about 1e-6."""
+
+
+def damage(converted: str | Path) -> Iterator[str]:
+    """What of a converted checkpoint is not as its manifest says, one sentence each; none when it is whole.
+
+    Reads everything. Finds any flipped bit, missing file or array, and any truncated chunk.
+
+    Raises:
+        FileNotFoundError, ValueError: when it cannot be opened at all.
+    """
+    ours = open_checkpoint(converted)
+    for name, facts in ours.manifest.files.items():
+        file = ours.directory / name
+        if not file.is_file():
+            yield f"file {name} is missing"
+        elif file_facts(file) != facts:
+            yield f"file {name} differs from what was converted"
+    if not (ours.directory / ARRAYS / "_METADATA").is_file():
+        yield f"file {ARRAYS}/_METADATA is missing, without which Orbax cannot restore the checkpoint"
+    for path in tqdm(parameter_shapes(ours.config), desc="verify", disable=None):
+        try:
+            ours.read(path)
+        except ValueError as error:
+            yield str(error)
 
 
 def differences(source: str | Path, converted: str | Path) -> Iterator[str]:
@@ -26,14 +51,14 @@ def differences(source: str | Path, converted: str | Path) -> Iterator[str]:
     Raises:
         FileNotFoundError, ValueError: when one side cannot be opened at all.
     """
-    ours, theirs = open_checkpoint(converted), open_hugging_face(source)
+    ours, theirs = open_checkpoint(converted), open_source(source)
     for name in ("config", "bos_token_id", "eos_token_ids"):
         if getattr(ours, name) != getattr(theirs, name):
             yield f"{name} is {getattr(ours, name)}, the source has {getattr(theirs, name)}"
-    for file in tokenizer_files(source):
-        copy = ours.directory / file
-        if not copy.is_file() or not filecmp.cmp(theirs.directory / file, copy, shallow=False):
-            yield f"file {file.as_posix()} {'differs' if copy.is_file() else 'is missing'}"
+    for name, file in tokenizer_files(source).items():
+        copy = ours.directory / name
+        if not copy.is_file() or file.read_bytes() != copy.read_bytes():
+            yield f"file {name} {'differs' if copy.is_file() else 'is missing'}"
     if ours.config != theirs.config:
         return
     for path in tqdm(parameter_shapes(ours.config), desc="verify", disable=None):

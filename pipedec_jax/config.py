@@ -7,6 +7,11 @@ import difflib
 import math
 from typing import Any
 
+LARGEST = 2**31 - 1
+"""Bound of every size of a model."""
+MOST_LAYERS = 2**13
+"""Bound of the number of layers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -58,6 +63,10 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+            # Keeps a damaged file from being taken for a model of more arrays than memory holds names of.
+            most = MOST_LAYERS if name == "layers" else LARGEST
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, not {value}")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
         if self.head_size % 2:

@@ -13,6 +13,7 @@ Matrices are stored input dimension first, as Flax does (PyTorch stores them the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ from pipedec_jax.config import LlamaConfig
 
 Parameters = dict[str, Any]
 """A nested dictionary of arrays, as described at the top of this module."""
+
+Part = tuple[slice, ...]
+"""A part of an array: a slice of step 1 for every axis."""
 
 
 def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -56,9 +60,16 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def device_axis(path: str) -> int:
+    """The axis along which an array is split over devices: vocabulary, heads or feed-forward width; norms have one."""
+    if path == "head" or path.endswith(("/query", "/key", "/value", "/gate", "/up")):
+        return 1
+    return 0
+
+
 def parameter_count(config: LlamaConfig) -> int:
     """Number of stored parameters (a tied head counts once)."""
-    return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def nest(flat: dict[str, Any]) -> Parameters:
@@ -105,8 +116,8 @@ class ParameterSource(Protocol):
         """Geometry of the model."""
         ...
 
-    def read(self, path: str) -> np.ndarray:
-        """The stored array under `path` (see `parameter_shapes`), in its stored dtype."""
+    def read(self, path: str, part: Part | None = None) -> np.ndarray:
+        """The stored array under `path` (see `parameter_shapes`), or a part of it alone, in its stored dtype."""
         ...
 
 
@@ -126,6 +137,7 @@ class MemorySource:
         if unknown:
             raise ValueError(f"the parameter tree has unknown arrays {unknown}")
 
-    def read(self, path: str) -> np.ndarray:
-        """The array under `path` as NumPy."""
-        return np.asarray(self._arrays[path])
+    def read(self, path: str, part: Part | None = None) -> np.ndarray:
+        """The array under `path`, or a part of it, as NumPy."""
+        array = np.asarray(self._arrays[path])
+        return array if part is None else array[part]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints_convert import export_hugging_face
+from checkpoints_convert import conversion, export_hugging_face
 from pipedec_jax.config import LlamaConfig, RopeScaling
 from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
 
@@ -91,3 +91,16 @@ def edit_json(path: Path, **changes) -> None:
     """Set keys of a JSON file; `...` removes one."""
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+def stop_at(monkeypatch, count: int, error: type[BaseException] | BaseException) -> None:
+    """Let the conversion raise `error` when it reads its chunk number `count`."""
+    seen, cast = [], conversion.cast
+
+    def failing(*arguments):
+        seen.append(arguments)
+        if len(seen) == count:
+            raise error
+        return cast(*arguments)
+
+    monkeypatch.setattr(conversion, "cast", failing)
