@@ -10,6 +10,7 @@ from checkpoints_convert.conversion import convert
 from checkpoints_convert.detection import is_source, open_any, open_source
 from checkpoints_convert.hub import local_directory
 from checkpoints_convert.hugging_face import export_hugging_face
+from checkpoints_convert.hugging_face_export import export
 from checkpoints_convert.hugging_face_source import is_hugging_face, open_hugging_face
 from checkpoints_convert.store import is_converted, open_checkpoint
 
@@ -17,6 +18,7 @@ __all__ = [
     "Checkpoint",
     "convert",
     "convert_cached",
+    "export",
     "export_hugging_face",
     "is_converted",
     "is_hugging_face",

@@ -1,4 +1,4 @@
-"""The command: `python -m checkpoints_convert convert | inspect | verify`."""
+"""The command: `python -m checkpoints_convert convert | inspect | verify | export | list`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import jax
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.conversion import convert
 from checkpoints_convert.hub import local_directory
+from checkpoints_convert.hugging_face_export import export
+from checkpoints_convert.library import as_json, library, table
 from checkpoints_convert.report import as_text, describe
 from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
 
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: there is not enough memory; are the sizes in the model's configuration right?", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Terminated) as error:
-        print("interrupted; the same command again goes on where it was", file=sys.stderr)
+        goes_on = "; the same command again goes on where it was" if options.run is _convert else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
 
 
@@ -77,6 +80,17 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if difference <= LOGIT_TOLERANCE else 1
 
 
+def _export(options: argparse.Namespace) -> int:
+    print(f"exported {options.checkpoint} to {export(options.checkpoint, options.directory)}")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    entries = library(options.directory)
+    print(json.dumps(as_json(entries), indent=2) if options.json else table(entries))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m checkpoints_convert", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -99,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("destination", metavar="", nargs="?", help=argparse.SUPPRESS)
     command.add_argument("--no-logits", action="store_true", help="do not compare logits with Hugging Face's model")
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser("export", help="write DST back as Hugging Face safetensors")
+    command.add_argument("checkpoint", metavar="DST")
+    command.add_argument("directory", metavar="HF_DIR", help="directory to create")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("list", help="show the checkpoints in a directory")
+    command.add_argument("directory", metavar="DIR")
+    command.add_argument("--json", action="store_true", help="print one JSON list")
+    command.set_defaults(run=_list)
     return parser
 
 

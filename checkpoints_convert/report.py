@@ -32,7 +32,7 @@ def as_text(facts: Json) -> str:
     """The facts of `describe` as aligned lines; `bytes` counts the arrays, not the files beside them."""
     lines = dict(facts)
     lines["parameters"] = f"{facts['parameters']:,}"
-    lines["bytes"] = f"{facts['bytes']:,} ({_binary(facts['bytes'])})"
+    lines["bytes"] = f"{facts['bytes']:,} ({binary(facts['bytes'])})"
     lines["files"] = " ".join(facts["files"])
     if "source" in facts:
         lines["source"] = f"{facts['source']['format']} {facts['source']['name']}"
@@ -41,7 +41,8 @@ def as_text(facts: Json) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in (*lines.items(), ("model", ""), *model.items()))
 
 
-def _binary(size: float) -> str:
+def binary(size: float) -> str:
+    """A number of bytes in KiB, MiB and so on."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -187,9 +187,35 @@ def array_directory(parameters: Path, path: str) -> Path:
     return parameters / path.replace("/", ".")
 
 
+def first_missing(checkpoint: ConvertedCheckpoint) -> str | None:
+    """The first file of a converted checkpoint that is not there in its full length, in words; reads no array.
+
+    Local checkpoints only.
+    """
+    for name, facts in checkpoint.manifest.files.items():
+        if not _has_size(checkpoint.directory / name, facts.bytes):
+            return f"file {name} is missing or cut short"
+    for path, stored in checkpoint.manifest.arrays.items():
+        directory = array_directory(checkpoint.directory / ARRAYS, path)
+        if not (directory / ".zarray").is_file():
+            return f"array {path!r} is missing"
+        for chunk in range(stored.chunks):
+            place = ["0"] * len(stored.shape)
+            place[stored.axis] = str(chunk)
+            # Zarr stores every chunk in the full size.
+            size = stored.nbytes // stored.shape[stored.axis] * stored.length
+            if not _has_size(directory / ".".join(place), size):
+                return f"chunk {chunk} of {stored.chunks} of array {path!r} is missing or cut short"
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Elsewhere:
     """Stands in Orbax's tree for an array that is written by other means."""
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
 
 
 def _spec(parameters: Path, path: str) -> Json:

@@ -2,7 +2,7 @@
 
 A global array that differs between ranks is the ranks' local arrays one behind the other along the first axis, so
 that under `shard_map` a rank sees exactly its own array. Arrays are built shard by shard for the devices this process
-can address; nothing here needs to see the others.
+can address; nothing here needs to see the others, and no more than one array at a time is on the host.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from checkpoints_convert.layout import contiguous
 from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.model import DraftParams
@@ -58,7 +59,7 @@ def per_rank(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int
 
     def shard(index: Any) -> np.ndarray:
         rank = (index[0].start or 0) // shape[0]
-        return np.ascontiguousarray(make(rank)).astype(dtype, copy=False)
+        return contiguous(make(rank)).astype(dtype, copy=False)
 
     return jax.make_array_from_callback(whole, NamedSharding(mesh, OWN), shard)
 
@@ -102,15 +103,17 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
     config = source.config
     rows = shard_size(config.vocab_size, mesh.size)
 
-    def shards(matrix_VD: np.ndarray) -> jax.Array:
+    def shards(read: Callable[[slice], np.ndarray]) -> jax.Array:
         def make(rank: int) -> np.ndarray:
-            part = matrix_VD[rank * rows : (rank + 1) * rows]
-            return np.pad(part, ((0, rows - part.shape[0]), (0, 0)))
+            part = contiguous(read(slice(rank * rows, (rank + 1) * rows)))
+            lacking = rows - part.shape[0]
+            return np.pad(part, ((0, lacking), (0, 0))) if lacking else part
 
         return per_rank(mesh, (rows, config.width), dtype, make)
 
-    embedding = shards(source.read("embedding"))
-    head = embedding if config.tied_embeddings else shards(source.read("head").T)
+    every = slice(None)
+    embedding = shards(lambda rows: source.read("embedding", (rows, every)))
+    head = embedding if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
     return embedding, head
 
 
