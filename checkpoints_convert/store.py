@@ -296,10 +296,13 @@ def _as_os_error(error: ValueError, path: str) -> OSError | ValueError:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Hide warnings about features that are left out here on purpose (OCDBT, metadata of `jax.Array`)."""
+    """Hide warnings about features that are left out here on purpose (OCDBT, metadata of `jax.Array`).
+
+    Errors too: they are raised as well, and logged with a traceback.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:

@@ -28,6 +28,15 @@ LLAMA_3_8B = LlamaConfig(
 """The geometry of LLaMA 3 8B: 16.06 GB in bfloat16, 2.10 GB of them embedding and head."""
 
 
+def peak_memory() -> int:
+    """Peak resident bytes of this process so far (Linux).
+
+    Not what `getrusage` says: a new process inherits that from the one that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 def write_synthetic(
     config: LlamaConfig, directory: str | Path, *, dtype: str = "bfloat16", shard_bytes: int = 2 * 10**9, seed: int = 0
 ) -> int:

@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from checkpoints_convert.synthetic import LLAMA_3_8B, write_synthetic
+from checkpoints_convert.__main__ import main as convert
+from checkpoints_convert.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from pipedec_jax.model.parameters import parameter_shapes
 
 
@@ -25,7 +26,13 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--layers", type=int, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB; 32: all)")
     parser.add_argument("--runs", type=int, default=3, help="of each, in turns")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        if status := convert(["convert", str(options.directory / "source"), str(options.directory / "converted")]):
+            sys.exit(status)
+        print(peak_memory())
+        return
 
     config = dataclasses.replace(LLAMA_3_8B, layers=options.layers)
     source, copy, converted = (options.directory / name for name in ("source", "copy", "converted"))
@@ -40,8 +47,7 @@ def main() -> None:
             copying, _ = timed(["cp", "-r", "--reflink=never", str(source), str(copy)])
             shutil.rmtree(copy)
             os.sync()
-            command = [sys.executable, "-m", "checkpoints_convert", "convert", str(source), str(converted)]
-            converting, peak = timed(command)
+            converting, peak = timed([sys.executable, __file__, str(options.directory), "--one"])
             shutil.rmtree(converted)
             os.sync()
             print(
@@ -55,15 +61,11 @@ def main() -> None:
 
 
 def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds that a command and a sync take, and its peak resident bytes."""
+    """Seconds that a command and a sync take, and the number it prints last, if any."""
     begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     os.sync()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed")
-    return time.perf_counter() - begun, usage.ru_maxrss * 1024
+    return time.perf_counter() - begun, int(output.split()[-1]) if output else 0
 
 
 if __name__ == "__main__":

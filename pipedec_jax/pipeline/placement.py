@@ -7,6 +7,7 @@ can address; nothing here needs to see the others, and no more than one array at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ OWN = P(AXIS)
 """Sharding of arrays that every rank has its own of."""
 SAME = P()
 """Sharding of arrays that are the same on every rank."""
+
+
+BLOCK_BYTES = 2**26
+"""What is read of embedding or head at a time: they are the largest arrays, and are put together in their place."""
 
 
 def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -102,12 +107,17 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
     """Embedding and head `[Vr, D]` per rank; the same array twice when they are tied."""
     config = source.config
     rows = shard_size(config.vocab_size, mesh.size)
+    block = max(1, BLOCK_BYTES // (config.width * np.dtype(dtype).itemsize))
 
     def shards(read: Callable[[slice], np.ndarray]) -> jax.Array:
         def make(rank: int) -> np.ndarray:
-            part = contiguous(read(slice(rank * rows, (rank + 1) * rows)))
-            lacking = rows - part.shape[0]
-            return np.pad(part, ((0, lacking), (0, 0))) if lacking else part
+            part = _aligned((rows, config.width), np.dtype(dtype))
+            first, end = (min(rank * rows + offset, config.vocab_size) for offset in (0, rows))
+            for start in range(first, end, block):
+                stop = min(start + block, end)
+                part[start - first : stop - first] = contiguous(read(slice(start, stop))).astype(dtype, copy=False)
+            part[end - first :] = 0
+            return part
 
         return per_rank(mesh, (rows, config.width), dtype, make)
 
@@ -115,6 +125,14 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
     embedding = shards(lambda rows: source.read("embedding", (rows, every)))
     head = embedding if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
     return embedding, head
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An uninitialised array that a CPU device can take over as its own: those that start elsewhere are copied."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
