@@ -217,8 +217,12 @@ def _corrupt(place: Path, kind: Kind, elsewhere: Path, rng: random.Random) -> st
         ways += [_harmful_pickle(elsewhere), _rewritten_pickle]
     if kind != "converted":
         ways.append(_pipe)
-    ways.append(_link_out(elsewhere))
-    return "; ".join(rng.choice(ways)(place, rng) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+    link = _link_out(elsewhere)
+    ways.append(link)
+    chosen = [rng.choice(ways) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+    # Last, so that nothing here writes through a link.
+    chosen.sort(key=lambda way: way is link)
+    return "; ".join(way(place, rng) for way in chosen)
 
 
 def _pick(place: Path, rng: random.Random, *endings: str) -> Path | None:
