@@ -1,7 +1,7 @@
 """Conversion of PyTorch LLaMA checkpoints: Hugging Face's or Meta's files in, an Orbax checkpoint of the Flax tree out.
 
-Knows files and the model's parameter tree, nothing of pipelines. Neither torch nor transformers is imported, except
-torch to read pickled files, and both by `verify.logit_difference`.
+Knows files and the model's parameter tree, nothing of pipelines. torch is imported to read pickled files only, and of
+transformers the tokenizers only; `verify.logit_difference` takes both.
 """
 
 from checkpoints_convert.cache import convert_cached

@@ -20,6 +20,7 @@ from checkpoints_convert.manifest import VERSION, FileFacts, Manifest, StoredArr
 from checkpoints_convert.paths import any_path, is_cloud
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ARRAYS, chunked, is_converted, write_array, write_tree_metadata
+from checkpoints_convert.tokenizer_check import check_tokenizer
 from checkpoints_convert.workplace import Workplace, workplace, workplace_of
 from pipedec_jax.model.parameters import Part, parameter_shapes
 
@@ -62,6 +63,7 @@ def convert(
     checkpoint = open_source(local_directory(source))
     others = {name: file.read_bytes() for name, file in tokenizer_files(checkpoint.directory).items()}
     dtype = _stored_dtype(checkpoint, dtype)
+    check_tokenizer(checkpoint, others)
     checkpoint.check_tied_head()
 
     plan = _plan(checkpoint, dtype, others)

@@ -78,8 +78,12 @@ class Tokenizer:
             raise ValueError(
                 f"{directory / found} needs the sentencepiece library: pip install 'pipedec_jax[sentencepiece]'"
             ) from error
-        except Exception as error:  # The libraries raise bare Exception for a broken file.
-            raise ValueError(f"cannot read the tokenizer in {directory}: {error}") from error
+        except BaseException as error:
+            # The libraries raise bare Exception for a broken file; a panic of the Rust one is not even that.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"cannot read the tokenizer in {directory}: {reason}") from error
         return cls(backend)
 
     @functools.cached_property
@@ -184,9 +188,13 @@ def _load_json(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
-    import sentencepiece  # noqa: F401  # Missing, `transformers` would try to read the file as something else.
+    # Where it is missing, or the file is none of its own, `transformers` would try to read something else.
+    from sentencepiece import sentencepiece_model_pb2
     from transformers import LlamaTokenizer
 
+    model = sentencepiece_model_pb2.ModelProto.FromString((directory / "tokenizer.model").read_bytes())
+    if not model.pieces:
+        raise ValueError("tokenizer.model is neither sentencepiece's nor Meta's: no token was found in it")
     config = directory / "tokenizer_config.json"
     stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     # LLaMA's prompts begin with its begin-of-text token unless the checkpoint says otherwise.

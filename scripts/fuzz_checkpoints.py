@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoints_convert.fuzzing import Fuzzer, limit_memory
-from checkpoints_convert.synthetic import peak_memory
+from checkpoint_trials.fuzzing import Fuzzer, limit_memory
+from checkpoint_trials.synthetic import peak_memory
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoints_convert.killing import Killer
-from checkpoints_convert.synthetic import LLAMA_3_8B, write_synthetic
+from checkpoint_trials.killing import Killer
+from checkpoint_trials.synthetic import LLAMA_3_8B, write_synthetic
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from checkpoints_convert.__main__ import main as convert
-from checkpoints_convert.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from pipedec_jax.model.parameters import parameter_shapes
 
 

@@ -18,8 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from checkpoints_convert import convert
-from checkpoints_convert.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from checkpoint_trials.synthetic import sentencepiece_model
+
 NAMES = {
     "model.embed_tokens": "tok_embeddings",
     "model.norm": "norm",
@@ -53,7 +55,10 @@ def save_as_meta(model, directory: Path, ranks: int = 1, llama3: bool = True, **
     if config.num_key_value_heads != config.num_attention_heads:
         values["n_kv_heads"] = config.num_key_value_heads
     (directory / "params.json").write_text(json.dumps(values | params))
-    write_tiktoken(directory / "tokenizer.model") if llama3 else (directory / "tokenizer.model").write_bytes(b"\n\x0e")
+    if llama3:
+        write_tiktoken(directory / "tokenizer.model")
+    else:
+        (directory / "tokenizer.model").write_bytes(sentencepiece_model())
     return directory
 
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import convert, open_checkpoint, open_hugging_face
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.safetensors_reader import SafetensorsDirectory
@@ -122,6 +123,18 @@ BAD = {
     "bad end token": (
         lambda source: edit_json(source / "generation_config.json", eos_token_id="</s>"), "eos_token_id must be"),
     "no tokenizer": (remove("tokenizer.json"), r"has no tokenizer; expected tokenizer\.json or tokenizer\.model"),
+    "tokenizer is not JSON": (
+        lambda source: truncate(source, "tokenizer.json"), r"read the tokenizer in .*/source: .*nothing was written"),
+    "tokenizer is none": (
+        lambda source: (source / "tokenizer.json").write_text("{}"), r"cannot read the tokenizer in .*nothing was w"),
+    "tokenizer settings are not JSON": (
+        lambda source: (source / "tokenizer_config.json").write_text("{"), "cannot read the tokenizer in "),
+    "sentencepiece tokenizer is none": (
+        lambda source: (source / "tokenizer.json").rename(source / "tokenizer.model"), "cannot read the tokenizer in "),
+    "tokenizer of another model": (
+        lambda source: write_tokenizer(source, 30), r"ids up to 29, the embedding 29 rows \(0 to 28\); they belong to"),
+    "end token without a row": (
+        lambda source: edit_json(source / "generation_config.json", eos_token_id=[2, 29]), "names token 29, the embed"),
     "another architecture": (lambda source: edit_json(source / "config.json", model_type="qwen2"), "'qwen2'; only"),
     "attention bias": (lambda source: edit_json(source / "config.json", attention_bias=True), "attention_bias is true"),
     "unknown RoPE": (

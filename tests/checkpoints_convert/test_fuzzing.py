@@ -2,7 +2,7 @@
 
 import pytest
 
-from checkpoints_convert.fuzzing import Fuzzer
+from checkpoint_trials.fuzzing import Fuzzer
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ class Stopped(BaseException):
 def directory(tmp_path, byte_level_dir, monkeypatch):
     root = tmp_path / "library"
     for name, layers in (("large", 3), ("middle", 2), ("small", 1), ("other", 1)):
-        config = dataclasses.replace(TINY, layers=layers)
+        config = dataclasses.replace(TINY, layers=layers, vocab_size=416)
         source = tmp_path / "sources" / name
         export_hugging_face(config, tiny_tree(config), source, "bfloat16" if name == "small" else None)
         if name == "other":

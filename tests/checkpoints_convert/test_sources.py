@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from checkpoint_trials.synthetic import sentencepiece_model
 from checkpoints_convert import convert, open_checkpoint, open_source, pickle_reader
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.source import same_bits
@@ -28,8 +29,8 @@ LLAMA_1, LLAMA_2, ONE_KV = (
     "LLaMA 2 70B: grouped queries",
     "one KV head",
 )
-EVEN = 112
-"""A vocabulary that several files can share."""
+EVEN = 528
+"""A vocabulary that several files can share, with room for a tokenizer of bytes and special tokens."""
 PROMPT = np.random.default_rng(0).integers(EVEN, size=(1, 500), dtype=np.int32)
 
 
@@ -58,9 +59,10 @@ def same_arrays(a, b) -> bool:
 
 def logits_agree(model, checkpoint) -> None:
     with torch.no_grad():
-        expected = model.float()(torch.from_numpy(PROMPT).long()).logits.numpy()
+        prompt = PROMPT % model.config.vocab_size
+        expected = model.float()(torch.from_numpy(prompt).long()).logits.numpy()
     weights = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), checkpoint.read_all())
-    found = np.asarray(llama.forward(checkpoint.config, weights, jnp.asarray(PROMPT)))
+    found = np.asarray(llama.forward(checkpoint.config, weights, jnp.asarray(prompt)))
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -156,7 +158,7 @@ def test_special_tokens_of_metas_files(tmp_path):
     # LLaMA 1 came with one tokenizer beside the directories of all sizes.
     (older / "tokenizer.model").rename(older.parent / "tokenizer.model")
     assert open_source(older).eos_token_ids == [2]
-    assert (convert(older, tmp_path / "converted") / "tokenizer.model").read_bytes() == b"\n\x0e"
+    assert (convert(older, tmp_path / "converted") / "tokenizer.model").read_bytes() == sentencepiece_model()
 
 
 def spoil_meta(**changes):
@@ -185,7 +187,7 @@ BAD_META = {
     "no width": (spoil_meta(dim=...), r"params\.json: the configuration lacks 'dim'"),
     "heads": (spoil_meta(n_heads=7), r"dim \(64\) is no multiple of n_heads \(7\)"),
     "layers": (spoil_meta(n_layers=10**9), "layers must be at most"),
-    "vocabulary": (spoil_meta(vocab_size=99), "vocab_size is 99, but the embedding has 112 rows"),
+    "vocabulary": (spoil_meta(vocab_size=99), "vocab_size is 99, but the embedding has 528 rows"),
     "quantized": (spoil_meta(quantization_args={"scheme": "int4"}), "quantization_args is present"),
     "scaled RoPE": (spoil_meta(use_scaled_rope="yes"), "use_scaled_rope must be true or false, not 'yes'"),
     "tokenizer": (lambda s: (s / "tokenizer.model").write_bytes(b"YQ== 0\nYg== 5\n"), "not numbered from 0"),

@@ -42,7 +42,7 @@ def write_synthetic(
 ) -> int:
     """Write random weights as a sharded Hugging Face directory, a shard in memory at a time; returns their bytes.
 
-    The tokenizer file is a stand-in: such a checkpoint can be converted and loaded, not prompted with text.
+    The tokenizer knows a few letters only: such a checkpoint can be converted and loaded, not prompted with text.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -72,5 +72,38 @@ def write_synthetic(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "config.json").write_text(json.dumps(config_json(config, dtype)))
-    (directory / "tokenizer.json").write_text("{}")
+    write_tokenizer(directory)
     return total
+
+
+def write_tokenizer(directory: Path, tokens: int = 6) -> None:
+    """Write a `tokenizer.json` of two special tokens, two letters and what they make together."""
+    letters = ["a", "b", "ab", "ba", "aba", *(f"a{'b' * count}" for count in range(2, tokens))]
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *letters][:tokens])}
+    controls = [token for token in ("<s>", "</s>") if token in vocabulary]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    merges = [["a", "b"], ["b", "a"], ["ab", "a"], *([f"a{'b' * count}", "b"] for count in range(1, tokens))]
+    values = {
+        "version": "1.0",
+        "added_tokens": [{"id": index, "content": token, **special} for index, token in enumerate(controls)],
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": vocabulary,
+            "merges": [pair for pair in merges if "".join(pair) in vocabulary],
+        },
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(values))
+
+
+def sentencepiece_model() -> bytes:
+    """A `tokenizer.model` of sentencepiece's as small as can be: control tokens, a space and two letters."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = 2  # BPE
+    model.trainer_spec.vocab_size = 7
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    for index, piece in enumerate(["<unk>", "<s>", "</s>", "ab", "▁", "a", "b"]):
+        model.pieces.add(piece=piece, score=-float(max(index - 3, 0)), type=kinds.get(piece, 1))
+    return model.SerializeToString()
