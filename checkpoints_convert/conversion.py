@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from checkpoints_convert import manifest
-from checkpoints_convert.checkpoint import DTYPES, check_dtype
+from checkpoints_convert.checkpoint import DTYPES, array_dtype, check_dtype
 from checkpoints_convert.config_json import Json
 from checkpoints_convert.detection import open_source
 from checkpoints_convert.hashing import BackgroundChecksums
@@ -19,10 +20,12 @@ from checkpoints_convert.layout import contiguous
 from checkpoints_convert.manifest import VERSION, FileFacts, Manifest, StoredArray
 from checkpoints_convert.paths import any_path, is_cloud
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
-from checkpoints_convert.store import ARRAYS, chunked, is_converted, write_array, write_tree_metadata
+from checkpoints_convert.store import ARRAYS, chunked, is_converted, metadata_files, write_array, write_tree_metadata
 from checkpoints_convert.tokenizer_check import check_tokenizer
 from checkpoints_convert.workplace import Workplace, workplace, workplace_of
-from pipedec_jax.model.parameters import Part, parameter_shapes
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import as_int8, channel_scales, quantize
+from pipedec_jax.model.parameters import SCALE, Part, fixed_dtype, input_axes, parameter_shapes
 
 
 def convert(
@@ -30,6 +33,7 @@ def convert(
     destination: str | Path,
     dtype: str | None = None,
     *,
+    int8: bool = False,
     overwrite: bool = False,
     wait: bool = False,
 ) -> Path:
@@ -44,6 +48,8 @@ def convert(
         destination: directory of the converted checkpoint; may be a path of an object store that Orbax takes
             (`gs://...`), which is then written in place, its manifest last.
         dtype: `bfloat16`, `float16` or `float32`; the source's when not given.
+        int8: store the layers' matrices as int8 with a scale per output channel, made from the source's values; `dtype`
+            is then that of all else (see `pipedec_jax.model.int8`).
         overwrite: replace a converted checkpoint at `destination`.
         wait: wait while another process converts to `destination`.
 
@@ -66,7 +72,8 @@ def convert(
     check_tokenizer(checkpoint, others)
     checkpoint.check_tied_head()
 
-    plan = _plan(checkpoint, dtype, others)
+    config = as_int8(checkpoint.config) if int8 else checkpoint.config
+    plan = _plan(checkpoint, config, dtype, others)
     with workplace(target, plan, wait=wait) as place:
         if place.finished:
             place.remove()
@@ -75,12 +82,13 @@ def convert(
             _check_free(target, overwrite)
         try:
             place.prepare()
-            _check_space(checkpoint, dtype, place)
+            _check_space(config, dtype, place)
             for name, data in others.items():
                 (place.checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
                 (place.checkpoint / name).write_bytes(data)
-            found = _write(checkpoint, dtype, {name: FileFacts.of(data) for name, data in others.items()}, place)
-            if _plan(checkpoint, dtype, others) != plan:
+            facts = {name: FileFacts.of(data) for name, data in others.items()}
+            found = _write(checkpoint, config, dtype, facts, place)
+            if _plan(checkpoint, config, dtype, others) != plan:
                 raise ValueError(f"{checkpoint.directory} changed while it was converted; start again")
             found.write(place.checkpoint / manifest.FILE)
             place.finish()
@@ -111,13 +119,14 @@ def cast(array: np.ndarray, path: str, dtype: str) -> np.ndarray:
     return result
 
 
-def _write(checkpoint: SourceCheckpoint, dtype: str, others: dict[str, FileFacts], place: Workplace) -> Manifest:
+def _write(
+    checkpoint: SourceCheckpoint, config: LlamaConfig, dtype: str, others: dict[str, FileFacts], place: Workplace
+) -> Manifest:
     """Write all arrays but what an earlier run has finished."""
-    shapes = parameter_shapes(checkpoint.config)
+    layout = _layout(config, dtype)
     parameters = place.checkpoint / ARRAYS
     parameters.mkdir(exist_ok=True)
-    arrays = {path: found for path, shape in shapes.items() if (found := _recorded(place, path, shape)) is not None}
-    total = checkpoint.nbytes // DTYPES[checkpoint.dtype].itemsize * DTYPES[dtype].itemsize
+    arrays = {path: found for path, stored in layout.items() if (found := _recorded(place, path, stored)) is not None}
     known = {file: FileFacts(**facts) for file in checkpoint.files if (facts := place.recorded("source", file.name))}
 
     def hashed(file: Path, facts: FileFacts) -> None:
@@ -127,7 +136,7 @@ def _write(checkpoint: SourceCheckpoint, dtype: str, others: dict[str, FileFacts
         BackgroundChecksums(checkpoint.files, known, hashed) as checksums,
         tqdm(
             desc="convert",
-            total=total,
+            total=sum(stored.nbytes for stored in layout.values()),
             initial=sum(array.nbytes for array in arrays.values()),
             unit="B",
             unit_scale=True,
@@ -135,44 +144,59 @@ def _write(checkpoint: SourceCheckpoint, dtype: str, others: dict[str, FileFacts
         ) as bar,
     ):
         for path in checkpoint.reading_order():
-            if path in arrays:
+            # An int8 matrix and its scales; else one array.
+            missing = [name for name in (path, path + SCALE) if name in layout and name not in arrays]
+            if not missing:
                 continue
-            arrays[path] = _write_one(checkpoint, path, chunked(path, shapes[path], dtype), parameters, bar)
-            place.record("array", path, arrays[path].to_json())
+            readers = _readers(checkpoint, config, path, dtype)
+            for name in missing:
+                arrays[name] = write_array(parameters, name, layout[name], readers[name], bar.update)
+                place.record("array", name, arrays[name].to_json())
         source_files = {file.name: facts for file, facts in checksums.result().items()}
-    write_tree_metadata(parameters, checkpoint.config)
+    write_tree_metadata(parameters, config)
+    metadata = {f"{ARRAYS}/{name}": FileFacts.of((parameters / name).read_bytes()) for name in metadata_files(config)}
     source = {
         "format": checkpoint.format,
         "name": checkpoint.directory.resolve().name,
         "files": {name: vars(source_files[name]) for name in sorted(source_files)},
     }
-    return Manifest(checkpoint.config, dtype, checkpoint.bos_token_id, checkpoint.eos_token_ids, source, others, arrays)
+    return Manifest(config, dtype, checkpoint.bos_token_id, checkpoint.eos_token_ids, source, others, metadata, arrays)
 
 
-def _write_one(
-    checkpoint: SourceCheckpoint, path: str, stored: StoredArray, parameters: Path, bar: tqdm
-) -> StoredArray:
+def _readers(
+    checkpoint: SourceCheckpoint, config: LlamaConfig, path: str, dtype: str
+) -> dict[str, Callable[[Part], np.ndarray]]:
+    """What reads the parts of the arrays that are stored for one array of the source."""
     array = checkpoint.view(path)
+    if fixed_dtype(config, path) is None:
+        return {path: lambda part: cast(contiguous(array[part]), path, dtype)}
+    scale = channel_scales(array, path)
+    inputs = input_axes(path)
+    return {
+        path: lambda part: quantize(contiguous(array[part]), scale[part[inputs:]]),
+        path + SCALE: lambda part: scale[part],
+    }
 
-    def read(part: Part) -> np.ndarray:
-        return cast(contiguous(array[part]), path, stored.dtype)
 
-    return write_array(parameters, path, stored, read, bar.update)
+def _layout(config: LlamaConfig, dtype: str) -> dict[str, StoredArray]:
+    """How every array is to be stored."""
+    shapes = parameter_shapes(config)
+    return {path: chunked(path, shape, array_dtype(config, path, dtype).name) for path, shape in shapes.items()}
 
 
-def _recorded(place: Workplace, path: str, shape: tuple[int, ...]) -> StoredArray | None:
+def _recorded(place: Workplace, path: str, stored: StoredArray) -> StoredArray | None:
     found = place.recorded("array", path)
-    return None if found is None else StoredArray.from_json(found, path, shape)
+    return None if found is None else StoredArray.from_json(found, path, stored.shape, stored.dtype)
 
 
-def _plan(checkpoint: SourceCheckpoint, dtype: str, others: dict[str, bytes]) -> Json:
+def _plan(checkpoint: SourceCheckpoint, config: LlamaConfig, dtype: str, others: dict[str, bytes]) -> Json:
     """All that the result's bytes depend on; the weights by name, size and time, so that nothing is read for it."""
     weights = {file.name: [(facts := file.stat()).st_size, facts.st_mtime_ns] for file in checkpoint.files}
     return {
         "version": VERSION,
         "tool": manifest.TOOL,
         "source": os.path.realpath(checkpoint.directory),
-        "model": checkpoint.config.to_dict(),
+        "model": config.to_dict(),
         "special": [checkpoint.bos_token_id, checkpoint.eos_token_ids],
         "dtype": dtype,
         "weights": weights,
@@ -180,15 +204,12 @@ def _plan(checkpoint: SourceCheckpoint, dtype: str, others: dict[str, bytes]) ->
     }
 
 
-def _check_space(checkpoint: SourceCheckpoint, dtype: str, place: Workplace) -> None:
+def _check_space(config: LlamaConfig, dtype: str, place: Workplace) -> None:
     """Raise `OSError` when the disk cannot hold what is still to be written."""
     if place.in_place:
         return
-    need = sum(
-        chunked(path, shape, dtype).nbytes
-        for path, shape in parameter_shapes(checkpoint.config).items()
-        if place.recorded("array", path) is None
-    )
+    layout = _layout(config, dtype).items()
+    need = sum(stored.nbytes for path, stored in layout if place.recorded("array", path) is None)
     free = shutil.disk_usage(place.root).free
     if free < need:
         raise OSError(

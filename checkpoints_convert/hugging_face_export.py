@@ -18,7 +18,9 @@ from checkpoints_convert.hugging_face import tensor_name, to_hugging_face
 from checkpoints_convert.layout import contiguous
 from checkpoints_convert.paths import remove_tree
 from checkpoints_convert.store import ConvertedCheckpoint, open_checkpoint
-from pipedec_jax.model.parameters import parameter_shapes
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import plain
+from pipedec_jax.model.parameters import ParameterSource, parameter_count, parameter_shapes
 
 SHARD_BYTES = 2**30
 """Most bytes of a file, unless a single tensor has more. One file is in memory at a time."""
@@ -27,7 +29,8 @@ SHARD_BYTES = 2**30
 def export(converted: str | Path, directory: str | Path) -> Path:
     """Write a converted checkpoint as a Hugging Face directory; shows progress where standard error is a terminal.
 
-    `directory` appears complete or not at all.
+    `directory` appears complete or not at all. Int8 layers are multiplied out in the checkpoint's dtype: what is
+    exported then are not the tensors that it was made from.
 
     Args:
         converted: what `convert` wrote.
@@ -46,14 +49,16 @@ def export(converted: str | Path, directory: str | Path) -> Path:
     directory = Path(directory).resolve()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} exists; choose another directory")
+    weights = plain(checkpoint, DTYPES[checkpoint.dtype])
+    need = parameter_count(checkpoint.config) * DTYPES[checkpoint.dtype].itemsize
     free = shutil.disk_usage(_existing(directory)).free
-    if free < checkpoint.nbytes:
-        raise OSError(f"{directory.parent} has {free / 2**30:.2f} GiB free, {checkpoint.nbytes / 2**30:.2f} are needed")
+    if free < need:
+        raise OSError(f"{directory.parent} has {free / 2**30:.2f} GiB free, {need / 2**30:.2f} are needed")
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     remove_tree(partial)
     partial.mkdir(parents=True)
     try:
-        _write_weights(checkpoint, partial)
+        _write_weights(weights, DTYPES[checkpoint.dtype].itemsize, partial)
         _write_others(checkpoint, partial)
         partial.rename(directory)
     except BaseException:
@@ -62,24 +67,25 @@ def export(converted: str | Path, directory: str | Path) -> Path:
     return directory
 
 
-def _write_weights(checkpoint: ConvertedCheckpoint, directory: Path) -> None:
-    shards = _shards(checkpoint)
+def _write_weights(weights: ParameterSource, item_bytes: int, directory: Path) -> None:
+    shards = _shards(weights.config, item_bytes)
+    total = parameter_count(weights.config) * item_bytes
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = ["model.safetensors"]
     weight_map: dict[str, str] = {}
-    with tqdm(desc="export", total=checkpoint.nbytes, unit="B", unit_scale=True, disable=None) as bar:
+    with tqdm(desc="export", total=total, unit="B", unit_scale=True, disable=None) as bar:
         for name, paths in zip(names, shards, strict=True):
             tensors: dict[str, np.ndarray] = {}
             for path in paths:
-                tensors[tensor_name(path)] = contiguous(to_hugging_face(path, checkpoint.read(path)))
+                tensors[tensor_name(path)] = contiguous(to_hugging_face(path, weights.read(path)))
             save_file(tensors, directory / name, metadata={"format": "pt"})
             # safetensors lets the owner alone read what it writes.
             (directory / name).chmod(0o666 & ~_umask())
             weight_map |= dict.fromkeys(tensors, name)
             bar.update(sum(tensor.nbytes for tensor in tensors.values()))
     if len(shards) > 1:
-        index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -95,12 +101,12 @@ def _write_others(checkpoint: ConvertedCheckpoint, directory: Path) -> None:
         (directory / name).write_bytes((checkpoint.directory / name).read_bytes())
 
 
-def _shards(checkpoint: ConvertedCheckpoint) -> list[list[str]]:
+def _shards(config: LlamaConfig, item_bytes: int) -> list[list[str]]:
     """Paths in model order, cut into files of at most `SHARD_BYTES`."""
     shards: list[list[str]] = [[]]
     size = 0
-    for path, shape in parameter_shapes(checkpoint.config).items():
-        bytes_ = math.prod(shape) * DTYPES[checkpoint.dtype].itemsize
+    for path, shape in parameter_shapes(config).items():
+        bytes_ = math.prod(shape) * item_bytes
         if shards[-1] and size + bytes_ > SHARD_BYTES:
             shards.append([])
             size = 0

@@ -152,7 +152,7 @@ def _entry(path: Path) -> Entry | None:
         state=state,
         family=family(checkpoint.config),
         parameters=parameter_count(checkpoint.config),
-        dtype=checkpoint.dtype,
+        dtype=f"int8, {checkpoint.dtype}" if checkpoint.config.int8 else checkpoint.dtype,
         bytes=checkpoint.nbytes,
         vocabulary=vocabulary(path),
     )

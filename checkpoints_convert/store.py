@@ -30,7 +30,7 @@ import tensorstore
 import xxhash
 
 from checkpoints_convert import manifest
-from checkpoints_convert.checkpoint import DTYPES, Checkpoint
+from checkpoints_convert.checkpoint import STORED, Checkpoint
 from checkpoints_convert.config_json import Json
 from checkpoints_convert.manifest import Manifest, StoredArray
 from checkpoints_convert.paths import any_path, key_value_store
@@ -55,7 +55,7 @@ class ConvertedCheckpoint(Checkpoint):
         stored = self.manifest.arrays[path]
         try:
             array = _open_array(self.directory / ARRAYS, path, stored)
-            return _read_part(array, stored, part).astype(DTYPES[self.dtype], copy=False)
+            return _read_part(array, stored, part)
         except (ValueError, OSError) as error:
             raise ValueError(f"cannot read array {path!r} of {self.directory}: {_short(error)}") from error
 
@@ -87,7 +87,7 @@ def open_checkpoint(path: str | Path) -> ConvertedCheckpoint:
 def chunked(path: str, shape: tuple[int, ...], dtype: str) -> StoredArray:
     """How a new array is stored; its checksums are still to come."""
     axis = device_axis(path)
-    row = int(np.prod(shape, dtype=object)) // shape[axis] * DTYPES[dtype].itemsize
+    row = int(np.prod(shape, dtype=object)) // shape[axis] * STORED[dtype].itemsize
     return StoredArray(shape, dtype, axis, min(max(CHUNK_BYTES // row, 1), shape[axis]), ())
 
 
@@ -187,18 +187,21 @@ def array_directory(parameters: Path, path: str) -> Path:
     return parameters / path.replace("/", ".")
 
 
+def metadata_files(config: LlamaConfig) -> list[str]:
+    """The files in `parameters/` that are no chunks of arrays."""
+    return ["_METADATA", *(f"{path.replace('/', '.')}/.zarray" for path in parameter_shapes(config))]
+
+
 def first_missing(checkpoint: ConvertedCheckpoint) -> str | None:
     """The first file of a converted checkpoint that is not there in its full length, in words; reads no array.
 
     Local checkpoints only.
     """
-    for name, facts in checkpoint.manifest.files.items():
+    for name, facts in (checkpoint.manifest.files | checkpoint.manifest.metadata).items():
         if not _has_size(checkpoint.directory / name, facts.bytes):
             return f"file {name} is missing or cut short"
     for path, stored in checkpoint.manifest.arrays.items():
         directory = array_directory(checkpoint.directory / ARRAYS, path)
-        if not (directory / ".zarray").is_file():
-            return f"array {path!r} is missing"
         for chunk in range(stored.chunks):
             place = ["0"] * len(stored.shape)
             place[stored.axis] = str(chunk)
@@ -240,7 +243,7 @@ def _read_part(array: Any, stored: StoredArray, part: Part) -> np.ndarray:
     """Read the chunks that `part` touches, check them, and cut them."""
     wanted = part[stored.axis]
     if wanted.stop <= wanted.start:
-        return np.empty([index.stop - index.start for index in part], DTYPES[stored.dtype])
+        return np.empty([index.stop - index.start for index in part], STORED[stored.dtype])
     touched = range(wanted.start // stored.length, -(-wanted.stop // stored.length))
     whole = part == tuple(slice(0, size) for size in stored.shape)
     result = None

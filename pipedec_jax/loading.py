@@ -10,6 +10,7 @@ from pathlib import Path
 from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import Int8Source, as_int8
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
@@ -26,7 +27,7 @@ class Model:
         weights: called once, when the weights are needed (`pipedec_jax.model.parameters.MemorySource` holds some that
             are in memory).
         end_tokens: tokens that end an answer.
-        dtype: the dtype that the weights are stored in.
+        dtype: the dtype that the weights (but int8 ones) are stored in.
         name: what to call the model, such as its directory.
     """
 
@@ -76,7 +77,7 @@ class Model:
         return f"Model({self.name!r}, {self.config.layers} layers of width {self.config.width}, {self.dtype})"
 
 
-def load(directory: str | Path, *, cache_dir: str | Path | None = None) -> Model:
+def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | None = None) -> Model:
     """Open a model: a converted checkpoint, a published one, or a repository of the Hugging Face hub.
 
     Safetensors files are read as they are. Pickled ones (`pytorch_model*.bin`, Meta's `consolidated.*.pth`) are
@@ -85,6 +86,8 @@ def load(directory: str | Path, *, cache_dir: str | Path | None = None) -> Model
     Args:
         directory: what `python -m checkpoints_convert convert` wrote, a model's directory in Hugging Face's or Meta's
             format, or a hub repository (`org/name`; downloaded unless the local Hugging Face cache has it).
+        int8: turn the layers' matrices into int8 with a scale per output channel while they are read, unless they are
+            stored so. Rounds the weights: the text is that of another, close model.
         cache_dir: where conversions are kept; by default `$PIPEDEC_JAX_CACHE`, else `~/.cache/pipedec_jax`.
 
     Raises:
@@ -100,8 +103,9 @@ def load(directory: str | Path, *, cache_dir: str | Path | None = None) -> Model
         )
     checkpoint = open_any(directory)
     tokenizer = Tokenizer.load(_tokenizer_directory(directory))
+    config = as_int8(checkpoint.config) if int8 else checkpoint.config
 
-    def weights() -> ParameterSource:
+    def stored() -> ParameterSource:
         if not isinstance(checkpoint, SourceCheckpoint):
             return checkpoint
         if checkpoint.format != "huggingface-safetensors":
@@ -109,12 +113,13 @@ def load(directory: str | Path, *, cache_dir: str | Path | None = None) -> Model
         checkpoint.check_tied_head()
         return checkpoint
 
+    def weights() -> ParameterSource:
+        return Int8Source(stored()) if int8 else stored()
+
     end_tokens = checkpoint.eos_token_ids
     if not end_tokens and tokenizer.end_token is not None:
         end_tokens = [tokenizer.end_token]
-    return Model(
-        checkpoint.config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory)
-    )
+    return Model(config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory))
 
 
 def _tokenizer_directory(directory: Path) -> Path:
@@ -123,15 +128,17 @@ def _tokenizer_directory(directory: Path) -> Path:
     return next(files[name].parent for name in TOKENIZER_FILES if name in files)
 
 
-def load_demo(name: str = "target", *, cache_dir: str | Path | None = None) -> Model:
+def load_demo(name: str = "target", *, int8: bool = False, cache_dir: str | Path | None = None) -> Model:
     """Open a model of the demo family that comes with the package: `target`, `middle` or `draft`.
+
+    `int8` and `cache_dir` are as for `load`.
 
     Raises:
         ValueError: for another name.
     """
     if name not in DEMO:
         raise ValueError(f"the demo family has {', '.join(DEMO)}, not {name!r}")
-    return load(demo_directory(name), cache_dir=cache_dir)
+    return load(demo_directory(name), int8=int8, cache_dir=cache_dir)
 
 
 def demo_directory(name: str) -> Path:

@@ -192,7 +192,8 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     from sentencepiece import sentencepiece_model_pb2
     from transformers import LlamaTokenizer
 
-    model = sentencepiece_model_pb2.ModelProto.FromString((directory / "tokenizer.model").read_bytes())
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    model.ParseFromString((directory / "tokenizer.model").read_bytes())
     if not model.pieces:
         raise ValueError("tokenizer.model is neither sentencepiece's nor Meta's: no token was found in it")
     config = directory / "tokenizer_config.json"

@@ -21,7 +21,7 @@ from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.exchange import AXIS
-from pipedec_jax.model.parameters import ParameterSource, layer_shapes
+from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
 from pipedec_jax.vocabulary import shard_size
@@ -70,16 +70,18 @@ def per_rank(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int
 
 
 def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: Any) -> TargetParams:
-    """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`."""
+    """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`; int8 stays."""
     config = source.config
 
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
+        held = fixed_dtype(config, name) or dtype
+
         def make(rank: int) -> np.ndarray:
             if rank < split.stages and index < split.count[rank]:
                 return source.read(f"layers/{split.first[rank] + index}/{name}")
-            return np.zeros(shape, dtype)
+            return np.zeros(shape, held)
 
-        return per_rank(mesh, shape, dtype, make)
+        return per_rank(mesh, shape, held, make)
 
     layers = tuple(
         {name: stage_array(index, name, shape) for name, shape in layer_shapes(config).items()}
@@ -91,12 +93,14 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
 
 
 def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
-    """Read the draft's weights and put them on every rank in `dtype`."""
+    """Read the draft's weights and put them on every rank in `dtype`; int8 stays."""
     config = source.config
-    layers = tuple(
-        {name: replicate(mesh, source.read(f"layers/{layer}/{name}").astype(dtype)) for name in layer_shapes(config)}
-        for layer in range(config.layers)
-    )
+
+    def layer_array(layer: int, name: str) -> jax.Array:
+        held = fixed_dtype(config, name) or dtype
+        return replicate(mesh, source.read(f"layers/{layer}/{name}").astype(held))
+
+    layers = tuple({name: layer_array(layer, name) for name in layer_shapes(config)} for layer in range(config.layers))
     embedding = replicate(mesh, source.read("embedding").astype(dtype))
     head = embedding if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))

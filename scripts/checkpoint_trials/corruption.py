@@ -26,7 +26,7 @@ def corrupt(place: Path, kind: Kind, elsewhere: Path, rng: random.Random) -> str
         ways += [_hostile_header, _hostile_header, _hostile_length]
     if kind in ("pickled", "pickled shards", "meta"):
         ways += [_harmful_pickle(elsewhere), _rewritten_pickle]
-    if kind != "converted":
+    if not kind.startswith("converted"):
         ways.append(_pipe)
     link = _link_out(elsewhere)
     ways.append(link)

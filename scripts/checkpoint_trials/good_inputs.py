@@ -21,7 +21,7 @@ CONFIG = LlamaConfig(
 )
 
 Kind = str
-"""Name of a directory: `single`, `sharded`, `pickled`, `pickled shards`, `meta`, `cache`, `converted` ..."""
+"""Name of an input's directory, such as `sharded` or `converted int8`."""
 
 
 def tree() -> Parameters:
@@ -84,6 +84,7 @@ def write_good(root: Path, elsewhere: Path) -> list[Kind]:
         shutil.copyfile(file, blobs / f"blob-{file.name}")
         (snapshot / file.name).symlink_to(Path("../../blobs") / f"blob-{file.name}")
     convert(single, root / "converted")
+    convert(single, root / "converted int8", int8=True)
     assert tensor_name("embedding") in tensors
     shutil.copytree(single, elsewhere / "model")
     return [path.name for path in root.iterdir()]

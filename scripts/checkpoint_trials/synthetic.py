@@ -100,7 +100,7 @@ def sentencepiece_model() -> bytes:
     """A `tokenizer.model` of sentencepiece's as small as can be: control tokens, a space and two letters."""
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     model.trainer_spec.model_type = 2  # BPE
     model.trainer_spec.vocab_size = 7
     kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint_trials.synthetic import write_tokenizer
-from checkpoints_convert import conversion, export_hugging_face
+from checkpoints_convert import conversion, export_hugging_face, manifest
 from pipedec_jax.config import LlamaConfig, RopeScaling
 from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
 
@@ -92,6 +92,14 @@ def edit_json(path: Path, **changes) -> None:
     """Set keys of a JSON file; `...` removes one."""
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+def edit_manifest(converted: Path, **changes) -> None:
+    """Set keys of a converted checkpoint's manifest, its own checksum included."""
+    path = converted / "pipedec_jax.json"
+    values = json.loads(path.read_text()) | changes
+    del values["manifest"]
+    path.write_text(json.dumps(values | {"manifest": manifest._digest(values)}, indent=1) + "\n")
 
 
 def stop_at(monkeypatch, count: int, error: type[BaseException] | BaseException) -> None:

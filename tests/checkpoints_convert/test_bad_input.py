@@ -163,7 +163,7 @@ def test_a_source_that_is_not_there(tmp_path):
 
 
 def test_unknown_dtype_is_refused(source, tmp_path):
-    with pytest.raises(ValueError, match="dtype 'int8' is not supported; choose one of bfloat16, float16, float32"):
+    with pytest.raises(ValueError, match=r"dtype .int8. is not supported; choose one of .* --int8"):
         convert(source, tmp_path / "converted", "int8")
 
 

@@ -59,7 +59,7 @@ def test_list_shows_everything_at_a_glance(directory, capsys):
         "broken": "unreadable",
     }  # fmt: skip
     assert found["cut"]["state"] == "incomplete: chunk 0 of 1 of array 'layers/2/gate' is missing or cut short"
-    assert found["lacking"]["state"] == "incomplete: array 'head' is missing"
+    assert found["lacking"]["state"] == "incomplete: file parameters/head/.zarray is missing or cut short"
     assert found["large"]["drafts"] == ["middle", "published", "small"]
     assert found["middle"]["drafts"] == ["small"]
     assert found["small"]["drafts"] == found["other"]["drafts"] == found["cut"]["drafts"] == []
@@ -70,7 +70,7 @@ def test_list_shows_everything_at_a_glance(directory, capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["name"].split() == ["name", "family", "parameters", "dtype", "size", "state", "drafts"]
     assert lines["large"].endswith("middle, published, small")
-    assert lines["small"].split()[1:] == ["LLaMA", "2.316K", "bfloat16", "4.523", "KiB", "complete"]
+    assert lines["small"].split()[1:] == ["LLaMA", "11.6K", "bfloat16", "22.66", "KiB", "complete"]
 
 
 def test_a_directory_that_is_not_there(tmp_path, capsys):

@@ -7,7 +7,15 @@ from checkpoints_convert import convert
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.verify import damage, differences, logit_difference
 from pipedec_jax.model.parameters import parameter_count, parameter_shapes
-from tests.checkpoints_convert.sources import GEOMETRIES, TINY, edit_json, hugging_face_model, save, tiny_source
+from tests.checkpoints_convert.sources import (
+    GEOMETRIES,
+    TINY,
+    edit_json,
+    edit_manifest,
+    hugging_face_model,
+    save,
+    tiny_source,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,20 @@ def test_a_single_flipped_bit_is_found_and_named(path, pair):
         assert found.endswith("chunk 0 of 1 does not have the checksum that pipedec_jax.json says")
 
 
+def test_a_flipped_bit_is_found_in_every_file(pair):
+    """Also in what no array is read from."""
+    for file in sorted(path for path in pair[1].rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        for place in {0, len(whole) // 3, len(whole) - 1}:
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            try:
+                assert list(damage(pair[1])), (file.name, place)
+            except ValueError as error:
+                assert "pipedec_jax.json" in str(error)  # noqa: PT017  # Both ways of telling are right.
+        file.write_bytes(whole)
+    assert list(damage(pair[1])) == []
+
+
 def test_two_exchanged_arrays_are_found_though_the_checksums_agree(pair):
     gate, up = (only_chunk(pair[1], f"layers/0/{name}") for name in ("gate", "up"))
     data = gate.read_bytes()
@@ -52,7 +74,7 @@ def test_two_exchanged_arrays_are_found_though_the_checksums_agree(pair):
     up.write_bytes(data)
     arrays = json.loads((pair[1] / "pipedec_jax.json").read_text())["arrays"]
     arrays["layers/0/gate"], arrays["layers/0/up"] = arrays["layers/0/up"], arrays["layers/0/gate"]
-    edit_json(pair[1] / "pipedec_jax.json", arrays=arrays)
+    edit_manifest(pair[1], arrays=arrays)
     assert list(damage(pair[1])) == []
     assert [text.split("'")[1] for text in differences(*pair)] == ["layers/0/gate", "layers/0/up"]
 
@@ -66,13 +88,15 @@ def test_lost_data_is_found_and_named(spoil, pair):
         chunk.unlink()
     else:
         shutil.rmtree(chunk.parent)
-    for (found,) in (list(damage(pair[1])), list(differences(*pair))):
-        assert found.startswith("cannot read array 'layers/1/query' of ")
+    for found in (list(damage(pair[1])), list(differences(*pair))):
+        assert found[-1].startswith("cannot read array 'layers/1/query' of ")
+        assert len(found) == 1 + (spoil == "remove array")
 
 
 def test_array_of_another_shape_is_found(pair):
     edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", shape=[11])
-    (found,) = differences(*pair)
+    metadata, found = differences(*pair)
+    assert metadata == "file parameters/final_norm/.zarray differs from what was converted"
     assert "cannot read array 'final_norm'" in found
     assert "float32 (11,), pipedec_jax.json says float32 (12,)" in found
 
@@ -86,7 +110,7 @@ def test_files_config_and_end_tokens_are_compared(pair):
         "generation_config.json", "tokenizer.json", "parameters/_METADATA",
     ]  # fmt: skip
     values = json.loads((converted / "pipedec_jax.json").read_text())
-    edit_json(converted / "pipedec_jax.json", eos_token_ids=[2], model=values["model"] | {"rope_theta": 1.0})
+    edit_manifest(converted, eos_token_ids=[2], model=values["model"] | {"rope_theta": 1.0})
     found = "\n".join(differences(source, converted))
     for expected in ("file tokenizer.json differs", "file generation_config.json is missing", "eos_token_ids is [2]"):
         assert expected in found
@@ -105,7 +129,7 @@ def test_logits_are_compared_and_can_be_wrong(dtype, tmp_path):
     assert logit_difference(source, converted) <= 1e-4
     # The same weights under another RoPE: only the logits can tell.
     values = json.loads((converted / "pipedec_jax.json").read_text())
-    edit_json(converted / "pipedec_jax.json", model=values["model"] | {"rope_theta": 1e4})
+    edit_manifest(converted, model=values["model"] | {"rope_theta": 1e4})
     assert logit_difference(source, converted) > 1e-2
 
 
