@@ -54,7 +54,8 @@ class Decoder:
         devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
         drafter: who guesses: `model`, `ngram` (look-up in the text so far), `both`, or a drafter of your own (see
             `pipedec_jax.drafters`).
-        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes.
+        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes. Where they grow with
+            a batch's rows, fewer rows are computed as such, and best-first sends only what is worth its cost.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
 
@@ -110,7 +111,6 @@ class Decoder:
         self.method = method
         self.drafter = drafter
         guesser = make_drafter(settings, draft.config if draft else None, drafter, target.vocab_size)
-        self._draft_ranks = guesser.ranks
         ranks = stages + guesser.ranks
         self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
@@ -118,10 +118,16 @@ class Decoder:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize)
         else:
             self._costs = cost.calibrated_costs(calibration)
+        layers = target.config.layers
         if draft_steps is None and method == "best-first":
-            steps = cost.draft_steps_beside_a_stage(self._costs, target.config.layers, stages)
+            steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
             settings = dataclasses.replace(settings, draft_steps=steps)
-        self.settings = dataclasses.replace(settings, dtype=self.dtype)
+        if method == "stpp":
+            costs = cost.static_tick_costs(self._costs, layers, stages, guesser.ranks, depth, width)
+        else:
+            rows = 1 if method == "pp" else width
+            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, settings.draft_steps, rows)
+        self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
         self._stream: Stream | None = None
 
     @property
@@ -246,19 +252,15 @@ class Decoder:
         """Bytes of weights and caches on each device; caches appear with the first prompt."""
         return self.engine.bytes_per_device()
 
-    def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
-        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself."""
+    def modeled_speedup_vs_pp(self, cost_per_token: float) -> float:
+        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself.
+
+        Args:
+            cost_per_token: what the answer's ticks cost (`self.settings.costs`) for each of its tokens.
+        """
         if self.method == "pp":
             return 1.0
-        return cost.modeled_speedup_vs_pp(
-            self._costs,
-            self.target.config.layers,
-            self.stages,
-            ticks_per_token,
-            self._draft_ranks,
-            self.settings.steps,
-            static=self.method == "stpp",
-        )
+        return cost.pp_token_cost(self._costs, self.target.config.layers, self.stages) / cost_per_token
 
     def _begin(self, request: Request, chunk: int) -> Stream:
         if self._stream is not None:

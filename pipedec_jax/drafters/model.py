@@ -22,10 +22,10 @@ from jax import lax
 from pipedec_jax.cache import LayerCache, Rows, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.exchange import vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.sampling import gumbel_noise, keep, scale
+from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.tree import at
 
 Noise = Literal["shared", "independent", "none"]
@@ -76,25 +76,18 @@ class ModelDrafter(Drafter):
 
     def propose(self, params: DraftParams, state: DraftState, view: View) -> tuple[DraftState, Proposals]:
         """One step of the draft over the frontier; nothing is computed where that is empty."""
-        W, K = view.frontier.shape[0], self.children
 
-        def run(state: DraftState) -> tuple[DraftState, jax.Array, jax.Array]:
-            state, x = self._layers(params, state, at(view.tree.token, view.frontier, 0), view.rows())
+        def run(state: DraftState, node_W: jax.Array) -> tuple[DraftState, Proposals]:
+            state, x = self._layers(params, state, at(view.tree.token, node_W, 0), view.rows(node_W))
             logit_WV = llama.logits(self.config, params.final_norm, params.head, x)[:, : self.vocab_size]
-            chance_WV = self._log_chances(logit_WV, view)
-            log_prob, token = lax.top_k(chance_WV, K)
-            return state, token.astype(jnp.int32), log_prob.astype(jnp.float32)
+            chance_WV = self._log_chances(logit_WV, view, at(view.tree.position, node_W, 0) + 1)
+            log_prob, token = lax.top_k(chance_WV, self.children)
+            return state, Proposals(token=token.astype(jnp.int32), log_prob=log_prob.astype(jnp.float32))
 
-        def rest(state: DraftState) -> tuple[DraftState, jax.Array, jax.Array]:
-            return state, jnp.zeros((W, K), jnp.int32), jnp.full((W, K), -jnp.inf, jnp.float32)
+        return over_live_rows(view.sizes, view.frontier < view.tree.capacity, run, state, view.frontier)
 
-        busy = jnp.any(view.frontier < view.tree.capacity)
-        # Both branches must be typed alike (see `vary`).
-        state, token, log_prob = lax.cond(busy, lambda state: vary(run(state)), lambda state: vary(rest(state)), state)
-        return state, Proposals(token=token, log_prob=log_prob)
-
-    def _log_chances(self, logit_WV: jax.Array, view: View) -> jax.Array:
-        """`[W, V]` log of the chance that the target chooses each token.
+    def _log_chances(self, logit_WV: jax.Array, view: View, position_W: jax.Array) -> jax.Array:
+        """`[W, V]` log of the chance that the target chooses each token for these positions.
 
         A target that draws takes the highest `logit / T + noise`. The draft's logits differ from the target's by an
         error, which in these units is T times smaller; hence the factor T, which makes greedy the limit of small T.
@@ -105,7 +98,7 @@ class ModelDrafter(Drafter):
         if self.noise == "independent":
             sampling = sampling.replace(key=sampling.key ^ jnp.uint32(0x9E3779B9))
         scaled = scale(sampling, logit_WV)
-        noise = gumbel_noise(sampling, at(view.tree.position, view.frontier, 0) + 1, self.vocab_size)
+        noise = gumbel_noise(sampling, position_W, self.vocab_size)
         drawn = scaled + noise.astype(scaled.dtype)
         if view.mode.filtered:
             drawn = jnp.where(keep(sampling, scaled), drawn, -jnp.inf)
