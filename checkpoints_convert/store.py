@@ -32,7 +32,7 @@ import xxhash
 from checkpoints_convert import manifest
 from checkpoints_convert.checkpoint import STORED, Checkpoint
 from checkpoints_convert.config_json import Json
-from checkpoints_convert.manifest import Manifest, StoredArray
+from checkpoints_convert.manifest import FileFacts, Manifest, StoredArray
 from checkpoints_convert.paths import any_path, key_value_store
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Part, device_axis, nest, parameter_shapes
@@ -54,10 +54,26 @@ class ConvertedCheckpoint(Checkpoint):
     def _read(self, path: str, part: Part) -> np.ndarray:
         stored = self.manifest.arrays[path]
         try:
+            self._check_layout(path)
             array = _open_array(self.directory / ARRAYS, path, stored)
             return _read_part(array, stored, part)
         except (ValueError, OSError) as error:
             raise ValueError(f"cannot read array {path!r} of {self.directory}: {_short(error)}") from error
+
+    def _check_layout(self, path: str) -> None:
+        """Raise `ValueError` unless an array's `.zarray` is as it was written.
+
+        TensorStore would believe it, also sizes that no memory holds, and end the process.
+        """
+        name = f"{ARRAYS}/{path.replace('/', '.')}/.zarray"
+        file = self.directory / name
+        facts = self.manifest.metadata.get(name)
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        with file.open("rb") as opened:
+            data = opened.read(facts.bytes + 1) if facts else b""
+        if facts is None or FileFacts.of(data) != facts:
+            raise ValueError(f"{name} differs from what was converted")
 
 
 def is_converted(path: str | Path) -> bool:

@@ -97,8 +97,9 @@ def test_array_of_another_shape_is_found(pair):
     edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", shape=[11])
     metadata, found = differences(*pair)
     assert metadata == "file parameters/final_norm/.zarray differs from what was converted"
-    assert "cannot read array 'final_norm'" in found
-    assert "float32 (11,), pipedec_jax.json says float32 (12,)" in found
+    # TensorStore is not asked: it would believe any size.
+    assert found.startswith("cannot read array 'final_norm' of ")
+    assert found.endswith("final_norm/.zarray differs from what was converted")
 
 
 def test_files_config_and_end_tokens_are_compared(pair):
