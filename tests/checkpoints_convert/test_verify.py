@@ -93,11 +93,12 @@ def test_lost_data_is_found_and_named(spoil, pair):
         assert len(found) == 1 + (spoil == "remove array")
 
 
-def test_array_of_another_shape_is_found(pair):
-    edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", shape=[11])
+@pytest.mark.parametrize("change", [{"shape": [11]}, {"chunks": [2**40]}])
+def test_an_array_of_another_layout_is_found(change, pair):
+    edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", **change)
     metadata, found = differences(*pair)
     assert metadata == "file parameters/final_norm/.zarray differs from what was converted"
-    # TensorStore is not asked: it would believe any size.
+    # TensorStore is not asked: it would believe any size, and end the process.
     assert found.startswith("cannot read array 'final_norm' of ")
     assert found.endswith("final_norm/.zarray differs from what was converted")
 
