@@ -28,6 +28,9 @@ class Killer:
     """
 
     def __init__(self, source: Path, directory: Path) -> None:
+        # What a conversion imports when it needs it.
+        import transformers.tokenization_utils_tokenizers  # noqa: F401
+
         self.source = source
         self.destination = directory / "converted"
         begun = time.perf_counter()

@@ -1,5 +1,6 @@
 """Every format that a LLaMA model comes in becomes the same checkpoint, told apart without flags."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -62,7 +63,8 @@ def logits_agree(model, checkpoint) -> None:
         prompt = PROMPT % model.config.vocab_size
         expected = model.float()(torch.from_numpy(prompt).long()).logits.numpy()
     weights = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), checkpoint.read_all())
-    found = np.asarray(llama.forward(checkpoint.config, weights, jnp.asarray(prompt)))
+    forward = jax.jit(functools.partial(llama.forward, checkpoint.config))
+    found = np.asarray(forward(weights, jnp.asarray(prompt)))
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -84,8 +86,9 @@ def test_pickled_files_equal_safetensors(shards, dtype, tmp_path):
     assert values[0] == values[1]
 
 
-def test_logits_of_pickled_files(tmp_path):
-    model = hugging_face_model(GEOMETRIES["LLaMA 3.2: tied, scaled RoPE"])
+@pytest.mark.parametrize("geometry", [LLAMA_2, "LLaMA 3.2: tied, scaled RoPE"])
+def test_logits_of_pickled_files(geometry, tmp_path):
+    model = hugging_face_model(GEOMETRIES[geometry])
     logits_agree(model, open_checkpoint(convert(save_pickled(model, tmp_path / "a"), tmp_path / "b")))
 
 
@@ -123,7 +126,9 @@ def test_metas_files_equal_hugging_faces(name, tmp_path):
     assert open_source(source).format == "meta"
     assert same_arrays(open_checkpoint(converted), theirs)
     assert list(differences(source, converted)) == []
-    logits_agree(model, open_checkpoint(converted))
+    # Of the others, Hugging Face's file has the same bits, and logits of its own test.
+    if (ranks > 1 and (llama3 or geometry == LLAMA_1)) or "3.2" in geometry:
+        logits_agree(model, open_checkpoint(converted))
 
 
 def test_metas_files_in_bfloat16(tmp_path):

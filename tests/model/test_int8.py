@@ -73,7 +73,7 @@ def dequantized_oracle(source) -> oracle.Llama:
     return oracle.Llama(PAIR.target_config, weights, np.float64, random_pairs.CONTEXT)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_logits_are_those_of_the_dequantized_weights_in_numpy(dtype, x64):
     source = Int8Source(SOURCE)
     prompt = random_pairs.prompt_of(40, 0)
@@ -83,7 +83,7 @@ def test_logits_are_those_of_the_dequantized_weights_in_numpy(dtype, x64):
     tree = jax.tree.map(lambda x: jnp.asarray(x, x.dtype if x.dtype in (np.int8, np.float32) else dtype), tree)
     found = np.asarray(jax.jit(lambda tree, x: llama.forward(source.config, tree, x))(tree, jnp.asarray([prompt])))[0]
     error = np.abs(found - expected).max() / np.abs(expected).max()
-    assert error < {"float64": 1e-13, "float32": 1e-4, "bfloat16": 0.2}[dtype]
+    assert error < {"float64": 1e-13, "bfloat16": 0.2}[dtype]
     # The rounding itself is seen: the plain model is further away.
     plain = random_pairs.oracle_model(PAIR, "float64")
     plain.reset()
