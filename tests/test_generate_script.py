@@ -18,7 +18,7 @@ SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens",
 OPTIONS = {
     *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
-    *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise"),
+    *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise", "int8"),
 }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipedec_jax.config import LlamaConfig, check_keys
-from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.model.parameters import fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.tick_costs import Curve, TickCosts
 
@@ -91,8 +91,12 @@ def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
 
 
 def layer_bytes(config: LlamaConfig, item_bytes: int) -> int:
-    """Bytes of the weights of one decoder layer."""
-    return item_bytes * sum(math.prod(shape) for shape in layer_shapes(config).values())
+    """Bytes of the weights of one decoder layer; `item_bytes` for each that is not int8 or a scale."""
+    total = 0
+    for name, shape in layer_shapes(config).items():
+        fixed = fixed_dtype(config, name)
+        total += math.prod(shape) * (fixed.itemsize if fixed else item_bytes)
+    return total
 
 
 def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
