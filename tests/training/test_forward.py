@@ -26,16 +26,28 @@ def token_BT():
     return jax.random.randint(jax.random.key(1), (2, 16), 0, CONFIG.vocab_size, dtype=jnp.int32)
 
 
+@pytest.mark.parametrize("size", [1.0, 300.0])
 @pytest.mark.parametrize("block", [4, 16, 128])
-def test_blocks_of_causal_attention_equal_masked_attention(block):
+def test_blocks_of_causal_attention_equal_masked_attention(block, size):
+    """Also where scores reach hundreds, as those of trained models do, and in the gradients."""
     query, key, value = (
         jax.random.normal(jax.random.key(number), (2, 16, heads, 8)) for number, heads in enumerate((4, 2, 2))
     )
+    query = size * query
     mask = jnp.tril(jnp.ones((16, 16), bool))
-    # The model keeps keys with positions last and values with heads first.
-    expected = jax.jit(llama.attention)(query, jnp.moveaxis(key, -3, -1), jnp.swapaxes(value, -3, -2), mask)
+
+    def masked(query, key, value):
+        # The model keeps keys with positions last and values with heads first.
+        return llama.attention(query, jnp.moveaxis(key, -3, -1), jnp.swapaxes(value, -3, -2), mask)
+
+    def gradients(attend):
+        return jax.jit(jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), argnums=(0, 1, 2)))(query, key, value)
+
+    expected = jax.jit(masked)(query, key, value)
     found = jax.jit(causal_attention, static_argnums=3)(query, key, value, block)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    for one, two in zip(gradients(lambda *x: causal_attention(*x, block)), gradients(masked), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4 * size)
 
 
 def test_a_block_that_does_not_divide_the_length_is_refused():
