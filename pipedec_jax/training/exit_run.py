@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints_convert.checkpoint import check_dtype
+from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from pipedec_jax.exit_store import fingerprint, load_exit_head, save_exit_head
 from pipedec_jax.loading import Model, load
 from pipedec_jax.model.exit_head import ExitHeadConfig
-from pipedec_jax.model.parameters import Parameters, ParameterSource, flatten, nest, parameter_shapes
+from pipedec_jax.model.parameters import Parameters, ParameterSource, nest, parameter_shapes
 from pipedec_jax.training.evaluate import EvaluationConfig
 from pipedec_jax.training.exit_data import ExitData, begin_token, encode_documents, open_data, read_files
 from pipedec_jax.training.exit_evaluate import exit_agreement, target_texts
@@ -28,6 +29,11 @@ from pipedec_jax.training.trainer import Batches
 
 Agreement = dict[str, dict[str, float]]
 """For every head's name, the agreement with the target by shortlist size."""
+
+
+def to_float32(tree: Parameters) -> Parameters:
+    """A tree of arrays in float32."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tree)
 
 
 def read_float32(source: ParameterSource) -> Parameters:
@@ -121,8 +127,9 @@ class ExitRun:
         )  # fmt: skip
 
     def measure(self, heads: Heads) -> Agreement:
-        """Agreement of the heads, and of the untrained head at each exit, on the held-out text."""
-        return self._agreement(heads, self._texts(self.settings), untrained=True)
+        """Agreement of the heads as they will be stored, and of the untrained head at each exit, on held-out text."""
+        stored = jax.tree.map(lambda value: np.asarray(value).astype(DTYPES[self.store_dtype]), heads)
+        return self._agreement(to_float32(stored), self._texts(self.settings), untrained=True)
 
     def save(self, heads: Heads, agreement: Agreement) -> list[Path]:
         """Store the heads beside the target; returns their folders."""
@@ -222,9 +229,7 @@ def measure_stored(
     end = target.end_tokens
     documents = encode_documents(target.tokenizer, read_files(held_out, root), end[0] if end else None)
     params = {head.name: load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).params for head in heads}
-    params = {
-        name: nest({path: jnp.asarray(x, jnp.float32) for path, x in flatten(tree)}) for name, tree in params.items()
-    }
+    params = to_float32(params)
     own = read_float32(target.source)
     texts = target_texts(target.config, own, documents, begin_token(target.tokenizer), settings)
     batch = min(settings.batch, len(texts))
