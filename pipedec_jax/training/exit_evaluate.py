@@ -43,7 +43,7 @@ def target_texts(
     if not any(len(document) > settings.prompt + 1 for document in documents):
         raise ValueError(f"no held-out file has more than {settings.prompt + 1} tokens; name longer ones (--held-out)")
     prompts = draw_prompts(documents, begin, settings)
-    return greedy_texts((target, own), prompts, settings.new, settings.batch)
+    return greedy_texts((target, own), prompts, settings.new, min(settings.batch, len(prompts)))
 
 
 def exit_agreement(

@@ -106,11 +106,11 @@ class ExitRun:
             log: Called with the run's figures.
             every: Steps between measurements on held-out text; 0 for none.
             stop_after: Save and stop after this step, as if killed there.
+
+        Raises:
+            ValueError: when the target's weights changed since the run began, or a loss is not finite.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self._identity_file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._identity_file)
+        self._begin()
         own = self.own
         texts = (
             self._texts(dataclasses.replace(self.settings, prompts=min(32, self.settings.prompts))) if every else None
@@ -153,6 +153,22 @@ class ExitRun:
     @property
     def _identity_file(self) -> Path:
         return self.directory / "run.json"
+
+    def _begin(self) -> None:
+        """Note in the folder whose run it is; raise `ValueError` when the target's weights changed since it began."""
+        weights = fingerprint(self.target.source)
+        if self._identity_file.is_file():
+            found = json.loads(self._identity_file.read_text(encoding="utf-8"))
+            if found.get("fingerprint") != weights:
+                raise ValueError(
+                    f"{self.directory} holds a run for other weights than {self.target.name} has; name another (--run)"
+                )
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        partial = self._identity_file.with_suffix(".partial")
+        values = self.identity | {"fingerprint": weights}
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self._identity_file)
 
     def _check_directory(self) -> None:
         """Raise `ValueError` when the folder holds another run."""

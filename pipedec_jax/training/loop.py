@@ -98,7 +98,8 @@ def run_steps(
                 log({"model": name, "step": done, **means, "tokens_per_s": speed})
             recent, tick, seen = [], time.monotonic(), 0
         if report is not None and (figures := report(done, carry[0])):
-            progress.write(f"{name} after step {done}: {figures}", file=sys.stderr)
+            if not progress.disable:
+                progress.write(f"{name} after step {done}: {figures}", file=sys.stderr)
             if log is not None:
                 log({"model": name, "step": done, **figures})
         if done == steps.stop or time.monotonic() - saved > save_seconds:
