@@ -217,6 +217,7 @@ def test_a_plan_that_cannot_be_is_refused(values, message):
         ExitPlan.from_dict(whole | values)
 
 
+@pytest.mark.slow
 def test_the_script_goes_on_after_a_kill_and_ends_with_the_same_heads(tmp_path, family, texts):
     results = []
     for name in ("whole", "killed"):
