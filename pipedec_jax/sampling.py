@@ -67,6 +67,10 @@ class Sampling:
         )
 
 
+GREEDY = Sampling()
+"""The most likely token, always."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingMode:
     """The static part of `Sampling`: greedy decoding draws no noise, unfiltered sampling gathers no logits."""

@@ -23,6 +23,10 @@ from flax import struct
 NO_SLOT = 2**31 - 1
 """Slot of a node that has none: past the end of every cache, so a write to it is dropped."""
 
+SUREST = -1e-4
+"""Log-probability of a guess at most. A path is thus always less likely than what it extends, and comes after it in any
+order by probability, also where a drafter's chance is rounded to 1."""
+
 
 class PredictionTree(struct.PyTreeNode):
     """The tree's arrays. C is the capacity, K the number of guesses for each node."""
@@ -115,11 +119,13 @@ def at(array: jax.Array, index: jax.Array, fill: bool | int | float) -> jax.Arra
 
 
 def guess(tree: PredictionTree, node_W: jax.Array, token_WK: jax.Array, log_prob_WK: jax.Array) -> PredictionTree:
-    """Keep a drafter's guesses for nodes, which are then drafted."""
+    """Keep a drafter's guesses for nodes, which are then drafted. One whose log-probability is no number is none."""
+    log_prob_WK = log_prob_WK.astype(jnp.float32)
+    log_prob_WK = jnp.where(jnp.isnan(log_prob_WK), -jnp.inf, jnp.minimum(log_prob_WK, SUREST))
     return tree.replace(
         drafted=tree.drafted | mark(tree, node_W),
         guess_token=tree.guess_token.at[node_W].set(token_WK, mode="drop"),
-        guess_log_prob=tree.guess_log_prob.at[node_W].set(log_prob_WK.astype(jnp.float32), mode="drop"),
+        guess_log_prob=tree.guess_log_prob.at[node_W].set(log_prob_WK, mode="drop"),
     )
 
 

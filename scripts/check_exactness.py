@@ -4,7 +4,7 @@ In float64 no token may differ. In float32 and bfloat16 every token that plain d
 rounded weights) would not have given after the same text so far must be a near tie: they are counted, with how far its
 scores were from them, beside those that plain decoding on one device in the same dtype gives. Needs a checkout with the
 test extra installed; the full grid takes hours on two cores. `--only` chooses programs by words of their description,
-`--small` the grid of the tests.
+`--small` the grid of the tests; `--drawn` has hypothesis draw the settings of all methods and drafters instead.
 """
 
 import argparse
@@ -26,34 +26,55 @@ def main() -> int:
         "--only", nargs="+", default=[], metavar="WORD", help="programs whose description has all words"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth program of the grid")
+    parser.add_argument("--drawn", type=int, metavar="N", help="N settings drawn by hypothesis, in float64")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--bound", type=float, help="largest distance of a near tie (default: by dtype)")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 17)
 
-    from tests import exactness
+    from tests import grids
+    from tests.exactness import compare
 
-    bound = exactness.NEAR_TIE[options.dtype] if options.bound is None else options.bound
-    grid = exactness.SMALL_GRID if options.small else exactness.full_grid()
+    if options.drawn:
+        return check_drawn(options.drawn)
+    bound = grids.NEAR_TIE[options.dtype] if options.bound is None else options.bound
+    grid = grids.SMALL_GRID if options.small else grids.full_grid()
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
     grid = grid[:: options.every]
     begun, everything = time.perf_counter(), []
-    for (shape, kind, _), outcomes in zip(
-        grid, exactness.run_grid(grid, options.dtype, options.new_tokens), strict=True
-    ):
+    for (shape, kind, _), outcomes in zip(grid, grids.run_grid(grid, options.dtype, options.new_tokens), strict=True):
         everything += outcomes
-        print(f"{shape}, {kind}: {exactness.summary(outcomes)}", flush=True)
+        print(f"{shape}, {kind}: {grids.summary(outcomes)}", flush=True)
         for outcome in outcomes:
             if options.dtype == "float64" and outcome.other:
                 print(f"    tokens {outcome.other}: {outcome.combination}")
     if options.dtype != "float64":
-        texts = sorted({exactness.as_plain(outcome.combination) for outcome in everything}, key=str)
-        plain = [exactness.compare(text, options.dtype) for text in texts]
-        print(f"\nplain decoding of the same prompts on one device in {options.dtype}: {exactness.summary(plain)}")
+        texts = sorted({grids.as_plain(outcome.combination) for outcome in everything}, key=str)
+        plain = [compare(text, options.dtype) for text in texts]
+        print(f"\nplain decoding of the same prompts on one device in {options.dtype}: {grids.summary(plain)}")
     print(f"\n{options.dtype}, {len(grid)} programs, {time.perf_counter() - begun:.0f} s")
-    print(exactness.summary(everything))
-    print(exactness.histogram(everything))
+    print(grids.summary(everything))
+    print(grids.histogram(everything))
     return int(any(outcome.distance > bound for outcome in everything))
+
+
+def check_drawn(count: int) -> int:
+    """Compare as many combinations as hypothesis draws, and print them; raises where a token differs."""
+    import hypothesis
+
+    from tests import grids
+    from tests.exactness import Combination, bench, compare
+
+    @hypothesis.settings(max_examples=count, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(combination=grids.any_combination())
+    def check(combination: Combination) -> None:
+        outcome = compare(combination, "float64")
+        print(f"{combination}: hit rate {outcome.hit_rate:.2f}, {len(outcome.other)} other tokens", flush=True)
+        bench.cache_clear()
+        assert not outcome.other, outcome
+
+    check()
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """All schedules with the demo family on held-out source: ticks, hits, late hits and modeled time, as a Markdown table.
 
 The static tree is tried in several shapes of at most `width` nodes a level, and its best (by modeled time) is shown:
-the baseline must be a strong one.
+the baseline must be a strong one. Below the table: the ticks an oracle schedule with the same drafter would need.
 
-python scripts/compare_schedules.py                # 4, 8 and 16 stages, widths 8 to 64: hours on two cores
-python scripts/compare_schedules.py --stages 8 --width 32 --prompts 4
+Ticks are simulated: everything but the target runs, and its tokens are known from plain decoding. They equal the
+engine's (tests/analysis/test_simulator.py); `--engine` runs that instead, the target spread over virtual devices.
+
+python scripts/compare_schedules.py                # 4, 8 and 16 stages, widths 8 to 64
+python scripts/compare_schedules.py --stages 8 16 --width 1 4 8 16 32 --only pipedec    # PipeDec by width
 """
 
 from __future__ import annotations
@@ -54,11 +57,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
     parser.add_argument("--out", type=Path, help="also write all rows as JSON to this file")
     args = parser.parse_args()
 
-    pipedec_jax.use_cpu_devices(max(args.stages) + 1)
-    from pipedec_jax.analysis.method_table import MethodRow, sweep
+    pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
+    from pipedec_jax.analysis.bound import oracle_ticks
+    from pipedec_jax.analysis.method_table import MethodRow, guesses, plain_answers, run, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
@@ -76,20 +81,33 @@ def main() -> None:
         )
 
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
-    print(f"temperature {args.temperature}; every answer equals PP's token by token. Draft steps of stpp: its depth")
+    print(f"temperature {args.temperature}; {'run' if args.engine else 'simulated'}. Draft steps of stpp: its depth")
     print("| stages | width | method | drafter | children | draft steps | ticks per token | hit rate |", end="")
     print(" late hits per token | ticks lost to them | ticks: PP / this | modeled time: PP / this |")
     print("|" + " --- |" * 12)
     rows = []
-    options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    answers = plain_answers(make, prompts, **options)
+    how = run if args.engine else simulate
     for stages in args.stages:
         for width in args.width:
             static = chosen(static_shapes(width, args.static_depths), stages)
             if static:
                 tried: list[MethodRow] = []
-                rows += sweep(make, prompts, static, tried.append, **options)
+                rows += sweep(make, prompts, answers, static, tried.append, how, **options)
                 report(max(tried, key=lambda row: row.modeled_speedup_vs_pp))
-            rows += sweep(make, prompts, chosen(others(width), stages), report, **options)
+            rows += sweep(make, prompts, answers, chosen(others(width), stages), report, how, **options)
+    print("\nTicks per token that an oracle schedule would need with the same drafter's 16 guesses after each token")
+    print("| stages | drafter | tokens guessed | 1 draft step | 2 draft steps | 4 draft steps |")
+    print("|" + " --- |" * 6)
+    for drafter in ("model", "both"):
+        decoder = make(method="pipedec", stages=2, drafter=drafter, children=16)
+        right = guesses(decoder, prompts, answers, **options)
+        share = sum(map(sum, right)) / sum(map(len, right))
+        tokens = sum(len(answer) + 1 for answer in right)
+        for stages in args.stages:
+            ticks = [sum(oracle_ticks(stages, answer, steps) for answer in right) / tokens for steps in (1, 2, 4)]
+            print(f"| {stages} | {drafter} | {share:.3f} | " + " | ".join(f"{count:.2f}" for count in ticks) + " |")
     if args.out is not None:
         args.out.write_text(json.dumps({"argv": sys.argv[1:], "rows": [row.to_dict() for row in rows]}, indent=1))
 

@@ -41,7 +41,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--drafter", default="both", help=f"who guesses: one of {', '.join(DRAFTERS)}")
     parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
     parser.add_argument("--width", metavar="W", type=int, default=16, help="most guesses sent in a tick")
-    parser.add_argument("--children", metavar="K", type=int, default=16, help="most guesses after each token")
+    parser.add_argument(
+        "--children", metavar="K", type=int, default=16, help="most guesses of the draft after each token"
+    )
     parser.add_argument(
         "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
     )
@@ -162,6 +164,8 @@ def run(options: argparse.Namespace) -> None:
         return
     if not options.chat:
         print(prompt, end="", flush=True)
+    if sys.stderr.isatty():
+        print("compiling (some seconds to a minute) ...", file=sys.stderr)
     stream = decoder.stream(tokens, **given)
     for piece in stream:
         print(piece, end="", flush=True)
@@ -198,6 +202,7 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, ba
         ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
         ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
         ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
+        ("late hits", result.late_hits, "counted, hits that were sent more than a tick after the token before them"),
         ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
         ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
         ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),

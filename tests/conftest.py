@@ -28,7 +28,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Times vary on shared cores, so no deadline.
-hypothesis.settings.register_profile("light", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("light", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("light")
 
 CORPUS = [

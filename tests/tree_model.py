@@ -74,6 +74,8 @@ class PlainTree:
     def candidates(self) -> dict[tuple[int, int], float]:
         """Path log-probability of the nodes that wait, with rank -1, and of the guesses that are no nodes."""
         waiting = {(node.index, -1): node.log_prob for node in self.root.subtree() if not node.sent_tick}
+        if not self.root.sent_tick:
+            waiting[self.root.index, -1] = float("inf")
         return waiting | self.open_guesses()
 
     def take(self, scores: dict[tuple[int, int], float], size: int) -> list[int]:

@@ -97,12 +97,12 @@ def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draf
 def static_tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
     """Mean cost of a tick where a static tree is drafted first, and then goes through the stages alone (STPP).
 
-    Of N + 1 ticks one drafts while the stages idle, N pass the tree on while the draft idles, and the last of them
-    needs the head.
+    Of N + 1 ticks one drafts while the stages idle and N pass the tree on, the last of which needs the head. Beside the
+    first stage the draft takes in what it has not yet of the tree, for which it needs at most as many steps again.
     """
     longest = split_layers(layers, stages).longest * costs.layer
     drafting = draft_steps * costs.draft if draft_ranks else 0.0
-    passing = stages * longest + costs.head / (stages + draft_ranks)
+    passing = max(longest, drafting) + (stages - 1) * longest + costs.head / (stages + draft_ranks)
     return (drafting + passing) / (stages + 1) + costs.exchange
 
 

@@ -1,4 +1,7 @@
-"""Runs methods over the same prompts and gathers what a table of results needs; every answer is compared with PP's."""
+"""Runs or simulates methods over the same prompts and gathers what a table of results needs.
+
+Where a method is run, every answer is compared with PP's; where it is simulated, PP's answer is what it is given.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipedec_jax.analysis.bound import every_guess, guessed
+from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.decoding.result import Generation
+from pipedec_jax.transcript import MISS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,7 @@ class MethodRow:
     ticks_late: int
     """Ticks by which late hits came later than on-time ones."""
     modeled_speedup_vs_pp: float
-    """From bytes of weights read, the draft's steps charged; mean over the prompts weighted by tokens."""
+    """From bytes of weights read, the draft's steps charged."""
 
     @property
     def ticks_per_token(self) -> float:
@@ -58,13 +63,13 @@ class TokensDifferError(AssertionError):
     """A method gave other tokens than plain pipeline parallelism."""
 
 
-def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> MethodRow:
+def run(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> MethodRow:
     """Run one decoder over the prompts and compare with the known answers.
 
     Raises:
         TokensDifferError: when an answer is not the expected one, token by token.
     """
-    results: list[Generation] = []
+    delays, ticks = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         result = decoder.generate(prompt, **options)
         if result.token_ids != answer:
@@ -76,47 +81,91 @@ def gather(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]
                 f"{decoder.method} with {decoder.stages} stages and width {decoder.width} differs from PP at new "
                 f"token {first} of prompt {prompt[:40]!r}"
             )
-        results.append(result)
-    tokens = sum(len(result.token_ids) for result in results)
-    weighted = sum(len(result.token_ids) / result.modeled_speedup_vs_pp for result in results)
+        delays.append([token.delay for token in result.tokens])
+        ticks.append(result.ticks)
+    return _row(decoder, ticks, delays)
+
+
+def simulate(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> MethodRow:
+    """Count what one decoder would need for the known answers, without computing the target."""
+    simulator = Simulator.of(decoder)
+    delays, ticks = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        request = decoder.request(prompt, **options)
+        progress = simulator.run(request.prompt, answer, sampling=request.sampling)
+        delays.append([None if delay == MISS else delay for delay in progress.delays])
+        ticks.append(progress.ticks[-1])
+    return _row(decoder, ticks, delays)
+
+
+def _row(decoder: Decoder, ticks: Sequence[int], delays: Sequence[Sequence[int | None]]) -> MethodRow:
+    """Sums over answers, each by its ticks and, for every token, the delay of its hit."""
+    tokens = sum(map(len, delays))
+    verdicts = [delay for answer in delays for delay in answer[:-1]]
+    hits = [delay for delay in verdicts if delay is not None]
+    drafter = decoder.drafter if isinstance(decoder.drafter, str) else type(decoder.drafter).__name__
     return MethodRow(
         method=decoder.method,
         stages=decoder.stages,
         width=decoder.width,
         children=decoder.children,
         draft_steps=decoder.settings.steps,
-        drafter=decoder.drafter if isinstance(decoder.drafter, str) else type(decoder.drafter).__name__,
-        prompts=len(results),
+        drafter="none" if decoder.method == "pp" else drafter,
+        prompts=len(delays),
         tokens=tokens,
-        ticks=sum(result.ticks for result in results),
-        hits=sum(result.hits or 0 for result in results),
-        misses=sum(result.misses or 0 for result in results),
-        late_hits=sum((token.delay or 0) > 1 for result in results for token in result.tokens[:-1]),
-        ticks_late=sum(max(0, (token.delay or 0) - 1) for result in results for token in result.tokens[:-1]),
-        modeled_speedup_vs_pp=tokens / weighted,
+        ticks=sum(ticks),
+        hits=len(hits),
+        misses=len(verdicts) - len(hits),
+        late_hits=sum(delay > 1 for delay in hits),
+        ticks_late=sum(max(0, delay - 1) for delay in hits),
+        modeled_speedup_vs_pp=decoder.modeled_speedup_vs_pp(sum(ticks) / tokens),
     )
+
+
+def guesses(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> list[list[bool]]:
+    """Whether the decoder's drafter has each token of the answers, but for their last, among its guesses.
+
+    Args:
+        decoder: its drafter and models count, its schedule does not.
+        prompts: texts.
+        answers: from `plain_answers`.
+        options: of `Decoder.generate`.
+    """
+    simulator = every_guess(Simulator.of(decoder))
+    found = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        request = decoder.request(prompt, **options)
+        found.append(guessed(simulator, request.prompt, answer, request.sampling))
+    return found
+
+
+def plain_answers(make: Callable[..., Decoder], prompts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The tokens of plain decoding on one device, by a decoder that `make` makes from `method` and `stages`."""
+    return [answer.token_ids for answer in make(method="pp", stages=1).generate_many(prompts, **options)]
 
 
 def sweep(
     make: Callable[..., Decoder],
     prompts: Sequence[str],
+    answers: Sequence[list[int]],
     settings: Iterable[Mapping[str, Any]],
     report: Callable[[MethodRow], None],
+    how: Callable[..., MethodRow] = run,
     **options: Any,
 ) -> list[MethodRow]:
-    """Every setting over the same prompts, each compared with one-stage PP's tokens.
+    """Every setting over the same prompts and answers.
 
     Args:
         make: makes a decoder from the arguments in a setting.
         prompts: texts.
+        answers: from `plain_answers`.
         settings: arguments of `Decoder`.
         report: called with each row as it is done.
+        how: `run` or `simulate`.
         options: of `Decoder.generate`.
     """
-    plain = make(method="pp", stages=1)
-    answers = [plain.generate(prompt, **options).token_ids for prompt in prompts]
     rows = []
     for setting in settings:
-        rows.append(gather(make(**setting), prompts, answers, **options))
+        rows.append(how(make(**setting), prompts, answers, **options))
         report(rows[-1])
     return rows

@@ -74,7 +74,7 @@ def replay_engine(
         vocab_size=vocab_size,
         devices=devices,
         drafter=drafter,
-        drafter_params=Replay(token=jnp.asarray(known), right=jnp.asarray(right)),
+        drafter_params=Replay(token=jnp.asarray(known), place=jnp.where(right, 0, settings.children)),
     )
 
 

@@ -42,7 +42,7 @@ class Decoder:
             parallelism. The tokens are the same.
         stages: devices that the target's layers are spread over; the draft takes one more.
         width: most guesses that a tick sends into the pipe.
-        children: most guesses after each token.
+        children: most guesses of the draft after each token; beside a draft, look-up adds a few.
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
         depth: levels of a tree of STPP.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
@@ -83,6 +83,9 @@ class Decoder:
         prefill_width: int = 128,
         capacity: int | None = None,
     ) -> None:
+        for name, model in (("target", target), ("draft", draft)):
+            if not isinstance(model, Model | None if name == "draft" else Model):
+                raise ValueError(f"{name} must be a model, such as pipedec_jax.load({model!r}) gives, not {model!r}")
         # The dtype comes last: it depends on the devices, which the other checks must come before.
         settings = EngineSettings(
             method=method,
@@ -181,7 +184,13 @@ class Decoder:
         return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
 
     def generate_many(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
-        """Decode several answers one after another, with the same options and the same compiled program."""
+        """Decode several answers one after another, with the same options and the same compiled program.
+
+        Raises:
+            ValueError: as `request` does, and for one text in place of several.
+        """
+        if isinstance(prompts, str):
+            raise ValueError("generate_many takes a list of prompts; generate takes one")
         return [self.generate(prompt, **options) for prompt in prompts]
 
     def request(
@@ -216,6 +225,8 @@ class Decoder:
         if isinstance(prompt, str):
             prompt = self.target.tokenizer.encode(prompt) if prompt else []
         tokens = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)
+        if drafter_params is not None and isinstance(self.drafter, str):
+            raise ValueError(f"drafter_params are for a drafter of your own; this decoder's is {self.drafter!r}")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
         for text in stops:
@@ -271,7 +282,7 @@ def _check_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:
     if dtype is None:
         dtype = "float32" if device.platform == "cpu" else stored
     try:
-        found = jax.numpy.dtype(dtype)
+        found = None if isinstance(dtype, str) and dtype not in DTYPES else jax.numpy.dtype(dtype)
     except TypeError:
         found = None
     if found is None or found.name not in DTYPES:

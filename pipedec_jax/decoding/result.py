@@ -19,6 +19,7 @@ FIGURES = (
     "ticks_per_token",
     "hits",
     "misses",
+    "late_hits",
     "modeled_speedup_vs_pp",
     "compile_s",
     "ttft_s",
@@ -95,6 +96,11 @@ class Generation:
     def misses(self) -> int | None:
         """Tokens, but for the last, that were not; `hits + misses == new_tokens - 1`. `None` under PP."""
         return self._count(False)
+
+    @property
+    def late_hits(self) -> int | None:
+        """Hits that were sent more than a tick after the token before them; counted in `hits` too. `None` under PP."""
+        return None if self.method == "pp" else sum((token.delay or 0) > 1 for token in self.tokens[:-1])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures and the text, JSON-ready; `tokens` only by their ids."""

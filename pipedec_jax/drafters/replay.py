@@ -1,4 +1,4 @@
-"""A drafter that replays a known continuation with a chosen hit rate.
+"""A drafter that replays a known continuation with chosen hit rates.
 
 It needs no model, so it checks the formulas of the papers at any hit rate and times any model shape without trained
 weights. The continuation usually is what plain decoding gave for the same prompt.
@@ -22,23 +22,27 @@ class Replay(struct.PyTreeNode):
 
     token: jax.Array
     """[T] int32: prompt and continuation by absolute position."""
-    right: jax.Array
-    """[T] bool: at which positions the guess shall be right."""
+    place: jax.Array
+    """[T] int32: where among the guesses for each position the known token stands, 0 for the first; K or more: it does
+    not."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplayDrafter(Drafter):
-    """Proposes `children` tokens per node, the first of them right where `Replay.right` says so."""
+    """Proposes `children` tokens per node, the known one among them where `Replay.place` says so."""
 
     children: int
     vocab_size: int
+    chances: tuple[float, ...] | None = None
+    """The chance that it gives each of its guesses; by default halves, quarters and so on."""
 
     def propose(self, params: Replay, state: Any, view: View) -> tuple[Any, Proposals]:
-        """Guesses for the frontier: the known token (or the one after it, a wrong guess), then other wrong ones."""
-        position = at(view.tree.position, view.frontier, 0) + 1
-        wrong = ~at(params.right, position, False)
-        offset = jnp.arange(self.children, dtype=jnp.int32)[None, :] + wrong[:, None].astype(jnp.int32)
-        token = (at(params.token, position, 0)[:, None] + offset) % self.vocab_size
-        halves = -jnp.log(2.0) * (1 + jnp.arange(self.children, dtype=jnp.float32))
-        log_prob = jnp.where(offset < self.vocab_size, halves.astype(jnp.float32)[None, :], -jnp.inf)
-        return state, Proposals(token=token, log_prob=log_prob)
+        """Guesses for the frontier: the known token in its place, wrong ones in the others."""
+        K, position = self.children, at(view.tree.position, view.frontier, 0) + 1
+        place = jnp.minimum(at(params.place, position, K), K)[:, None]
+        index = jnp.arange(K, dtype=jnp.int32)[None, :]
+        token = (at(params.token, position, 0)[:, None] + index - place) % self.vocab_size
+        chances = self.chances or tuple(0.5 ** (1 + k) for k in range(K))
+        log_prob = jnp.log(jnp.asarray(chances, jnp.float32))[None, :]
+        # A vocabulary smaller than the guesses would repeat some.
+        return state, Proposals(token=token, log_prob=jnp.where(index < self.vocab_size - 1, log_prob, -jnp.inf))

@@ -29,7 +29,7 @@ from pipedec_jax.pipeline.settings import (
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
-from pipedec_jax.sampling import Sampling, SamplingMode
+from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 from pipedec_jax.transcript import MISS
 
 END_TOKENS = 16
@@ -57,6 +57,35 @@ class Progress:
     def hits(self) -> list[bool]:
         """Whether each token was in the pipe, as a child of the one before, when the target chose it."""
         return [delay != MISS for delay in self.delays]
+
+
+def read_progress(shared: Shared, prompt_length: int) -> Progress:
+    """What the devices have committed after a prompt of so many tokens; waits for them."""
+    text, nodes = jax.device_get((shared.text, shared.sent))
+    new = slice(prompt_length, int(text.length))
+    return Progress(
+        tokens=text.token[new].tolist(),
+        ticks=text.tick[new].tolist(),
+        delays=text.delay[new].tolist(),
+        logprobs=text.log_prob[new].tolist(),
+        nodes=int(nodes),
+        done=bool(text.done),
+    )
+
+
+def make_request(
+    prompt: Sequence[int], max_new_tokens: int, capacity: int, sampling: Sampling, end_tokens: Sequence[int] = ()
+) -> Request:
+    """A request for a cache of so many slots. NumPy arrays, the same in every process: they enter it replicated."""
+    ends = np.asarray(end_tokens if len(end_tokens) else [-1], np.int32)
+    fields: dict[str, Any] = {
+        "prompt": np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
+        "length": np.int32(len(prompt)),
+        "limit": np.int32(len(prompt) + max_new_tokens),
+        "end_token": np.pad(ends, (0, -len(ends) % END_TOKENS), constant_values=-1),
+        "sampling": jax.tree.map(np.asarray, sampling.arrays()),
+    }
+    return Request(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +159,7 @@ class Engine:
         prompt: Sequence[int],
         *,
         max_new_tokens: int,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = GREEDY,
         end_tokens: Sequence[int] = (),
         drafter_params: Any = None,
     ) -> None:
@@ -143,16 +172,7 @@ class Engine:
         capacity = self.capacity_for(len(prompt) + max_new_tokens)
         if drafter_params is not None:
             self.weights = self.weights.replace(drafter=self._replicate(drafter_params))
-        ends = np.asarray(end_tokens if len(end_tokens) else [-1], np.int32)
-        # NumPy arrays, the same in every process: they enter the program replicated.
-        fields: dict[str, Any] = {
-            "prompt": np.pad(np.asarray(prompt, np.int32), (0, capacity - len(prompt))),
-            "length": np.int32(len(prompt)),
-            "limit": np.int32(len(prompt) + max_new_tokens),
-            "end_token": np.pad(ends, (0, -len(ends) % END_TOKENS), constant_values=-1),
-            "sampling": jax.tree.map(np.asarray, sampling.arrays()),
-        }
-        request = Request(**fields)
+        request = make_request(prompt, max_new_tokens, capacity, sampling, end_tokens)
         local = self._take_local(capacity)
         programs = self._compile(sampling.mode, request, local)
         shared, local = programs.prefill(self.weights, request, local)
@@ -174,7 +194,7 @@ class Engine:
         max_ticks = (new_tokens + 1) * (self.settings.stages + 1)
         shared, local = self._run(self.weights, shared, local, np.int32(new_tokens), np.int32(max_ticks))
         self._shared, self._local = shared, (capacity, local)
-        progress = self._progress(shared)
+        progress = read_progress(shared, self._start_length)
         made, self._made = len(progress.tokens) - self._made, len(progress.tokens)
         if made < new_tokens and not progress.done:
             raise RuntimeError(
@@ -200,18 +220,6 @@ class Engine:
             for device in self.mesh.devices.flat
             if device.process_index == jax.process_index()
         ]
-
-    def _progress(self, shared: Shared) -> Progress:
-        text, nodes = jax.device_get((shared.text, shared.sent))
-        new = slice(self._start_length, int(text.length))
-        return Progress(
-            tokens=text.token[new].tolist(),
-            ticks=text.tick[new].tolist(),
-            delays=text.delay[new].tolist(),
-            logprobs=text.log_prob[new].tolist(),
-            nodes=int(nodes),
-            done=bool(text.done),
-        )
 
     def _replicate(self, tree: Any) -> Any:
         return jax.tree.map(functools.partial(placement.replicate, self.mesh), tree)

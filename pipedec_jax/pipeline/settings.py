@@ -30,6 +30,9 @@ first."""
 DRAFTERS = ("model", "ngram", "both")
 """Who guesses: the draft model, look-up in the text so far, or both into the same tree."""
 
+MOST_PLACES = 16384
+"""Places of a tree: what says who is above whom is as many bytes squared, on every device."""
+
 MOST_LOOKED_UP = 4
 """Guesses for each node that look-up adds to a draft model's: it seldom has more that are any good."""
 
@@ -76,8 +79,9 @@ class EngineSettings:
                 check_count(name, getattr(self, name))
         if self.pool is not None and self.pool < self.width:
             raise ValueError(f"pool ({self.pool}) must hold at least a batch: width is {self.width}")
-        if self.draft_steps > 1 and self.method == "pipedec":
-            raise ValueError("pipedec makes one draft step a tick; use method best-first for more")
+        if self.draft_steps > 1 and self.method in ("pipedec", "stpp"):
+            other = "use method best-first for more" if self.method == "pipedec" else "its depth says how many"
+            raise ValueError(f"draft_steps is not for {self.method}, {other}")
         if not 0 < self.sharpness < math.inf:
             raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
         if self.noise not in get_args(Noise):
@@ -104,13 +108,22 @@ def check_fit(
         ValueError: when they do not.
     """
     split_layers(target.layers, settings.stages)
+    if isinstance(drafter, str):
+        if drafter not in DRAFTERS:
+            raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
+    elif not isinstance(drafter, Drafter):
+        raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or an object of a Drafter, not {drafter!r}")
+    places = tree_slots(settings)
+    if places > MOST_PLACES:
+        raise ValueError(
+            f"the tree would need {places} places, and {MOST_PLACES} are the most; lower width, stages, draft_steps or "
+            "pool"
+        )
     for name, config in (("target", target), ("draft", draft)):
         if config is not None and vocab_size > config.vocab_size:
             raise ValueError(f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens")
     if settings.method == "pp":
         return
-    if isinstance(drafter, str) and drafter not in DRAFTERS:
-        raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
     if drafter in ("model", "both") and draft is None:
         raise ValueError(
             f"method {settings.method!r} needs a draft model (draft=...), or a drafter that does without one "
@@ -130,6 +143,8 @@ def check_request(
     Raises:
         ValueError: for an empty prompt, an id that is no token, or a length over the context or the capacity.
     """
+    if isinstance(prompt, bytes):
+        raise ValueError("a prompt must be text or token ids, not bytes; decode it first")
     try:
         tokens = [operator.index(token) for token in prompt]
     except TypeError as error:
@@ -156,7 +171,7 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
         ValueError: when `settings.capacity` is less.
     """
     # A slot that is silently missing would be wrong text.
-    need = length + tree_slots(settings)
+    need = int(length + tree_slots(settings))
     if settings.capacity is None:
         return max(256, 1 << (need - 1).bit_length())
     if need > settings.capacity:

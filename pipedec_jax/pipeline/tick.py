@@ -129,24 +129,10 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
 
 def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
-    """The tick's draft steps, each over the tree that the one before has grown; on the drafter's rank if it has one."""
+    """The tick's draft steps, on the drafter's rank alone if it has one."""
 
     def run(state: Any) -> tuple[Any, list[Proposals]]:
-        nodes, drafts = shared.tree, []
-        for _ in range(system.draft_steps):
-            nodes, frontier = extend(system, shared, nodes)
-            view = View(
-                tree=nodes,
-                text=shared.text,
-                committed=shared.committed,
-                frontier=frontier,
-                sampling=shared.sampling,
-                mode=system.sampling,
-            )
-            state, proposals = system.drafter.propose(params, state, view)
-            nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
-            drafts.append(proposals)
-        return state, drafts
+        return draft_here(system, params, state, shared)
 
     if not system.drafter.ranks or not system.draft_steps:
         return run(state)
@@ -157,6 +143,25 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
 
     mine = lax.axis_index(AXIS) == system.drafting_rank
     return lax.cond(mine, lambda state: vary(run(state)), rest, vary(state))
+
+
+def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
+    """The tick's draft steps, each over the tree that the one before has grown."""
+    nodes, drafts = shared.tree, []
+    for _ in range(system.draft_steps):
+        nodes, frontier = extend(system, shared, nodes)
+        view = View(
+            tree=nodes,
+            text=shared.text,
+            committed=shared.committed,
+            frontier=frontier,
+            sampling=shared.sampling,
+            mode=system.sampling,
+        )
+        state, proposals = system.drafter.propose(params, state, view)
+        nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
+        drafts.append(proposals)
+    return state, drafts
 
 
 def grow(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionTree:

@@ -36,7 +36,8 @@ class Schedule:
 
     def score(self, tree: PredictionTree) -> jax.Array:
         """`[C, 1 + K]` how much candidates are wanted: every node, then its guesses; minus infinity for none."""
-        node = jnp.where(tree.waiting, tree.log_prob, -jnp.inf)
+        wanted = jnp.where(is_root(tree), jnp.inf, tree.log_prob)  # nothing goes on without the root
+        node = jnp.where(tree.waiting, wanted, -jnp.inf)
         return jnp.concatenate((node[:, None], trees.open_guesses(tree)), axis=1)
 
     def next_batch(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
@@ -55,8 +56,9 @@ class Schedule:
         waiting = tree.waiting & ~is_root(tree)
         kept = mask_of_best(jnp.where(waiting, tree.log_prob, -jnp.inf), self.pool - self.width)
         tree = trees.drop(tree, waiting & ~kept)
-        score = jnp.where(tree.drafted[:, None], self.score(tree).at[:, 0].set(-jnp.inf), self.score(tree))
-        return take(tree, score.at[:, 0].max(jnp.where(sent, jnp.inf, -jnp.inf)), self.width, tree.drafted)
+        score = self.score(tree)
+        node = jnp.where(tree.drafted, -jnp.inf, jnp.where(sent, jnp.inf, score[:, 0]))
+        return take(tree, score.at[:, 0].set(node), self.width, tree.drafted)
 
 
 def take(tree: PredictionTree, score: jax.Array, size: int, ready: jax.Array) -> tuple[PredictionTree, jax.Array]:

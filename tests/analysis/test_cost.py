@@ -101,8 +101,8 @@ def test_the_speedup_of_a_filled_pipe():
 
 def test_a_static_tree_is_drafted_while_the_stages_wait():
     costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15, exchange=1)
-    # One tick of three draft steps, two of two layers each, the head once over three ranks.
-    expected = (3 * 15 + 2 * 20 + 6 / 3) / 3 + 1
+    # A tick of three draft steps, one of two layers beside as many steps, one of two layers; the head over three ranks.
+    expected = (3 * 15 + 3 * 15 + 20 + 6 / 3) / 3 + 1
     assert cost.static_tick_cost(costs, layers=4, stages=2, draft_ranks=1, draft_steps=3) == expected
     assert cost.static_tick_cost(costs, layers=4, stages=2, draft_steps=3) == (2 * 20 + 6 / 2) / 3 + 1
     speedup = cost.modeled_speedup_vs_pp(costs, 4, 2, 1.5, draft_steps=3, static=True)

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 import pipedec_jax
-from pipedec_jax.analysis.method_table import TokensDifferError, gather, sweep
+from pipedec_jax.analysis.method_table import TokensDifferError, plain_answers, run, simulate, sweep
 
 OPTIONS = {"max_new_tokens": 10}
 PROMPTS = ["def quicksort(items):", "class Stack:"]
@@ -20,15 +20,18 @@ def make(family):
 def test_rows_sum_over_prompts_and_count_every_token(make):
     rows = []
     settings = [
-        {"method": "pipedec", "drafter": "model", "stages": 2, "width": 1, "children": 1},
+        {"method": "pp", "stages": 2},
         {"method": "best-first", "drafter": "both", "stages": 2, "width": 4, "children": 2, "draft_steps": 2},
     ]
-    sweep(make, PROMPTS, settings, rows.append, **OPTIONS)
-    assert [(row.stages, row.width, row.children) for row in rows] == [(2, 1, 1), (2, 4, 2)]
+    answers = plain_answers(make, PROMPTS, **OPTIONS)
+    sweep(make, PROMPTS, answers, settings, rows.append, **OPTIONS)
+    simulated = sweep(make, PROMPTS, answers, settings, lambda _: None, simulate, **OPTIONS)
+    assert [(row.stages, row.width, row.children) for row in rows] == [(2, 16, 16), (2, 4, 2)]
     assert [(row.method, row.drafter, row.draft_steps) for row in rows] == [
-        ("pipedec", "model", 1),
+        ("pp", "none", 0),
         ("best-first", "both", 2),
     ]
+    assert simulated == rows
     for row in rows:
         assert row.hits + row.misses == row.tokens - row.prompts
         assert row.ticks_per_token == row.ticks / row.tokens
@@ -37,9 +40,9 @@ def test_rows_sum_over_prompts_and_count_every_token(make):
 
 
 def test_other_tokens_than_plain_decodings_are_an_error(make):
-    decoder = make(method="pp", stages=1, width=1, children=1)
-    answers = [decoder.generate(prompt, **OPTIONS).token_ids for prompt in PROMPTS]
-    assert gather(decoder, PROMPTS, answers, **OPTIONS).tokens == sum(map(len, answers))
+    decoder = make(method="pp", stages=1)
+    answers = plain_answers(make, PROMPTS, **OPTIONS)
+    assert run(decoder, PROMPTS, answers, **OPTIONS).tokens == sum(map(len, answers))
     answers[1] = [*answers[1][:-1], answers[1][-1] + 1]
     with pytest.raises(TokensDifferError, match=f"at new token {len(answers[1]) - 1} of prompt 'class Stack:'"):
-        gather(decoder, PROMPTS, answers, **OPTIONS)
+        run(decoder, PROMPTS, answers, **OPTIONS)

@@ -39,4 +39,4 @@ def test_a_replay_that_is_always_right_fills_every_tick(target):
 
 
 def _replay(tokens):
-    return Replay(token=jnp.asarray(tokens, jnp.int32), right=jnp.ones(len(tokens), bool))
+    return Replay(token=jnp.asarray(tokens, jnp.int32), place=jnp.zeros(len(tokens), jnp.int32))

@@ -6,6 +6,7 @@ import pytest
 
 import pipedec_jax
 from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayDrafter
 from tests.conftest import DEVICES, write_byte_level
 
@@ -142,6 +143,10 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
         ({"dtype": "float64"}, r"needs JAX's 64-bit mode"),
         ({"devices": []}, r"5 devices are needed .* but 0 are given"),
         ({"draft": None}, r"method 'best-first' needs a draft model"),
+        ({"draft": "a/path"}, r"draft must be a model, such as pipedec_jax.load\('a/path'\) gives"),
+        ({"drafter": None}, r"drafter must be one of model, ngram, both, or an object of a Drafter, not None"),
+        ({"drafter": NGramDrafter, "draft": None}, r"drafter must be one of .* an object of a Drafter, not <class"),
+        ({"width": 5000}, r"the tree would need \d+ places, and 16384 are the most"),
     ],
 )
 def test_bad_settings_are_refused_before_weights_are_read(target, draft, options, message):
@@ -168,6 +173,8 @@ def test_more_stages_than_devices_are_refused(draft):
         ([-1], {}, "prompt token -1"),
         ("x", {"max_new_tokens": 127}, r"prompt \(2 tokens\) and max_new_tokens \(127\) exceed .* 128"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
+        (b"x", {}, "a prompt must be text or token ids, not bytes"),
+        ("x", {"drafter_params": 1}, "drafter_params are for a drafter of your own"),
         ("x", {"temperature": -1.0}, "temperature"),
         ("x", {"top_p": 0.0}, "top_p"),
         ("x", {"top_k": -1}, "top_k"),
@@ -182,6 +189,17 @@ def test_bad_requests_are_refused_before_weights_are_read(target, prompt, option
     blind = pipedec_jax.Model(target.config, target.tokenizer, lambda: pytest.fail("read weights"))
     with pytest.raises(ValueError, match=message):
         Decoder(blind, method="pp", stages=1).generate(prompt, **{"max_new_tokens": 8, **options})
+
+
+def test_one_text_is_no_list_of_prompts(target):
+    with pytest.raises(ValueError, match="generate_many takes a list of prompts"):
+        Decoder(target, method="pp").generate_many("x = 1")
+
+
+def test_numpy_numbers_and_ids_are_taken(target):
+    decoder = Decoder(target, method="pp", stages=np.int64(2), width=np.int32(4))
+    request = decoder.request(np.asarray([1, 2]), max_new_tokens=np.int64(3))
+    assert request.prompt == (1, 2)
 
 
 def test_drafts_with_other_tokens_are_refused(target, draft, tmp_path):

@@ -91,7 +91,7 @@ def test_an_answer_of_full_length(tokenizer):
     # The fake's first tick is 4; tokens 0 and 3 were misses, 1 and 2 hits; the last is not counted.
     assert [token.tick for token in result.tokens] == [4, 8, 9, 10, 14]
     assert (result.ticks, result.ticks_per_token) == (14, 14 / 5)
-    assert (result.hits, result.misses) == (2, 2)
+    assert (result.hits, result.misses, result.late_hits) == (2, 2, 0)
     assert [token.hit for token in result.tokens] == [False, True, True, False, None]
     assert [token.delay for token in result.tokens] == [None, 1, 1, None, None]
     assert result.modeled_speedup_vs_pp == pytest.approx(4 / (14 / 5))
@@ -150,7 +150,7 @@ def test_the_answer_does_not_depend_on_chunks(tokenizer, chunk, burst, stop):
 def test_pp_has_neither_hits_nor_misses(tokenizer):
     stream, _ = open_stream(tokenizer, ["abc"], method="pp")
     result = drain(stream)
-    assert (result.hits, result.misses) == (None, None)
+    assert (result.hits, result.misses, result.late_hits) == (None, None, None)
     assert {token.hit for token in result.tokens} == {None}
 
 
@@ -205,5 +205,5 @@ def test_figures_are_json_ready(tokenizer):
     assert figures["text"] == "abc"
     assert set(figures) == {
         *("prompt_tokens", "new_tokens", "token_ids", "text", "finish_reason", "ticks", "ticks_per_token", "hits"),
-        *("misses", "modeled_speedup_vs_pp", "compile_s", "ttft_s", "tpot_s"),
+        *("misses", "late_hits", "modeled_speedup_vs_pp", "compile_s", "ttft_s", "tpot_s"),
     }

@@ -56,11 +56,11 @@ def text() -> list[int]:
 def replay(rate: float) -> Replay:
     """Guesses that are right at exactly this share of the tokens after which hits are counted: all but the last."""
     misses = round((1 - rate) * (NEW - 1))
-    token, right = np.zeros(CONTEXT, np.int32), np.ones(CONTEXT, bool)
+    token, place = np.zeros((2, CONTEXT), np.int32)
     token[: len(text())] = text()
     wrong = np.random.default_rng(misses).choice(NEW - 1, size=misses, replace=False)
-    right[len(PROMPT) + wrong] = False
-    return Replay(token=token, right=right)
+    place[len(PROMPT) + wrong] = 99
+    return Replay(token=token, place=place)
 
 
 @functools.cache

@@ -23,11 +23,15 @@ from tests.oracle import GREEDY, Draw
 NEW = 64
 PROMPTS = ("def quicksort(items):\n", "x", "    for name in names:\n        try:\n            self.")
 """Of several lengths, in one process; the second is a single token."""
-DRAWS = {"greedy": GREEDY, "sampled": Draw(0.7, seed=5)}
+DRAWS = {"sampled": Draw(0.7, seed=5), "greedy": GREEDY}
 METHODS = {
-    "pipedec, uneven stages": EngineSettings(method="pipedec", stages=3, width=8, children=4),
-    "best-first, two draft steps": EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
+    "pipedec, uneven stages": ("model", EngineSettings(method="pipedec", stages=3, width=8, children=4)),
+    "best-first, two draft steps": (
+        "both",
+        EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
+    ),
 }
+"""The drafter, and the settings."""
 
 
 @functools.cache
@@ -48,12 +52,12 @@ def expected(prompt: tuple[int, ...], draw: Draw, vocab_size: int) -> list[int]:
 def engine(method: str) -> Engine:
     """Weights in float64: a test without rounding."""
     target, draft = pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
-    settings = dataclasses.replace(METHODS[method], dtype=np.dtype(np.float64))
-    return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size)
+    drafter, settings = METHODS[method]
+    settings = dataclasses.replace(settings, dtype=np.dtype(np.float64))
+    return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size, drafter=drafter)
 
 
-@pytest.mark.parametrize("kind", DRAWS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kind"), list(zip(METHODS, DRAWS, strict=True)))
 def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str, kind: str) -> None:
     target, draw = pipedec_jax.load_demo("target"), DRAWS[kind]
     hits = []

@@ -10,8 +10,8 @@ from tests.training.test_corpus import make_library
 
 SIZES = {"heads": 2, "kv_heads": 1, "head_size": 8, "context": 64, "vocab_size": 300}
 PLANS = {
-    "target": {"width": 16, "feed_forward": 24, "layers": 4, "tied_embeddings": True},
-    "middle": {"width": 16, "feed_forward": 24, "layers": 2, "tied_embeddings": True},
+    "target": {"width": 16, "feed_forward": 24, "layers": 2, "tied_embeddings": True},
+    "middle": {"width": 16, "feed_forward": 24, "layers": 1, "tied_embeddings": True},
     "draft": {"width": 8, "feed_forward": 8, "layers": 1},
 }
 

@@ -14,15 +14,15 @@ from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
 from pipedec_jax.training.trainer import Phase, TrainingConfig, grow, loss_of, train
 
 MODEL = LlamaConfig(
-    vocab_size=64, width=16, feed_forward=24, layers=4, heads=2, kv_heads=1, head_size=8, context=64
+    vocab_size=64, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=64
 )  # fmt: skip
-RUN = TrainingConfig(phases=(Phase(5, 2, 4, 16), Phase(4, 4, 2, 32)), warmup=2)
+RUN = TrainingConfig(phases=(Phase(5, 1, 4, 16), Phase(4, 2, 2, 32)), warmup=2)
 DOCUMENTS = [np.arange(1, 63, dtype=np.int32).repeat(3) for _ in range(4)]
 
 
 @pytest.fixture(scope="module")
 def initial():
-    return jax.jit(initialize, static_argnums=0)(dataclasses.replace(MODEL, layers=2), jax.random.key(0))
+    return jax.jit(initialize, static_argnums=0)(dataclasses.replace(MODEL, layers=1), jax.random.key(0))
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, initial):
@@ -31,14 +31,14 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, initial):
     for stop in (3, 7, None):  # Once before and once after the model grew.
         resumed = train("parts", MODEL, RUN, initial, windows, tmp_path / "parts", stop_after=stop)
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    assert len(whole["layers"]) == 4
+    assert len(whole["layers"]) == 2
 
 
 def test_training_lowers_the_loss(tmp_path, initial):
     windows = TextWindows(DOCUMENTS, begin=0)
     losses = []
-    run = TrainingConfig(phases=(Phase(40, 2, 4, 16),), warmup=2)
-    model = dataclasses.replace(MODEL, layers=2)
+    run = TrainingConfig(phases=(Phase(40, 1, 4, 16),), warmup=2)
+    model = dataclasses.replace(MODEL, layers=1)
     train("short", model, run, initial, windows, tmp_path, log=lambda figures: losses.append(figures["loss"]))
     assert losses[-1] < losses[0] < np.log(64) + 0.1
 
@@ -46,7 +46,7 @@ def test_training_lowers_the_loss(tmp_path, initial):
 def test_a_grown_model_repeats_its_layers(initial):
     grown = grow(initial, 6)
     assert list(grown["layers"]) == [str(index) for index in range(6)]
-    np.testing.assert_array_equal(grown["layers"]["5"]["up"], initial["layers"]["1"]["up"])
+    np.testing.assert_array_equal(grown["layers"]["5"]["up"], initial["layers"]["0"]["up"])
 
 
 def test_the_rate_rises_stays_and_falls_to_zero():
@@ -59,7 +59,7 @@ def test_the_rate_rises_stays_and_falls_to_zero():
 
 
 def test_distillation_loss_is_least_at_the_teacher(initial):
-    model = dataclasses.replace(MODEL, layers=2)
+    model = dataclasses.replace(MODEL, layers=1)
     token = jnp.asarray(TextWindows(DOCUMENTS, begin=0)(0, 2, 16)["token"])
     choice, log_prob = score(model, initial, token, 8)
     batch = {"choice": choice.astype(jnp.int32), "log_prob": log_prob}
@@ -91,7 +91,7 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 
 def test_records_hold_source_and_written_text_and_are_drawn_in_rounds(tmp_path, initial):
-    model = dataclasses.replace(MODEL, layers=2)
+    model = dataclasses.replace(MODEL, layers=1)
     portions = [Portion(8, 4, 16), Portion(4, 4, 8, 8, 0.5)]
     write_records(model, initial, TextWindows(DOCUMENTS, begin=0), portions, tmp_path, K=4)
     batches = TeacherWindows(tmp_path)

@@ -1,0 +1,166 @@
+"""A pipeline without its target: the same schedules, tree and drafter over a text that is known, on one device.
+
+The answer is known beforehand (plain decoding gives it), so the target's verdicts are too, and its layers need not be
+computed. Everything else of a tick is the engine's own code, so ticks, hits and misses are those of the engine, at a
+small part of its cost and for any number of stages on any machine. They are *simulated* ticks; no clock is involved.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pipedec_jax import tree
+from pipedec_jax.cache import chunk_rows
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.engine import Progress, make_request, read_progress
+from pipedec_jax.pipeline.placement import SAME
+from pipedec_jax.pipeline.prefill import Request, begin
+from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_fit, make_drafter, make_schedule
+from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.pipeline.stage import Target
+from pipedec_jax.pipeline.tick import Shared, System, draft_here, grow, send, walk
+from pipedec_jax.sampling import GREEDY, Sampling
+
+
+class Simulator:
+    """Counts the ticks of a method over known answers.
+
+    Args:
+        target: the target's geometry.
+        draft: the draft model's weights; `None` for PP or with another drafter.
+        settings: method and sizes.
+        vocab_size: ids that are tokens.
+        drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
+        drafter_params: the parameters of a drafter of one's own.
+
+    Raises:
+        ValueError: when settings and models do not fit together.
+    """
+
+    def __init__(
+        self,
+        target: LlamaConfig,
+        draft: ParameterSource | None,
+        settings: EngineSettings,
+        *,
+        vocab_size: int,
+        drafter: Drafter | str = "model",
+        drafter_params: Any = None,
+    ) -> None:
+        config = draft.config if draft else None
+        check_fit(settings, target, config, vocab_size, drafter)
+        self.settings = settings
+        self.with_settings = functools.partial(
+            Simulator, target, draft, vocab_size=vocab_size, drafter=drafter, drafter_params=drafter_params
+        )
+        """Makes a simulator of other settings with the same models."""
+        self._target = Target(config=target, split=split_layers(target.layers, settings.stages), vocab_size=vocab_size)
+        self._drafter = make_drafter(settings, config, drafter, vocab_size)
+        self._mesh = placement.make_mesh(1)
+        self._params = drafter_params
+        if draft is not None and settings.method != "pp":
+            self._params = placement.place_draft(self._mesh, draft, settings.dtype)
+        self._programs: dict[Any, Any] = {}
+
+    @property
+    def guesses(self) -> int:
+        """Guesses that the drafter makes for each node (K)."""
+        return self._drafter.children
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> Simulator:
+        """A simulator of what this decoder does, with its draft and settings."""
+        return cls(
+            decoder.target.config,
+            decoder.draft.source if decoder.draft is not None else None,
+            decoder.settings,
+            vocab_size=decoder.target.vocab_size,
+            drafter=decoder.drafter,
+        )
+
+    def run(
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        *,
+        sampling: Sampling = GREEDY,
+        drafter_params: Any = None,
+    ) -> Progress:
+        """Ticks and hits of this answer to this prompt, as the engine would have them; log-probabilities are zeros.
+
+        Raises:
+            ValueError: when there is no prompt or no answer.
+        """
+        if not len(prompt) or not len(answer):
+            raise ValueError("a prompt and its answer are needed, of at least one token each")
+        if drafter_params is not None:
+            self._params = drafter_params
+        capacity = cache_slots(self.settings, len(prompt) + len(answer))
+        request = make_request(prompt, len(answer), capacity, sampling)
+        known = np.zeros(capacity, np.int32)
+        known[: len(prompt) + len(answer)] = [*prompt, *answer]
+        shared = self._program(sampling, capacity)(self._params, request, known)
+        return read_progress(shared, len(prompt))
+
+    def _program(self, sampling: Sampling, capacity: int) -> Any:
+        if (sampling.mode, capacity) not in self._programs:
+            system = System(
+                target=self._target,
+                drafter=self._drafter,
+                schedule=make_schedule(self.settings),
+                sampling=sampling.mode,
+                draft_steps=self.settings.steps,
+            )
+            run = functools.partial(simulate, system, self.settings)
+            spread = jax.shard_map(run, mesh=self._mesh, in_specs=(SAME, SAME, SAME), out_specs=SAME, check_vma=False)
+            self._programs[sampling.mode, capacity] = jax.jit(spread)
+        return self._programs[sampling.mode, capacity]
+
+
+def simulate(system: System, settings: EngineSettings, params: Any, request: Request, known_S: jax.Array) -> Shared:
+    """All ticks of one request whose text, prompt and answer, is known. Runs under a `shard_map` of one device."""
+    state = prefill_drafter(system, settings, params, request)
+
+    def more(carry: tuple[Shared, Any]) -> jax.Array:
+        return ~carry[0].text.done
+
+    def step(carry: tuple[Shared, Any]) -> tuple[Shared, Any]:
+        shared, state = carry
+        shared = send(system, shared)
+        state, drafts = draft_here(system, params, state, shared)
+        leaving = shared.pipe[-1]
+        # Off the text the target would choose something else; the root never gets there.
+        choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
+        nodes = tree.record(grow(system, shared, drafts), leaving, choice, jnp.zeros(choice.shape, jnp.float32))
+        return walk(shared.replace(tree=nodes)), state
+
+    return lax.while_loop(more, step, (begin(system, request), state))[0]
+
+
+def prefill_drafter(system: System, settings: EngineSettings, params: Any, request: Request) -> Any:
+    """The drafter's state after the prompt, all but its last token."""
+    slots = request.prompt.shape[0]
+    width = min(settings.prefill_width, slots)
+    length = request.length - 1
+    token_S = jnp.pad(request.prompt, (0, width))
+    state = system.drafter.new_state(slots, settings.dtype)
+
+    def step(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        start, state = carry
+        token = lax.dynamic_slice_in_dim(token_S, start, width)
+        return start + width, system.drafter.prefill(params, state, token, chunk_rows(start, width, length, slots))
+
+    if not system.drafter.ranks:
+        return state
+    return lax.while_loop(lambda carry: carry[0] < length, step, (jnp.zeros((), jnp.int32), state))[1]

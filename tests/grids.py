@@ -1,0 +1,161 @@
+"""What is decoded and compared: the grids of compiled programs, and combinations that hypothesis draws."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+import hypothesis.strategies as st
+import numpy as np
+
+from pipedec_jax.drafters.model import Noise
+from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+from tests.exactness import Combination, Outcome, Shape, bench, compare
+from tests.oracle import GREEDY, Draw
+from tests.random_pairs import FIVE, ODD, PAIRS, SIXTEEN, VOCAB, prompt_of
+
+PROMPT_LENGTHS = (5, 1, 17, 40, 2, 16, 33, 60, 3, 48, 18, 7)
+"""One token (nothing to prefill), one chunk and its borders, several chunks."""
+DRAWS = {
+    "greedy": [GREEDY],
+    "sampled": [Draw(0.5), Draw(0.8), Draw(1.0), Draw(1.4)],
+    "filtered": [
+        Draw(0.8, top_k=5),
+        Draw(1.0, top_p=0.9),
+        Draw(0.7, top_k=20, top_p=0.8),
+        Draw(1.3, top_k=50, top_p=0.95),
+        Draw(1.0, top_k=1),
+        Draw(1.5, top_p=0.3),
+        Draw(0.6, top_k=VOCAB + 50),
+    ],
+}
+"""Each kind is one compiled mode."""
+
+
+def combinations(shape: Shape, kind: str, count: int, offset: int = 0, new_tokens: int = 32) -> Iterator[Combination]:
+    """`count` combinations for one compiled program, changing everything else in turn, pair by pair."""
+    pairs, draws = PAIRS[shape.geometry], DRAWS[kind]
+    for i in sorted(range(offset, offset + count), key=lambda i: i % len(pairs)):
+        draw = draws[i % len(draws)]
+        if draw.temperature:
+            draw = dataclasses.replace(draw, seed=(2**32 - 1) // (i + 1))
+        length = PROMPT_LENGTHS[i % len(PROMPT_LENGTHS)]
+        yield Combination(shape, pairs[i % len(pairs)], prompt_of(length, i), draw, new_tokens)
+
+
+SMALL_GRID: list[tuple[Shape, str, int]] = [
+    (Shape("pp", 1, 1, 1, FIVE), "greedy", 4),
+    (Shape("pp", 4, 1, 1, FIVE), "filtered", 7),
+    (Shape("pp", 16, 1, 1, SIXTEEN), "sampled", 2),
+    (Shape("pipedec", 1, 4, 2, FIVE), "greedy", 4),
+    (Shape("pipedec", 2, 1, 1, FIVE), "greedy", 16),
+    (Shape("pipedec", 2, 6, 4, ODD), "sampled", 16),
+    (Shape("pipedec", 2, 6, 4, ODD), "filtered", 21),
+    (Shape("pipedec", 3, 4, 2, SIXTEEN), "greedy", 16),
+    (Shape("pipedec", 3, 4, 2, SIXTEEN), "filtered", 14),
+    (Shape("pipedec", 4, 16, 8, FIVE), "greedy", 20),
+    (Shape("pipedec", 4, 8, 4, FIVE), "filtered", 21),
+    (Shape("pipedec", 4, 3, 5, ODD), "greedy", 16),
+    (Shape("pipedec", 5, 6, 3, SIXTEEN), "sampled", 12),
+    (Shape("pipedec", 8, 8, 4, SIXTEEN), "greedy", 10),
+    (Shape("pipedec", 8, 8, 4, SIXTEEN), "filtered", 7),
+    (Shape("pipedec", 14, 5, 3, SIXTEEN), "greedy", 6),
+    (Shape("pipedec", 16, 12, 6, SIXTEEN), "greedy", 6),
+    (Shape("stpp", 3, 4, 3, FIVE, steps=3), "sampled", 12),
+    (Shape("best-first", 2, 4, 3, ODD), "filtered", 14),
+    (Shape("best-first", 4, 8, 4, FIVE, steps=3), "greedy", 16),
+    (Shape("best-first", 4, 8, 4, FIVE, steps=3), "sampled", 16),
+    (Shape("best-first", 8, 6, 3, SIXTEEN, steps=2, drafter="both"), "greedy", 8),
+    (Shape("best-first", 2, 6, 3, FIVE, steps=4, drafter="ngram"), "greedy", 8),
+]
+"""Compiled programs of the tests: shape, mode, and how many combinations each decodes."""
+
+
+def full_grid() -> list[tuple[Shape, str, int]]:
+    """The script's grid: all stage counts, modes, and widths and children about as users choose them."""
+    grid = []
+    for stages in (1, 2, 3, 4, 5, 8, 14, 16):
+        geometries = (FIVE, ODD, SIXTEEN) if stages <= 5 else (SIXTEEN,)
+        for geometry in geometries:
+            grid.append((Shape("pp", stages, 1, 1, geometry), "sampled", 4))
+            for width, children in ((1, 1), (4, 2), (8, 4), (16, 8), (32, 16)):
+                for method, steps in (("pipedec", 1), ("stpp", 4), ("best-first", 1), ("best-first", 3)):
+                    for drafter in ("model", "ngram", "both"):
+                        shape = Shape(method, stages, width, children, geometry, steps, drafter)
+                        grid += [(shape, kind, 12) for kind in DRAWS]
+    return grid
+
+
+@st.composite
+def any_combination(draw: st.DrawFn) -> Combination:
+    """Every setting of every method and drafter, on up to five stages."""
+    method = draw(st.sampled_from(METHODS))
+    width, steps, others = draw(st.integers(1, 9)), 1, {}
+    if method != "pp":
+        others["sharpness"] = draw(st.sampled_from((0.5, 1.0, 2.0)))
+        others["noise"] = draw(st.sampled_from(get_args(Noise)))
+    if method in ("stpp", "best-first"):
+        steps = draw(st.integers(1, 4))
+    if method == "best-first":
+        others["pool"] = draw(st.none() | st.integers(width, 4 * width))
+    shape = Shape(
+        method=method,
+        stages=draw(st.integers(1, 5)),
+        width=width,
+        children=draw(st.integers(1, 5)),
+        geometry=draw(st.sampled_from((FIVE, ODD))),
+        steps=steps,
+        drafter=draw(st.sampled_from(DRAFTERS)),
+        others=tuple(others.items()),
+    )
+    drawn = Draw(
+        draw(st.sampled_from((0.0, 0.5, 0.9, 1.4))),
+        draw(st.integers(0, 40)),
+        draw(st.sampled_from((1.0, 0.9, 0.5))),
+        draw(st.integers(0, 2**32 - 1)),
+    )
+    prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40))
+    return Combination(shape, draw(st.sampled_from(PAIRS[shape.geometry])), tuple(prompt), drawn, 40)
+
+
+NEAR_TIE = {"float64": 0.0, "float32": 1e-3, "bfloat16": 3.0}
+"""Largest distance (see `oracle.Step.distance`) at which another token counts as a near tie; logits have a standard
+deviation of about 5. bfloat16 keeps 8 bits of each activation, and these random models amplify errors: plain decoding
+in bfloat16 gives as many other tokens, as far off (`as_plain`)."""
+
+
+def as_plain(combination: Combination) -> Combination:
+    """The same text wanted from plain decoding on one device, one token at a time."""
+    return dataclasses.replace(combination, shape=Shape("pp", 1, 1, 1, combination.shape.geometry))
+
+
+def run_grid(grid: Sequence[tuple[Shape, str, int]], dtype: str, new_tokens: int = 32) -> Iterator[list[Outcome]]:
+    """The outcomes of each program in turn; programs of one shape share an engine while they follow each other."""
+    for number, (shape, kind, count) in enumerate(grid):
+        yield [compare(c, dtype) for c in combinations(shape, kind, count, number, new_tokens)]
+        if number + 1 == len(grid) or grid[number + 1][0] != shape:
+            bench.cache_clear()
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """Counts in one line."""
+    distances = [distance for outcome in outcomes for _, distance in outcome.other]
+    rates = sorted(outcome.hit_rate for outcome in outcomes)
+    parts = [
+        f"{len(outcomes)} texts",
+        f"{sum(bool(outcome.other) for outcome in outcomes)} differ",
+        f"{sum(outcome.tokens for outcome in outcomes)} tokens",
+        f"{len(distances)} differ",
+        f"the farthest by {max(distances, default=0):.1e}",
+        f"log-probabilities within {max(outcome.log_prob_error for outcome in outcomes):.1e}",
+        f"hit rates {rates[0]:.2f} to {rates[-1]:.2f}, {sum(0.3 <= rate <= 0.95 for rate in rates)} in 0.3..0.95",
+        f"{sum(outcome.late for outcome in outcomes)} late hits",
+    ]
+    return ", ".join(parts)
+
+
+def histogram(outcomes: Sequence[Outcome]) -> str:
+    """How many combinations have which hit rate."""
+    counts = np.histogram([outcome.hit_rate for outcome in outcomes], bins=10, range=(0, 1))[0]
+    return "hit rates in tenths: " + " ".join(str(count) for count in counts)
