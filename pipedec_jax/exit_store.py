@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.loading import Model
-from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
+from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes
 from pipedec_jax.model.parameters import Parameters, ParameterSource, flatten, nest, parameter_shapes
 
 FOLDER = "exits"
@@ -36,18 +36,6 @@ VERSION = 1
 
 SAMPLE = 65536
 """Elements of each array that a target's fingerprint covers, evenly spread over it."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ExitHead:
-    """An exit head in memory."""
-
-    config: ExitHeadConfig
-    params: Parameters
-    """NumPy arrays in the stored dtype; empty for the untrained `target` variant."""
-    agreement: Mapping[str, float]
-    """Measured after training: share of positions whose token is among the head's best 1, 2, 4, 8 (the keys) along
-    the target's own greedy text after held-out prompts; empty when it was not measured."""
 
 
 def fingerprint(source: ParameterSource) -> str:

@@ -143,7 +143,7 @@ def simulate(system: System, settings: EngineSettings, params: Any, request: Req
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
         nodes = tree.record(grow(system, shared, drafts), leaving, choice, jnp.zeros(choice.shape, jnp.float32))
-        return walk(shared.replace(tree=nodes)), state
+        return walk(system.schedule, shared.replace(tree=nodes)), state
 
     return lax.while_loop(more, step, (begin(system, request), state))[0]
 

@@ -35,6 +35,8 @@ class ReplayDrafter(Drafter):
     vocab_size: int
     chances: tuple[float, ...] | None = None
     """The chance that it gives each of its guesses; by default halves, quarters and so on."""
+    at_exit: bool = False
+    """Whether it stands in for an exit head."""
 
     def propose(self, params: Replay, state: Any, view: View) -> tuple[Any, Proposals]:
         """Guesses for the frontier: the known token in its place, wrong ones in the others."""

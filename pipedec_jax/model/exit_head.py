@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -101,6 +102,18 @@ class ExitHeadConfig:
         return cls(**values)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExitHead:
+    """An exit head in memory."""
+
+    config: ExitHeadConfig
+    params: Parameters
+    """NumPy arrays in the stored dtype; empty for the untrained `target` variant."""
+    agreement: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Measured after training: share of positions whose token is among the head's best 1, 2, 4, 8 (the keys) along
+    the target's own greedy text after held-out prompts; empty when it was not measured."""
+
+
 def head_shapes(config: ExitHeadConfig, target: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of a head's arrays under their path, such as `layers/0/query`, in the order they are used."""
     model = config.model(target)
@@ -165,7 +178,7 @@ def before_vocabulary(
     params: Parameters,
     x: jax.Array,
     rope: tuple[jax.Array, jax.Array],
-    attend: llama.Attend,
+    attend: llama.Attend | None,
 ) -> tuple[jax.Array, Any]:
     """The head's path but its last norm and the product with the vocabulary: `[..., W, R]`, and the block's cache.
 
@@ -175,7 +188,8 @@ def before_vocabulary(
         params: the head's arrays (`head_shapes`), in the dtype of `x`.
         x: the hidden rows `[..., W, D]` after the target's first `exit_layer` layers.
         rope: `llama.rope_tables` of the rows' positions.
-        attend: reads and extends the block's own one-layer cache; called once by a block, never by other variants.
+        attend: reads and extends the block's own one-layer cache; called once by a block, and `None` will do for
+            other variants.
 
     Returns:
         Rows for `llama.logits(config.model(target), final_norm, head, rows)` (see `vocabulary_part`), and what
@@ -186,13 +200,14 @@ def before_vocabulary(
         if config.mapped:
             x = llama.product("...D,DR->...R", llama.rms_norm(x, params["map_norm"], target.norm_eps), params["map"])
         if config.variant == "block":
+            assert attend is not None
             x, cache = llama.forward_layer(config.model(target), params["layers"]["0"], x, rope, attend)
     return x, cache
 
 
 def vocabulary_part(
-    config: ExitHeadConfig, params: Parameters, final_norm: jax.Array, head_VD: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    config: ExitHeadConfig, params: Parameters, final_norm: Any, head_VD: Any
+) -> tuple[Any, Any]:
     """The head's last norm `[R]` and its vocabulary matrix `[V, R]`, given the target's final norm and LM head."""
     norm = final_norm if config.variant == "target" else params["final_norm"]
     return norm, params["head"].T if "head" in params else head_VD
@@ -205,7 +220,7 @@ def exit_logits(
     own: Parameters,
     x: jax.Array,
     rope: tuple[jax.Array, jax.Array],
-    attend: llama.Attend,
+    attend: llama.Attend | None,
 ) -> tuple[jax.Array, Any]:
     """The whole head: logits `[..., W, V]` in float32 or wider of hidden rows `[..., W, D]`, and the block's cache.
 
