@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 
 from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import layer_shapes
 from pipedec_jax.pipeline.split import split_layers
 
@@ -33,6 +34,8 @@ class Costs:
     """The target's whole LM head at width 1, on one device."""
     draft: float = 0.0
     """One step of the draft: all its layers and its LM head."""
+    exit_head: float = 0.0
+    """One step of the exit head, its product with the vocabulary included."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
@@ -44,14 +47,17 @@ class Costs:
             raise ValueError("cost pp_layer must be over 0")
 
 
-def byte_costs(target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int) -> Costs:
-    """Costs as bytes of weights read, `item_bytes` for each. The same at any width."""
+def byte_costs(
+    target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int, head: ExitHeadConfig | None = None
+) -> Costs:
+    """Costs as bytes of weights read, `item_bytes` for each; `head` is the exit head. The same at any width."""
     return Costs(
         layer=layer_bytes(target, item_bytes),
         head=head_bytes(target, item_bytes),
         pp_layer=layer_bytes(target, item_bytes),
         pp_head=head_bytes(target, item_bytes),
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
+        exit_head=item_bytes * sum(step_weights(head, target).values()) if head else 0.0,
     )
 
 

@@ -53,12 +53,12 @@ class View(struct.PyTreeNode):
     frontier: jax.Array
     """[W] int32: the nodes to extend, chosen by the schedule (at an exit, those that passed it in this tick); C for
     none. Each has a slot."""
-    hidden: jax.Array | None
-    """[W, D]: their hidden rows after the exit layer; `None` for a drafter that is not at an exit."""
     sampling: SamplingArrays
     """How the target draws its tokens."""
     mode: SamplingMode = struct.field(pytree_node=False)
     """The static part of that."""
+    hidden: jax.Array | None = None
+    """[W, D]: hidden rows of the frontier after the exit layer; `None` for a drafter that is not at an exit."""
 
     def rows(self) -> Rows:
         """The frontier as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""

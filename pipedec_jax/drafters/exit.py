@@ -78,9 +78,7 @@ class ExitDrafter(Drafter):
 
         return where_busy(run, state, view, self.children)
 
-    def _path(
-        self, params: ExitParams, state: ExitState, x: jax.Array, rows: Rows
-    ) -> tuple[ExitState, jax.Array]:
+    def _path(self, params: ExitParams, state: ExitState, x: jax.Array, rows: Rows) -> tuple[ExitState, jax.Array]:
         rope = llama.rope_tables(self.target, rows.position, x.dtype)
         attend = state[0].attend(rows) if state else None
         x, cache = before_vocabulary(self.head, self.target, params.layers, x, rope, attend)

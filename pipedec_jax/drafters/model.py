@@ -23,6 +23,7 @@ from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.tree import at
 
+
 class DraftParams(struct.PyTreeNode):
     """The draft model's weights, replicated."""
 
@@ -63,21 +64,22 @@ class ModelDrafter(Drafter):
 
     def prefill(self, params: DraftParams, state: DraftState, chunk: jax.Array, rows: Rows) -> DraftState:
         """Fill the cache with a chunk of the prompt."""
-        return self._layers(params, state, chunk, rows)[0]
+        return self.run_layers(params, state, chunk, rows)[0]
 
     def propose(self, params: DraftParams, state: DraftState, view: View) -> tuple[DraftState, Proposals]:
         """One step of the draft over the frontier; nothing is computed where that is empty."""
 
         def run(state: DraftState) -> tuple[DraftState, Proposals]:
-            state, x = self._layers(params, state, at(view.tree.token, view.frontier, 0), view.rows())
+            state, x = self.run_layers(params, state, at(view.tree.token, view.frontier, 0), view.rows())
             logit_WV = llama.logits(self.config, params.final_norm, params.head, x)[:, : self.vocab_size]
             return state, most_likely(logit_WV, view, self.children, self.sharpness, self.noise)
 
         return where_busy(run, state, view, self.children)
 
-    def _layers(
+    def run_layers(
         self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows
     ) -> tuple[DraftState, jax.Array]:
+        """The new cache, and the hidden rows `[W, D]` of these tokens after all layers."""
         x = params.embedding[token_W]
         rope = llama.rope_tables(self.config, rows.position, x.dtype)
         caches = []

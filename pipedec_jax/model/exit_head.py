@@ -205,9 +205,7 @@ def before_vocabulary(
     return x, cache
 
 
-def vocabulary_part(
-    config: ExitHeadConfig, params: Parameters, final_norm: Any, head_VD: Any
-) -> tuple[Any, Any]:
+def vocabulary_part(config: ExitHeadConfig, params: Parameters, final_norm: Any, head_VD: Any) -> tuple[Any, Any]:
     """The head's last norm `[R]` and its vocabulary matrix `[V, R]`, given the target's final norm and LM head."""
     norm = final_norm if config.variant == "target" else params["final_norm"]
     return norm, params["head"].T if "head" in params else head_VD

@@ -121,7 +121,9 @@ class EngineSettings:
         if self.draft_steps > 1:
             raise ValueError("draft_steps must be 1 at an exit: its head sees each node once, as it passes")
         if self.pool is not None:
-            raise ValueError("pool is for guesses extended before they are sent; at an exit there are none: leave it out")
+            raise ValueError(
+                "pool is for guesses extended before they are sent; at an exit there are none: leave it out"
+            )
         if self.method == "eesd" and (self.width, self.children) != (1, 1):
             raise ValueError(
                 f"eesd drafts a chain: width and children must be 1, not {self.width} and {self.children} "
@@ -183,7 +185,9 @@ def check_fit(
         if draft is not None:
             raise ValueError("with an exit the target drafts for itself: leave the draft model out, or exit_layer")
         if drafter == "ngram":
-            raise ValueError("drafter 'ngram' does without an exit: choose 'model' (the head) or 'both', or no exit_layer")
+            raise ValueError(
+                "drafter 'ngram' does without an exit: choose 'model' (the head) or 'both', or no exit_layer"
+            )
         if head is not None and head.exit_layer != settings.exit_layer:
             raise ValueError(f"the exit head is for exit layer {head.exit_layer}, not {settings.exit_layer}")
         return
