@@ -22,8 +22,8 @@ VOCAB = 97
 def main() -> None:
     """Parse arguments, simulate, print a table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8], help="of the demo target's 16 layers (4 8)")
-    parser.add_argument("--exit-layer", type=int, default=4, help="layers of the exit path (4)")
+    parser.add_argument("--stages", type=int, default=8, help="of the demo target's 16 layers (8)")
+    parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
     parser.add_argument("--draft-lengths", type=int, nargs="+", default=[1, 4, 8], help="of EESD (1 4 8)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1])
     parser.add_argument("--tokens", type=int, default=500, help="tokens of the replayed text (500)")
@@ -51,54 +51,53 @@ def main() -> None:
     counts: dict[tuple[int, str], list[float]] = {}
     forms: dict[tuple[int, str], list[float]] = {}
     fine = np.linspace(0, 1, 101).tolist()
-    print(f"PP's ticks over the method's, exit after {args.exit_layer} of {target.layers} layers, by acceptance rate:")
+    print(f"PP's ticks over the method's on {args.stages} stages, by acceptance rate: ", end="")
     print(f"simulated with {args.tokens} tokens / closed form")
-    print("| stages | exit stages | method | " + " | ".join(map(str, args.rates)) + " |")
+    print("| exit layer | exit stages | method | " + " | ".join(map(str, args.rates)) + " |")
     print("|" + " --- |" * (3 + len(args.rates)))
-    for stages in args.stages:
+    for layer in args.exits:
         for method, length in methods:
             settings = EngineSettings(
-                method=method, stages=stages, exit_layer=args.exit_layer, width=1, children=1, draft_length=length
+                method=method, stages=args.stages, exit_layer=layer, width=1, children=1, draft_length=length
             )
             drafter = ReplayAtExit(children=1, vocab_size=VOCAB)
             simulator = Simulator(target, None, settings, vocab_size=VOCAB, drafter=drafter)
             e = simulator.exit_stages
 
-            def form(rate: float, method: str = method, n: int = stages, e: int = e, k: int = length) -> float:
+            def form(rate: float, method: str = method, n: int = args.stages, e: int = e, k: int = length) -> float:
                 if method == "ppsd":
                     return n / exit_cost.ppsd_ticks_per_token(rate, n, e)
                 return n / exit_cost.eesd_ticks_per_token(rate, n, e, k)
 
             name = method if method == "ppsd" else f"eesd, {length} drafts"
-            counts[stages, name] = [stages / counted(simulator, rate) for rate in args.rates]
-            forms[stages, name] = [form(rate) for rate in fine]
-            cells = [
-                f"{found:.2f} / {form(rate):.2f}" for rate, found in zip(args.rates, counts[stages, name], strict=True)
-            ]
-            print(f"| {stages} | {e} | {name} | " + " | ".join(cells) + " |", flush=True)
+            counts[layer, name] = [args.stages / counted(simulator, rate) for rate in args.rates]
+            forms[layer, name] = [form(rate) for rate in fine]
+            both = zip(args.rates, counts[layer, name], strict=True)
+            cells = [f"{found:.2f} / {form(rate):.2f}" for rate, found in both]
+            print(f"| {layer} | {e} | {name} | " + " | ".join(cells) + " |", flush=True)
     if args.out is not None:
-        draw(counts, forms, args.stages, args.rates, fine, args.out)
+        draw(counts, forms, args.exits, args.rates, fine, args.out)
 
 
 def draw(
     counts: dict[tuple[int, str], list[float]],
     forms: dict[tuple[int, str], list[float]],
-    stages: list[int],
+    exits: list[int],
     rates: list[float],
     fine: list[float],
     out: Path,
 ) -> None:
-    """A panel per stage count: closed forms as lines, counted ticks as dots, plain decoding at 1."""
+    """A panel per exit: closed forms as lines, counted ticks as dots, plain decoding at 1."""
     import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
 
-    figure, panels = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 3.8), squeeze=False)
-    for panel, count in zip(panels[0], stages, strict=True):
+    figure, panels = plt.subplots(1, len(exits), figsize=(4.6 * len(exits), 3.8), squeeze=False)
+    for panel, layer in zip(panels[0], exits, strict=True):
         for (number, name), values in forms.items():
-            if number == count:
+            if number == layer:
                 (line,) = panel.plot(fine, values, label=name)
-                panel.plot(rates, counts[count, name], ".", color=line.get_color())
+                panel.plot(rates, counts[layer, name], ".", color=line.get_color())
         panel.axhline(1, color="black", linewidth=0.8, linestyle="--", label="plain decoding (pp)")
-        panel.set_title(f"{count} stages")
+        panel.set_title(f"exit after {layer} layers")
         panel.set_xlabel("acceptance rate")
         panel.set_yscale("log", base=2)
         panel.grid(alpha=0.3)
