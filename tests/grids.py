@@ -12,6 +12,7 @@ import numpy as np
 from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, EXIT_TOO, METHODS
+from pipedec_jax.tick_costs import TickCosts
 from tests.exactness import Combination, Outcome, Shape, bench, compare
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import FIVE, ODD, PAIRS, SIXTEEN, VOCAB, prompt_of
@@ -45,6 +46,9 @@ def combinations(shape: Shape, kind: str, count: int, offset: int = 0, new_token
         yield Combination(shape, pairs[i % len(pairs)], prompt_of(length, i), draw, new_tokens)
 
 
+RISING = (1.0, 1.0, 1.3, 1.3, 2.0, 2.0, 3.0)
+"""Costs of a tick by the rows of its widest batch."""
+
 SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("pp", 1, 1, 1, FIVE), "greedy", 4),
     (Shape("pp", 4, 1, 1, FIVE), "filtered", 7),
@@ -69,6 +73,7 @@ SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("best-first", 4, 8, 4, FIVE, steps=3), "sampled", 16),
     (Shape("best-first", 8, 6, 3, SIXTEEN, steps=2, drafter="both"), "greedy", 8),
     (Shape("best-first", 2, 6, 3, FIVE, steps=4, drafter="ngram"), "greedy", 8),
+    (Shape("best-first", 3, 6, 3, ODD, steps=2, others=(("costs", TickCosts(RISING)),)), "sampled", 12),
 ]
 """Compiled programs of the tests: shape, mode, and how many combinations each decodes."""
 
@@ -133,6 +138,8 @@ def any_combination(draw: st.DrawFn) -> Combination:
     if method != "pp":
         others["sharpness"] = draw(st.sampled_from((0.5, 1.0, 2.0)))
         others["noise"] = draw(st.sampled_from(get_args(Noise)))
+        if draw(st.booleans()):
+            others["costs"] = TickCosts(tuple(sorted(draw(st.lists(st.sampled_from(COSTS), min_size=1, max_size=9)))))
     if method in ("stpp", "best-first"):
         steps = draw(st.integers(1, 4))
     if method == "best-first":
@@ -186,6 +193,9 @@ def of_shape(draw: st.DrawFn, shape: Shape) -> Combination:
     prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40))
     return Combination(shape, draw(st.sampled_from(PAIRS[shape.geometry])), tuple(prompt), drawn, 40)
 
+
+COSTS = (1.0, 1.2, 2.0, 5.0)
+"""Of ticks, from which curves are drawn."""
 
 NEAR_TIE = {"float64": 0.0, "float32": 1e-3, "bfloat16": 3.0}
 """Largest distance (see `oracle.Step.distance`) at which another token counts as a near tie; logits have a standard

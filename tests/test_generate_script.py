@@ -177,7 +177,7 @@ def test_a_prompt_file_that_is_no_text_is_an_error(script, models, no_engine, ca
         ("{", "is not JSON"),
         ("[1]", "must hold one JSON object"),
         ('{"layer": 1}', "calibration lacks 'head'"),
-        ('{"layer": "x", "head": 1, "pp_layer": 1, "pp_head": 1}', "cost layer must be a finite number"),
+        ('{"layer": "x", "head": 1, "draft": 1}', "cost layer must be a finite number"),
     ],
 )
 def test_a_calibration_that_is_none_is_an_error(script, models, no_engine, capsys, tmp_path, text, message):
@@ -186,14 +186,15 @@ def test_a_calibration_that_is_none_is_an_error(script, models, no_engine, capsy
 
 
 def test_modeled_time_follows_a_calibration(script, models, capsys, tmp_path):
-    times = {"layer": 3.0, "head": 1.0, "pp_layer": 1.0, "pp_head": 1.0, "draft": 0.5}
+    times = {"layer": {"1": 1.0, "64": 3.0}, "head": 1.0, "draft": 0.5}
     (tmp_path / "times.json").write_text(json.dumps(times), encoding="utf-8")
     calibration = ["--calibration", str(tmp_path / "times.json"), "--draft-steps", "1"]
     script.main([*models, *SIZES, "--prompt", "x = 1", *calibration, "--json"])
     found = json.loads(capsys.readouterr().out)
-    layers, ticks = 4, found["ticks_per_token"]
-    # Two layers a stage at 3; one head whole over three ranks; PP: all layers at 1, its head over two.
-    assert found["modeled_speedup_vs_pp"] == pytest.approx((layers + 1 / 2) / ((6 + 1 / 3) * ticks))
+    layers, cost, ticks = 4, found["modeled_cost"], found["ticks"]
+    # Two layers a stage at 1, or 3 for more rows; the head over three ranks; PP: all layers at 1, its head over two.
+    assert ticks * (2 + 1 / 3) < cost < ticks * (6 + 1 / 3)
+    assert found["modeled_speedup_vs_pp"] == pytest.approx((layers + 1 / 2) * found["new_tokens"] / cost)
 
 
 def test_weights_that_cannot_be_read_are_an_error(script, models, family, capsys, tmp_path):

@@ -2,7 +2,8 @@
 
 Ticks are not time. A tick lasts as long as its slowest rank, while PP's token costs the sum of its stages at width 1;
 with uneven stages, or a draft heavier than a stage, a ratio of ticks flatters. Decoding is bound by reading weights,
-so by default a part costs the bytes of weights it reads. Measured seconds may take their place.
+so by default a part costs the bytes of weights it reads, however many rows it serves. Measured seconds, by the number
+of rows where they depend on it, may take their place.
 
 Left out on purpose: caches, activations, the few embedding rows, and that ticks without a row to finish skip the head
 (which makes a real tick a little cheaper than here).
@@ -13,62 +14,87 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import layer_shapes
 from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.tick_costs import TickCosts
+
+ByRows = float | Mapping[int, float]
+"""A cost, the same for any number of rows; or costs of up to so many rows each, the largest for more as well."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What one pass of each part costs, all in one unit (bytes read, or seconds)."""
+    """What one pass of each part costs, all in one unit (bytes read, or seconds).
 
-    layer: float
-    """One layer of the target, at the width of a tick's batch."""
-    head: float
-    """The target's whole LM head, at that width, on one device."""
-    pp_layer: float
-    """One layer of the target at width 1."""
-    pp_head: float
-    """The target's whole LM head at width 1, on one device."""
-    draft: float = 0.0
+    Raises:
+        ValueError: for a cost that is no finite number of at least 0, or a number of rows that is none.
+    """
+
+    layer: ByRows
+    """One layer of the target."""
+    head: ByRows
+    """The target's whole LM head, on one device."""
+    draft: ByRows = 0.0
     """One step of the draft: all its layers and its LM head."""
-    exit_head: float = 0.0
+    exit_head: ByRows = 0.0
     """One step of the exit head, its product with the vocabulary included."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"cost {name} must be a finite number >= 0, not {value!r}")
-        if self.pp_layer == 0:
-            raise ValueError("cost pp_layer must be over 0")
+            costs = value if isinstance(value, Mapping) and name != "exchange" else {1: value}
+            if not costs:
+                raise ValueError(f"cost {name} must not be empty")
+            for rows, cost in costs.items():
+                if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+                    raise ValueError(f"cost {name} must be given for whole numbers of rows from 1 on, not {rows!r}")
+                if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < math.inf:
+                    raise ValueError(f"cost {name} must be a finite number >= 0, not {cost!r}")
+        if at_rows(self.layer, 1) == 0:
+            raise ValueError("cost layer must be over 0")
+
+
+def at_rows(cost: ByRows, rows: int) -> float:
+    """What so many rows cost."""
+    if not isinstance(cost, Mapping):
+        return cost
+    return cost[min((size for size in cost if size >= rows), default=max(cost))]
 
 
 def byte_costs(
     target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int, head: ExitHeadConfig | None = None
 ) -> Costs:
-    """Costs as bytes of weights read, `item_bytes` for each; `head` is the exit head. The same at any width."""
+    """Costs as bytes of weights read, `item_bytes` for each; `head` is the exit head."""
     return Costs(
         layer=layer_bytes(target, item_bytes),
         head=head_bytes(target, item_bytes),
-        pp_layer=layer_bytes(target, item_bytes),
-        pp_head=head_bytes(target, item_bytes),
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
         exit_head=item_bytes * sum(step_weights(head, target).values()) if head else 0.0,
     )
 
 
-def calibrated_costs(seconds: Mapping[str, float]) -> Costs:
-    """Costs as measured seconds, under the names of `Costs`.
+def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
+    """Costs as measured seconds, under the names of `Costs`: a number, or an object of numbers by rows (as in JSON).
 
     Raises:
         ValueError: for an unknown or missing name, or a value that is no time.
     """
     check_keys(dict(seconds), Costs, "calibration")
-    return Costs(**seconds)
+
+    def by_rows(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            return {int(rows): cost for rows, cost in value.items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"cost {name} must be given by whole numbers of rows, not {list(value)}") from None
+
+    return Costs(**{name: by_rows(name, value) for name, value in seconds.items()})
 
 
 def layer_bytes(config: LlamaConfig, item_bytes: int) -> int:
@@ -81,7 +107,9 @@ def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
     return item_bytes * config.vocab_size * config.width
 
 
-def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
+def tick_cost(
+    costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1, rows: int = 1, width: int = 1
+) -> float:
     """Cost of a tick: its slowest rank, the head's slice and the exchange.
 
     Layers are split as evenly as possible, so the slowest stage is the longest. The target's head is sharded by
@@ -94,57 +122,75 @@ def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draf
         stages: of the target (N).
         draft_ranks: ranks behind the target's stages.
         draft_steps: steps of the draft in a tick.
+        rows: of the widest batch in the pipe.
+        width: rows that a draft step extends.
     """
-    longest = split_layers(layers, stages).longest * costs.layer
-    drafting = draft_steps * costs.draft if draft_ranks else 0.0
-    return max(longest, drafting) + costs.head / (stages + draft_ranks) + costs.exchange
+    drafting = draft_steps * at_rows(costs.draft, width) if draft_ranks else 0.0
+    return max(stage_cost(costs, layers, stages, rows), drafting) + _ending(costs, stages + draft_ranks, rows)
 
 
-def static_tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
-    """Mean cost of a tick where a static tree is drafted first, and then goes through the stages alone (STPP).
+def stage_cost(costs: Costs, layers: int, stages: int, rows: int = 1) -> float:
+    """Cost of the longest stage's layers."""
+    return split_layers(layers, stages).longest * at_rows(costs.layer, rows)
 
-    Of N + 1 ticks one drafts while the stages idle and N pass the tree on, the last of which needs the head. Beside the
-    first stage the draft takes in what it has not yet of the tree, for which it needs at most as many steps again.
+
+def _ending(costs: Costs, ranks: int, rows: int) -> float:
+    """What comes after the layers in every tick: a rank's slice of the head, and the exchange."""
+    return at_rows(costs.head, rows) / ranks + costs.exchange
+
+
+def tick_costs(
+    costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1, width: int = 1
+) -> TickCosts:
+    """`tick_cost` by the rows of the widest batch, 0 to `width`."""
+    return TickCosts(
+        tuple(tick_cost(costs, layers, stages, draft_ranks, draft_steps, rows, width) for rows in range(width + 1))
+    )
+
+
+def static_tick_costs(
+    costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1, level: int = 1
+) -> TickCosts:
+    """Costs of the ticks of STPP, where a static tree is drafted first, and then goes through the stages alone.
+
+    Of N + 1 ticks one drafts while the stages idle (no rows) and N pass the tree on, the last of which needs the head;
+    each is charged an Nth of that. Beside the first stage the draft takes in what it has not yet of the tree, for which
+    it needs at most as many steps again; what of them is longer than a full tree's stage is charged to the first tick.
+
+    Args:
+        costs: of each part.
+        layers: of the target (L).
+        stages: of the target (N).
+        draft_ranks: ranks behind the target's stages.
+        draft_steps: levels of the tree.
+        level: nodes that a draft step extends; a full tree has so many a level, and its root.
     """
-    longest = split_layers(layers, stages).longest * costs.layer
-    drafting = draft_steps * costs.draft if draft_ranks else 0.0
-    passing = max(longest, drafting) + (stages - 1) * longest + costs.head / (stages + draft_ranks)
-    return (drafting + passing) / (stages + 1) + costs.exchange
+    width = 1 + draft_steps * level
+    drafting = draft_steps * at_rows(costs.draft, level) if draft_ranks else 0.0
+    again = max(0.0, drafting - stage_cost(costs, layers, stages, width))
+
+    def passing(rows: int) -> float:
+        head = at_rows(costs.head, rows) / (stages + draft_ranks) / stages
+        return stage_cost(costs, layers, stages, rows) + head + costs.exchange
+
+    return TickCosts((drafting + again + costs.exchange, *(passing(rows) for rows in range(1, width + 1))))
 
 
 MOST_DRAFT_STEPS = 4
 """Bound where a draft step costs next to nothing: each also updates the tree on every rank, which is not charged."""
 
 
-def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int) -> int:
+def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int, width: int = 1) -> int:
     """Steps of the draft that fit beside the longest stage, so that a tick does not get longer; at least 1."""
-    if not costs.draft:
+    step = at_rows(costs.draft, width)
+    if not step:
         return MOST_DRAFT_STEPS
-    return max(1, min(MOST_DRAFT_STEPS, int(split_layers(layers, stages).longest * costs.layer / costs.draft)))
+    return max(1, min(MOST_DRAFT_STEPS, int(stage_cost(costs, layers, stages, width) / step)))
 
 
 def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:
     """Cost of a token under PP: all stages one after another at width 1, then the head, sharded over the stages."""
-    return layers * costs.pp_layer + costs.pp_head / stages + stages * costs.exchange
-
-
-def modeled_speedup_vs_pp(
-    costs: Costs,
-    layers: int,
-    stages: int,
-    ticks_per_token: float,
-    draft_ranks: int = 1,
-    draft_steps: int = 1,
-    static: bool = False,
-) -> float:
-    """How many times faster than PP on as many target stages: PP's token over (tick times ticks per token).
-
-    `static` is for trees that are drafted while the stages wait (`static_tick_cost`).
-    """
-    if not ticks_per_token > 0:
-        raise ValueError(f"ticks_per_token must be over 0, not {ticks_per_token!r}")
-    tick = (static_tick_cost if static else tick_cost)(costs, layers, stages, draft_ranks, draft_steps)
-    return pp_token_cost(costs, layers, stages) / (tick * ticks_per_token)
+    return layers * at_rows(costs.layer, 1) + at_rows(costs.head, 1) / stages + stages * costs.exchange
 
 
 def ticks_filled_pipe(stages: int, hits: int, misses: int) -> int:

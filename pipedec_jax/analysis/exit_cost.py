@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipedec_jax.analysis.cost import Costs, pp_token_cost
+from pipedec_jax.analysis.cost import Costs, at_rows, pp_token_cost
 from pipedec_jax.pipeline.split import StageSplit
+from pipedec_jax.tick_costs import TickCosts
 
 
 def ppsd_ticks(stages: int, exit_stages: int, hits: int, misses: int) -> int:
@@ -51,31 +52,34 @@ class Cycle:
     """The exit head's own work in layers, its product with the vocabulary included."""
 
 
-def cycle(costs: Costs, split: StageSplit) -> Cycle:
-    """The longest stage by these costs."""
-    head = costs.exit_head / costs.layer
+def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
+    """The longest stage by these costs, where the widest batch has so many rows."""
+    layer = at_rows(costs.layer, rows)
+    head = at_rows(costs.exit_head, rows) / layer
     work = [count + head * (k + 1 == split.exit) for k, count in enumerate(split.count)]
     return Cycle(stage=work.index(max(work)) + 1, layers=max(work), head=head)
 
 
-def exit_tick_cost(costs: Costs, split: StageSplit) -> float:
-    """Cost of a tick: the longest stage with the exit head, a slice of the target's own head, and the exchange."""
-    return cycle(costs, split).layers * costs.layer + costs.head / split.stages + costs.exchange
+def exit_tick_costs(costs: Costs, split: StageSplit, width: int) -> TickCosts:
+    """Costs of ticks by the rows of the widest batch, 0 to `width`.
+
+    A tick lasts as long as its longest stage, the exit head included; a slice of the target's own head, and the
+    exchange, come after it.
+    """
+
+    def tick(rows: int) -> float:
+        longest = cycle(costs, split, rows).layers * at_rows(costs.layer, rows)
+        return longest + at_rows(costs.head, rows) / split.stages + costs.exchange
+
+    return TickCosts(tuple(tick(rows) for rows in range(width + 1)))
 
 
-def eesd_tick_cost(costs: Costs, split: StageSplit, length: int) -> float:
-    """Mean cost of a tick of EESD: a draft costs the exit path alone, the verification all stages, nothing overlaps.
+def eesd_tick_costs(costs: Costs, split: StageSplit, length: int) -> TickCosts:
+    """Mean cost of a tick of EESD: a draft costs the exit path alone, a verdict all stages, and nothing overlaps.
 
     A verdict on a whole chain costs what one on a token does: the weights are read once.
     """
-    path = sum(split.count[: split.exit]) * costs.layer + costs.exit_head + split.exit * costs.exchange
+    path = sum(split.count[: split.exit]) * at_rows(costs.layer, 1) + at_rows(costs.exit_head, 1)
+    drafting = length * (path + split.exit * costs.exchange)
     verdict = pp_token_cost(costs, sum(split.count), split.stages)
-    return (length * path + verdict) / (length * split.exit + split.stages)
-
-
-def exit_speedup_vs_pp(costs: Costs, split: StageSplit, ticks_per_token: float, length: int | None = None) -> float:
-    """How many times faster than PP on as many stages, evenly split; of EESD where a draft `length` is given."""
-    if not ticks_per_token > 0:
-        raise ValueError(f"ticks_per_token must be over 0, not {ticks_per_token!r}")
-    tick = exit_tick_cost(costs, split) if length is None else eesd_tick_cost(costs, split, length)
-    return pp_token_cost(costs, sum(split.count), split.stages) / (tick * ticks_per_token)
+    return TickCosts(((drafting + verdict) / (length * split.exit + split.stages),))

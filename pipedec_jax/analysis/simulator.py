@@ -152,6 +152,7 @@ class Simulator:
                 schedule=make_schedule(self.settings),
                 sampling=sampling.mode,
                 draft_steps=self.settings.steps,
+                costs=self.settings.costs,
             )
             run = functools.partial(simulate, system, self.settings)
             spread = jax.shard_map(run, mesh=self._mesh, in_specs=(SAME, SAME, SAME), out_specs=SAME, check_vma=False)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pipedec_jax.analysis import cost
-from pipedec_jax.analysis.exit_cost import Cycle, cycle, exit_speedup_vs_pp
+from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
@@ -75,7 +75,8 @@ class Decoder:
         drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
             drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
             `eesd`.
-        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes.
+        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes. Where they grow with
+            a batch's rows, fewer rows are computed as such, and best-first sends only what is worth its cost.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
 
@@ -148,7 +149,6 @@ class Decoder:
         guesser = make_drafter(
             settings, draft.config if draft else None, drafter, target.vocab_size, target.config, head
         )
-        self._draft_ranks = guesser.ranks
         ranks = stages + guesser.ranks
         self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
@@ -158,10 +158,20 @@ class Decoder:
             self._costs = cost.calibrated_costs(calibration)
             if head is not None and not self._costs.exit_head:
                 raise ValueError("the calibration lacks exit_head: the seconds of a step of the exit head")
+        layers, width = target.config.layers, settings.width
         if draft_steps is None and method == "best-first" and exit_layer is None:
-            steps = cost.draft_steps_beside_a_stage(self._costs, target.config.layers, stages)
+            steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
             settings = dataclasses.replace(settings, draft_steps=steps)
-        self.settings = dataclasses.replace(settings, dtype=self.dtype)
+        if method == "stpp":
+            costs = cost.static_tick_costs(self._costs, layers, stages, guesser.ranks, depth, width)
+        elif method == "eesd":
+            costs = eesd_tick_costs(self._costs, self.split, draft_length)
+        elif self.split.exit:
+            costs = exit_tick_costs(self._costs, self.split, width)
+        else:
+            rows = 1 if method == "pp" else width
+            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, settings.draft_steps, rows)
+        self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
         self._stream: Stream | None = None
 
     @property
@@ -186,8 +196,8 @@ class Decoder:
 
     @property
     def cycle(self) -> Cycle | None:
-        """The longest stage of a target with an exit, the exit head included; `None` without an exit."""
-        return cycle(self._costs, self.split) if self.split.exit else None
+        """The longest stage of a target with an exit at full width, the exit head included; `None` without an exit."""
+        return cycle(self._costs, self.split, self.width) if self.split.exit else None
 
     @functools.cached_property
     def exit_head(self) -> ExitHead | None:
@@ -308,22 +318,15 @@ class Decoder:
         """Bytes of weights and caches on each device; caches appear with the first prompt."""
         return self.engine.bytes_per_device()
 
-    def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
-        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself."""
+    def modeled_speedup_vs_pp(self, cost_per_token: float) -> float:
+        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself.
+
+        Args:
+            cost_per_token: what the answer's ticks cost (`self.settings.costs`) for each of its tokens.
+        """
         if self.method == "pp":
             return 1.0
-        if self.split.exit:
-            length = self.settings.draft_length if self.method == "eesd" else None
-            return exit_speedup_vs_pp(self._costs, self.split, ticks_per_token, length)
-        return cost.modeled_speedup_vs_pp(
-            self._costs,
-            self.target.config.layers,
-            self.stages,
-            ticks_per_token,
-            self._draft_ranks,
-            self.settings.steps,
-            static=self.method == "stpp",
-        )
+        return cost.pp_token_cost(self._costs, self.target.config.layers, self.stages) / cost_per_token
 
     def _begin(self, request: Request, chunk: int) -> Stream:
         if self._stream is not None:

@@ -20,6 +20,7 @@ FIGURES = (
     "hits",
     "misses",
     "late_hits",
+    "modeled_cost",
     "modeled_speedup_vs_pp",
     "compile_s",
     "ttft_s",
@@ -58,6 +59,8 @@ class Generation:
     finish_reason: FinishReason
     method: str
     """How it was decoded, such as `pipedec`."""
+    modeled_cost: float
+    """What its ticks cost: bytes of weights that the slowest ranks read, or the calibration's seconds; not measured."""
     modeled_speedup_vs_pp: float
     """Modeled time of PP on as many stages over this answer's (`pipedec_jax.analysis.cost`); not measured."""
     compile_s: float

@@ -57,12 +57,14 @@ class View(struct.PyTreeNode):
     """How the target draws its tokens."""
     mode: SamplingMode = struct.field(pytree_node=False)
     """The static part of that."""
+    sizes: tuple[int, ...] = struct.field(pytree_node=False)
+    """Rows of a frontier that are worth a program of their own; the last is W."""
     hidden: jax.Array | None = None
     """[W, D]: hidden rows of the frontier after the exit layer; `None` for a drafter that is not at an exit."""
 
-    def rows(self) -> Rows:
-        """The frontier as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""
-        return tree_rows(self.tree, self.committed, self.frontier)
+    def rows(self, node: jax.Array | None = None) -> Rows:
+        """The frontier, or other nodes, as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""
+        return tree_rows(self.tree, self.committed, self.frontier if node is None else node)
 
 
 class Drafter:

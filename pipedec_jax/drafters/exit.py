@@ -17,10 +17,11 @@ from flax import struct
 from pipedec_jax.cache import LayerCache, Rows, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.drafters.chances import Noise, most_likely, where_busy
+from pipedec_jax.drafters.chances import Noise, most_likely
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary
 from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.tick_costs import over_live_rows
 
 
 class ExitParams(struct.PyTreeNode):
@@ -68,15 +69,16 @@ class ExitDrafter(Drafter):
 
     def propose(self, params: ExitParams, state: ExitState, view: View) -> tuple[ExitState, Proposals]:
         """The head over the rows that passed the exit; nothing is computed where there are none."""
-        hidden = view.hidden
-        assert hidden is not None
 
-        def run(state: ExitState) -> tuple[ExitState, Proposals]:
-            state, x = self._path(params, state, hidden, view.rows())
+        def run(state: ExitState, rows: tuple[jax.Array, jax.Array]) -> tuple[ExitState, Proposals]:
+            node_W, x_WD = rows
+            state, x = self._path(params, state, x_WD, view.rows(node_W))
             logit_WV = llama.logits(self.head.model(self.target), params.final_norm, params.head, x)
-            return state, most_likely(logit_WV[:, : self.vocab_size], view, self.children, self.sharpness, self.noise)
+            logit_WV = logit_WV[:, : self.vocab_size]
+            return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
-        return where_busy(run, state, view, self.children)
+        live = view.frontier < view.tree.capacity
+        return over_live_rows(view.sizes, live, run, state, (view.frontier, view.hidden))
 
     def _path(self, params: ExitParams, state: ExitState, x: jax.Array, rows: Rows) -> tuple[ExitState, jax.Array]:
         rope = llama.rope_tables(self.target, rows.position, x.dtype)

@@ -18,9 +18,10 @@ from flax import struct
 from pipedec_jax.cache import LayerCache, Rows, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.drafters.chances import Noise, most_likely, where_busy
+from pipedec_jax.drafters.chances import Noise, most_likely
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.tree import at
 
 
@@ -69,12 +70,12 @@ class ModelDrafter(Drafter):
     def propose(self, params: DraftParams, state: DraftState, view: View) -> tuple[DraftState, Proposals]:
         """One step of the draft over the frontier; nothing is computed where that is empty."""
 
-        def run(state: DraftState) -> tuple[DraftState, Proposals]:
-            state, x = self.run_layers(params, state, at(view.tree.token, view.frontier, 0), view.rows())
+        def run(state: DraftState, node_W: jax.Array) -> tuple[DraftState, Proposals]:
+            state, x = self.run_layers(params, state, at(view.tree.token, node_W, 0), view.rows(node_W))
             logit_WV = llama.logits(self.config, params.final_norm, params.head, x)[:, : self.vocab_size]
-            return state, most_likely(logit_WV, view, self.children, self.sharpness, self.noise)
+            return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
-        return where_busy(run, state, view, self.children)
+        return over_live_rows(view.sizes, view.frontier < view.tree.capacity, run, state, view.frontier)
 
     def run_layers(
         self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows

@@ -44,6 +44,8 @@ class Progress:
     tokens: list[int]
     ticks: list[int]
     """Tick in which each token was committed, counted from 1 at the root's entry into the pipe."""
+    costs: list[float]
+    """What all ticks up to that one have cost (`EngineSettings.costs`)."""
     delays: list[int]
     """Ticks between the sending of each token's parent and its own: 0 in one batch, 1 in the next, more for a late hit;
     -1 for a miss."""
@@ -67,6 +69,7 @@ def read_progress(shared: Shared, prompt_length: int) -> Progress:
     return Progress(
         tokens=text.token[new].tolist(),
         ticks=text.tick[new].tolist(),
+        costs=text.cost[new].tolist(),
         delays=text.delay[new].tolist(),
         logprobs=text.log_prob[new].tolist(),
         nodes=int(nodes),
@@ -274,6 +277,7 @@ class Engine:
             schedule=self._schedule,
             sampling=mode,
             draft_steps=self.settings.steps,
+            costs=self.settings.costs,
         )
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)

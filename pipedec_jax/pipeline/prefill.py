@@ -16,7 +16,7 @@ from jax import lax
 from pipedec_jax import transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
 from pipedec_jax.exchange import AXIS, sum_over_ranks, vary
-from pipedec_jax.pipeline.stage import run_stage
+from pipedec_jax.pipeline.stage import run_stage_where
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays
 from pipedec_jax.tree import plant
@@ -47,6 +47,7 @@ def begin(system: System, request: Request) -> Shared:
         committed=jnp.arange(slots, dtype=jnp.int32) < last,
         pipe=jnp.full((system.stages, width), capacity, jnp.int32),
         tick=jnp.zeros((), jnp.int32),
+        cost=jnp.zeros((), jnp.float32),
         sent=jnp.zeros((), jnp.int32),
         sampling=request.sampling,
     )
@@ -75,7 +76,7 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
         active = (mine >= 0) & (mine < chunks) & (rank < stages)
         x = jnp.where(rank == 0, embedded, x)
         rows = chunk_rows(mine * width, width, length, slots)
-        cache, x = run_stage(target, weights.target, local.cache, lambda: rows, x, active)
+        cache, x = run_stage_where(active, target, weights.target, local.cache, rows, x)
         if system.exit:
             given, take, which = x, active & (rank == system.drafting_rank), mine
         else:

@@ -27,6 +27,7 @@ from pipedec_jax.schedules.levels import LevelSchedule
 from pipedec_jax.schedules.plain import PlainSchedule
 from pipedec_jax.schedules.static import StaticSchedule
 from pipedec_jax.schedules.synchronous import SynchronousSchedule
+from pipedec_jax.tick_costs import FLAT, TickCosts
 
 METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd")
 """Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, the best candidates
@@ -77,6 +78,9 @@ class EngineSettings:
     """Nodes that best-first extends before they are sent (P); by default two batches for every draft step but one."""
     sharpness: float = 1.0
     """Factor on the draft model's logits before they are taken for the target's chances."""
+    costs: TickCosts = FLAT
+    """What a tick costs by the rows of its widest batch. Where it grows, batches of fewer rows are computed as such,
+    and best-first sends only what is worth it."""
     noise: Noise = "shared"
     """Under which noise the draft model guesses tokens that are drawn."""
     dtype: Any = jnp.float32
@@ -278,7 +282,8 @@ def make_schedule(settings: EngineSettings) -> Schedule:
         case "eesd":
             return SynchronousSchedule(width=1, length=settings.draft_length)
         case _:
-            return BestFirstSchedule(width, pool=settings.pool or 2 * (settings.draft_steps - 1) * width)
+            pool = settings.pool or 2 * (settings.draft_steps - 1) * width
+            return BestFirstSchedule(width, pool, costs=settings.costs, gain=settings.stages)
 
 
 def make_drafter(

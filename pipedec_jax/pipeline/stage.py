@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,43 +46,41 @@ class Target:
 
 
 def run_stage(
-    target: Target,
-    params: TargetParams,
-    cache: StageCache,
-    make_rows: Callable[[], Rows],
-    x: jax.Array,
-    active: jax.Array,
+    target: Target, params: TargetParams, cache: StageCache, rows: Rows, x: jax.Array
 ) -> tuple[StageCache, jax.Array]:
-    """This rank's layers over `x [W, D]` where `active`; otherwise `x` and the cache pass unchanged.
+    """This rank's layers over `x [W, D]`.
 
     Layers are unrolled, each with a cache of its own: scanned, the whole cache would be copied every tick on CPU.
-    A stage shorter than the longest skips its padding. `make_rows` is called where `active` only.
+    A stage shorter than the longest skips its padding.
     """
     count = jnp.asarray(target.split.count, jnp.int32)
     mine = count[jnp.minimum(lax.axis_index(AXIS), target.split.stages - 1)]
+    rope = llama.rope_tables(target.config, rows.position, x.dtype)
+
+    def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+        x, cache = llama.forward_layer(target.config, params.layers[index], x, rope, cache.attend(rows))
+        return cache, x
 
     def skip(cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
         return cache, x
 
-    def run(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
-        rows = make_rows()
-        rope = llama.rope_tables(target.config, rows.position, x.dtype)
-
-        def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
-            x, cache = llama.forward_layer(target.config, params.layers[index], x, rope, cache.attend(rows))
-            return cache, x
-
-        caches = []
+    caches = []
+    with jax.named_scope("stage"):
         for index in range(target.split.longest):
             if index < target.split.shortest:
                 layer_cache, x = step(index, cache[index], x)
             else:
                 layer_cache, x = lax.cond(index < mine, functools.partial(step, index), skip, cache[index], x)
             caches.append(layer_cache)
-        return tuple(caches), x
+    return tuple(caches), x
 
-    def rest(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
-        return cache, x
 
-    with jax.named_scope("stage"):
-        return lax.cond(active, run, rest, cache, vary(x))
+def run_stage_where(
+    active: jax.Array, target: Target, params: TargetParams, cache: StageCache, rows: Rows, x: jax.Array
+) -> tuple[StageCache, jax.Array]:
+    """`run_stage` where `active`; otherwise `x` and the cache pass unchanged."""
+
+    def run(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
+        return run_stage(target, params, cache, rows, x)
+
+    return lax.cond(active, run, lambda cache, x: (cache, x), cache, vary(x))

@@ -14,7 +14,6 @@ and activations differ between ranks. Collectives stand at the top level of `tic
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -26,10 +25,10 @@ from pipedec_jax import transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
-from pipedec_jax.model.llama import wide
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.tick_costs import FLAT, TickCosts, over_live_rows
 from pipedec_jax.transcript import Transcript
 from pipedec_jax.tree import PredictionTree
 
@@ -44,6 +43,8 @@ class System:
     sampling: SamplingMode
     draft_steps: int = 1
     """Draft steps in a tick (R)."""
+    costs: TickCosts = FLAT
+    """What a tick costs by the rows of its widest batch."""
 
     @property
     def stages(self) -> int:
@@ -71,6 +72,11 @@ class System:
         return self.stages if self.drafter.ranks else max(0, self.exit - 1)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of a batch that are worth a program of their own."""
+        return self.costs.sizes(self.schedule.width)
+
+    @property
     def shift(self) -> list[tuple[int, int]]:
         """Where activations go: from each stage to the next."""
         return [(k, k + 1) for k in range(self.stages - 1)]
@@ -87,6 +93,8 @@ class Shared(struct.PyTreeNode):
     """[N, W] int32: the node of every row at every stage, as processed in the last tick; C for none or pruned."""
     tick: jax.Array
     """[] int32: ticks since the first root's entry."""
+    cost: jax.Array
+    """[] float32: what these ticks have cost (`System.costs`)."""
     sent: jax.Array
     """[] int32: nodes sent so far."""
     sampling: SamplingArrays
@@ -121,10 +129,14 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
     # Compute: no collective in here, so every rank works on its own at the same time.
     batch = shared.pipe[jnp.minimum(rank, system.stages - 1)]
-    active = jnp.any(batch < shared.tree.capacity) & (rank < system.stages)
     x = jnp.where(rank == 0, embedded, local.x)
-    rows = functools.partial(tree_rows, shared.tree, shared.committed, batch)
-    cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
+
+    def stage(cache: StageCache, rows: tuple[jax.Array, jax.Array]) -> tuple[StageCache, jax.Array]:
+        batch, x = rows
+        return run_stage(target, weights.target, cache, tree_rows(shared.tree, shared.committed, batch), x)
+
+    live = (batch < shared.tree.capacity) & (rank < system.stages)
+    cache, x = over_live_rows(system.sizes, live, stage, local.cache, (batch, x))
     state, drafts = draft(system, weights.drafter, local.drafter, shared, x)
 
     # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one.
@@ -171,6 +183,7 @@ def draft_here(
             hidden=x if system.exit else None,
             sampling=shared.sampling,
             mode=system.sampling,
+            sizes=system.sizes,
         )
         state, proposals = system.drafter.propose(params, state, view)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
@@ -200,10 +213,13 @@ def send(system: System, shared: Shared) -> Shared:
     count = shared.tick + 1
     nodes, batch = system.schedule.next_batch(shared.tree)
     nodes, batch = give_slots(nodes, shared.committed, batch)
+    pipe = jnp.concatenate((batch[None], shared.pipe[:-1]))
+    widest = jnp.max(jnp.sum(pipe < nodes.capacity, axis=1, dtype=jnp.int32))
     return shared.replace(
         tree=tree.send(nodes, batch, count),
-        pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
+        pipe=pipe,
         tick=count,
+        cost=shared.cost + system.costs.of(widest),
         sent=shared.sent + jnp.sum(batch < nodes.capacity, dtype=jnp.int32),
     )
 
@@ -215,18 +231,14 @@ def choice_part(
     target = system.target
     position = tree.at(shared.tree.position, leaving, 0) + 1  # of the token being drawn
 
-    def compute(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden_WD, target.vocab_size)
+    def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        hidden, position = rows
+        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
         noise = vocabulary.noise_part(system.sampling, shared.sampling, logit, position, target.vocab_size)
-        return vary((logit, noise))
+        return None, (logit, noise)
 
-    def skip(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        shape = (hidden_WD.shape[0], params.head.shape[0])
-        zeros = jnp.zeros(shape, wide(hidden_WD.dtype))
-        return vary((zeros, zeros))
-
-    any_row = jnp.any(leaving < shared.tree.capacity)
-    logit, noise = lax.cond(any_row, compute, skip, hidden_WD)
+    live = leaving < shared.tree.capacity
+    _, (logit, noise) = over_live_rows(system.sizes, live, head, None, (hidden_WD, position))
     return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
 
 
@@ -258,7 +270,7 @@ def walk(schedule: Schedule, shared: Shared) -> Shared:
         )
         return shared.replace(
             tree=new,
-            text=transcript.commit(shared.text, token, shared.tick, delay, old.choice_log_prob[old.root]),
+            text=transcript.commit(shared.text, token, shared.tick, shared.cost, delay, old.choice_log_prob[old.root]),
             committed=shared.committed.at[old.slot[old.root]].set(True, mode="drop"),
             pipe=jnp.where(there & tree.at(new.alive, shared.pipe, False), shared.pipe, old.capacity),
         )

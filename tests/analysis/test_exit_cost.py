@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipedec_jax.analysis import exit_cost
-from pipedec_jax.analysis.cost import byte_costs, head_bytes, layer_bytes, pp_token_cost
+from pipedec_jax.analysis.cost import Costs, byte_costs, head_bytes, layer_bytes, pp_token_cost
 from pipedec_jax.analysis.exit_cost import Cycle
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.config import LlamaConfig
@@ -92,20 +92,21 @@ def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head() -> None:
     weight = costs.exit_head / layer
     assert exit_cost.cycle(costs, StageSplit((3, 3, 3, 3), 1)) == Cycle(1, 3 + weight, weight)
     assert exit_cost.cycle(costs, StageSplit((1, 1, 4, 6), 2)) == Cycle(4, 6, weight)
-    tick = exit_cost.exit_tick_cost(costs, StageSplit((3, 3, 3, 3), 1))
-    assert tick == pytest.approx((3 + weight) * layer + head_bytes(TARGET, 4) / 4)
-    plain = pp_token_cost(costs, 12, 4)
-    assert exit_cost.exit_speedup_vs_pp(costs, StageSplit((3, 3, 3, 3), 1), 2.0) == pytest.approx(plain / (2 * tick))
+    ticks = exit_cost.exit_tick_costs(costs, StageSplit((3, 3, 3, 3), 1), 2)
+    assert ticks.cost == pytest.approx([(3 + weight) * layer + head_bytes(TARGET, 4) / 4] * 3)
+    # Where rows cost, the head's do as well, and another stage may be the longest.
+    rising = Costs(layer={1: 1.0, 4: 2.0}, head=4.0, exit_head={1: 2.0, 4: 5.0}, exchange=0.5)
+    assert (
+        exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3).cost
+        == (6 + 4 / 3 + 0.5,) * 2 + (12 + 4 / 3 + 0.5,) * 2
+    )
+    assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5)
 
 
 def test_eesd_is_charged_for_what_does_not_overlap() -> None:
     costs = byte_costs(TARGET, None, 4, ExitHeadConfig(3, "norm-linear"))
     split = StageSplit((2, 1, 3, 3, 3), 2)
-    draft = 3 * costs.layer + costs.exit_head
-    expected = (4 * draft + pp_token_cost(costs, 12, 5)) / (4 * 2 + 5)
-    assert exit_cost.eesd_tick_cost(costs, split, 4) == pytest.approx(expected)
-    # All accepted: five tokens a round.
-    found = exit_cost.exit_speedup_vs_pp(costs, split, (4 * 2 + 5) / 5, 4)
-    assert found == pytest.approx(5 * pp_token_cost(costs, 12, 5) / (4 * draft + pp_token_cost(costs, 12, 5)))
-    with pytest.raises(ValueError, match="over 0"):
-        exit_cost.exit_speedup_vs_pp(costs, split, 0)
+    draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head
+    (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).cost
+    # A round of four drafts on an exit path of two of five stages.
+    assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))

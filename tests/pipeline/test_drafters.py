@@ -125,6 +125,7 @@ def view_of(text: list[int], path: list[int]) -> View:
         frontier=jnp.asarray(frontier),
         sampling=Sampling().arrays(),
         mode=SamplingMode(),
+        sizes=(WIDTH,),
     )
 
 

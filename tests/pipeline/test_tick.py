@@ -59,6 +59,7 @@ def chain(known: int, limit: int = 100, end_tokens: tuple[int, ...] = ()) -> Sha
         committed=np.arange(SLOTS) < PROMPT - 1,
         pipe=pipe,
         tick=np.int32(7),
+        cost=np.float32(9.5),
         sent=np.int32(len(order)),
         sampling=Sampling().arrays(),
     )

@@ -1,0 +1,95 @@
+"""What a tick costs by the rows of its widest batch, and computing no more rows than are alive.
+
+On an accelerator that reads weights for most of a tick, dozens of rows cost what one does; on others a batch costs
+about as much as it has rows. `TickCosts` says which it is: where it grows, batches of fewer rows get programs of their
+own, and best-first sends only what is worth its cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pipedec_jax.exchange import vary
+
+
+@dataclasses.dataclass(frozen=True)
+class TickCosts:
+    """Costs of ticks in any unit.
+
+    Raises:
+        ValueError: for a cost that is no finite number of at least 0.
+    """
+
+    cost: tuple[float, ...] = (1.0,)
+    """Of a tick whose widest batch has 0, 1, 2, ... rows; beyond the last as that one."""
+
+    def __post_init__(self) -> None:
+        if not self.cost:
+            raise ValueError("the cost of a tick without rows is missing")
+        for value in self.cost:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"a tick's cost must be a finite number >= 0, not {value!r}")
+
+    def of(self, rows: jax.Array) -> jax.Array:
+        """float32 costs of ticks whose widest batches have so many rows."""
+        table = jnp.asarray(self.cost, jnp.float32)
+        return table[jnp.minimum(rows, len(table) - 1)]
+
+    def sizes(self, width: int) -> tuple[int, ...]:
+        """The most rows, up to `width`, that each of the different costs buys: sizes worth a program of their own."""
+        last = len(self.cost) - 1
+        return (*(rows for rows in range(1, min(width, last)) if self.cost[rows + 1] > self.cost[rows]), width)
+
+
+FLAT = TickCosts()
+"""All ticks cost the same."""
+
+
+def over_live_rows(
+    sizes: Sequence[int],
+    live_W: jax.Array,
+    run: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    rows: Any,
+) -> tuple[Any, Any]:
+    """Run over the rows that live alone, in the least of some sizes that holds them; over none, nothing is run.
+
+    Args:
+        sizes: rising, the last one W.
+        live_W: which rows live.
+        run: takes the carry and arrays of `[size, ...]`, gives a new carry and new arrays of `[size, ...]`.
+        carry: handed through.
+        rows: a pytree of arrays `[W, ...]`.
+
+    Returns:
+        The new carry, and the new arrays as `[W, ...]`; what they hold for dead rows means nothing.
+    """
+    W = live_W.shape[0]
+    order = jnp.argsort(~live_W, stable=True).astype(jnp.int32)
+
+    def at_size(size: int) -> Callable[[Any, Any], tuple[Any, Any]]:
+        def branch(carry: Any, rows: Any) -> tuple[Any, Any]:
+            if size == W:
+                return vary(run(carry, rows))
+            index = order[:size]
+            carry, found = run(carry, jax.tree.map(lambda array: array[index], rows))
+            spread = jax.tree.map(lambda x: jnp.zeros((W, *x.shape[1:]), x.dtype).at[index].set(x), found)
+            return vary((carry, spread))
+
+        return branch
+
+    def nothing(carry: Any, rows: Any) -> tuple[Any, Any]:
+        shapes = jax.eval_shape(run, carry, rows)[1]
+        return vary((carry, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)))
+
+    count = jnp.sum(live_W, dtype=jnp.int32)
+    least = jnp.searchsorted(jnp.asarray(sizes, jnp.int32), count).astype(jnp.int32)
+    branches = [nothing, *(at_size(size) for size in sizes)]
+    return lax.switch(jnp.where(count > 0, least + 1, 0), branches, vary(carry), vary(rows))
