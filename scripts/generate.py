@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="which stored head, such as block, or target for the untrained one (the best)",
     )
-    parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (shortest longest stage)")
+    parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
     parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
     parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
     parser.add_argument("--width", metavar="W", type=int, help="most guesses sent in a tick (16; of ppsd and eesd 1)")

@@ -63,7 +63,7 @@ class Decoder:
         exit_head: that head: the name of one stored beside the target without its exit layer, such as `block`;
             `target` for the untrained one, which is the target's own norm and LM head; an `ExitHead`. By default the
             stored one that agrees most with the target.
-        exit_stages: stages that those layers are spread over; by default as many as make the longest stage shortest.
+        exit_stages: stages that those layers are spread over; by default as many as make a token quickest.
         draft_length: tokens that EESD drafts before it verifies.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
             one.

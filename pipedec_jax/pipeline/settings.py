@@ -71,7 +71,7 @@ class EngineSettings:
     exit_layer: int | None = None
     """Layers of the target after which a head drafts (E), in place of a draft model."""
     exit_stages: int | None = None
-    """Stages of that exit path (e); by default as many as make the longest stage shortest."""
+    """Stages of that exit path (e); by default as many as make a token quickest."""
     draft_length: int = 4
     """Tokens that EESD drafts before it verifies (k)."""
     pool: int | None = None

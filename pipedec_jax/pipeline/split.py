@@ -49,18 +49,24 @@ def split_layers(layers: int, stages: int) -> StageSplit:
     return StageSplit(tuple(even + (k < over) for k in range(stages)))
 
 
+LIKELY_RATE = 0.8
+"""Share of guesses at an exit that are accepted, by which the stages of an exit path are chosen (PPSD reports 0.81)."""
+
+
 def split_at_exit(
     layers: int, stages: int, exit_layer: int, head: float = 0.0, exit_stages: int | None = None
 ) -> StageSplit:
     """Split so that a stage ends at the exit, and the longest stage, the exit head included, is as short as can be.
+
+    More stages on the exit path may shorten that stage, and with it every tick, but a hit then takes as many ticks.
 
     Args:
         layers: of the target (L).
         stages: all of them (N).
         exit_layer: layers of the exit path (E).
         head: what the exit head adds to the last stage of that path, in layers.
-        exit_stages: stages of the exit path (e); by default as many as make the longest stage shortest, the fewest of
-            several.
+        exit_stages: stages of the exit path (e); by default as many as make the time of a token shortest, a tick being
+            the longest stage and `LIKELY_RATE` of the guesses accepted.
 
     Raises:
         ValueError: when the exit is not inside the target, or either side of it has more stages than layers, or none.
@@ -85,9 +91,10 @@ def split_at_exit(
         before = split_layers(exit_layer - last, e - 1).count if e > 1 else ()
         return StageSplit((*before, last, *split_layers(layers - exit_layer, stages - e).count), exit=e)
 
-    def length(split: StageSplit) -> float:
-        return max(split.longest, split.count[split.exit - 1] + head)
+    def token(split: StageSplit) -> float:
+        longest = max(split.longest, split.count[split.exit - 1] + head)
+        return longest * (LIKELY_RATE * split.exit + (1 - LIKELY_RATE) * stages)
 
     possible = [exit_stages] if exit_stages else range(fewest, most + 1)
     lasts = {e: range(exit_layer - e + 1, 0, -1) if e > 1 else [exit_layer] for e in possible}
-    return min((split(e, last) for e in possible for last in lasts[e]), key=length)
+    return min((split(e, last) for e in possible for last in lasts[e]), key=token)

@@ -58,8 +58,8 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(tmp_path, own, bat
 
 
 def test_a_head_trained_beside_others_equals_one_trained_alone(tmp_path, own, batches, both):
-    alone = train_exit_heads(ExitPlan((BLOCK,), TRAINING), TARGET, own, batches, tmp_path)
-    for (path, one), (_, two) in zip(flatten(alone[BLOCK.name]), flatten(both[BLOCK.name]), strict=True):
+    alone = train_exit_heads(ExitPlan((LINEAR,), TRAINING), TARGET, own, batches, tmp_path)
+    for (path, one), (_, two) in zip(flatten(alone[LINEAR.name]), flatten(both[LINEAR.name]), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4, err_msg=path)
 
 
@@ -217,42 +217,51 @@ def test_a_plan_that_cannot_be_is_refused(values, message):
         ExitPlan.from_dict(whole | values)
 
 
-@pytest.mark.slow
-def test_the_script_goes_on_after_a_kill_and_ends_with_the_same_heads(tmp_path, family, texts):
-    results = []
-    for name in ("whole", "killed"):
-        target = shutil.copytree(family["target"], tmp_path / name)
-        command = [
-            sys.executable, str(Path(__file__).parents[2] / "scripts" / "train_exit_head.py"), "--target", str(target),
-            "--exit-layer", "1", "3", "--data", *texts, "--steps", "40", "--batch", "2", "--length", "16",
-            "--every", "0", "--run", str(tmp_path / f"{name}-run"), "--save-seconds", "0",
-        ]  # fmt: skip
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        if name == "killed":
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            checkpoints = tmp_path / "killed-run" / "checkpoints"
-            while process.poll() is None and len(list(checkpoints.glob("[0-9]*"))) < 2:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert not (target / "exits" / "3-norm-linear" / "head.json").exists()
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-        weights = [(target / "exits" / f"{number}-norm-linear" / "head.safetensors").read_bytes() for number in (1, 3)]
-        results.append(weights)
-    assert results[0] == results[1]
+def test_a_killed_script_leaves_a_run_that_ends_with_the_same_heads(tmp_path, family, texts):
+    """Killed as soon as it has a second checkpoint; whole and resumed runs are made here, from the same options."""
+    plan = ExitPlan.simple([1, 3], ["norm-linear"], steps=12, batch=2, length=16)
+    whole, killed = (shutil.copytree(family["target"], tmp_path / name) for name in ("whole", "killed"))
+    root = Path(__file__).parents[2]
+    script = str(root / "scripts" / "train_exit_head.py")
+    arguments = [
+        "--target", str(killed), "--exit-layer", "1", "3", "--data", *texts, "--steps", "12", "--batch", "2",
+        "--length", "16", "--every", "0", "--run", str(tmp_path / "killed-run"), "--save-seconds", "0",
+    ]  # fmt: skip
+    # The script chooses how products are computed, which this process cannot any more.
+    program = (
+        "import runpy, sys, pipedec_jax.training\n"
+        "pipedec_jax.training.prefer_fast_products = lambda: None\n"
+        f"sys.argv = {[script, *arguments]!r}\n"
+        f"runpy.run_path({script!r}, run_name='__main__')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoints = tmp_path / "killed-run" / "checkpoints"
+    while process.poll() is None and len(list(checkpoints.glob("[0-9]*"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert not (killed / "exits").exists()
+    resumed = make_run(killed, texts, tmp_path, plan=plan, directory=tmp_path / "killed-run").train()
+    undisturbed = make_run(whole, texts, tmp_path, plan=plan, directory=tmp_path / "whole-run").train()
+    jax.tree.map(np.testing.assert_array_equal, undisturbed, resumed)
 
 
 def test_shipped_heads_agree_with_the_target_as_recorded():
-    """A quarter of the prompts that the record was measured on."""
+    """On the first tokens after an eighth of the prompts that the record was measured on."""
     from pipedec_jax.exit_store import load_exit_head, stored_exit_heads
 
     target = load(demo_directory("target"))
     stored = stored_exit_heads(target)
     assert {head.exit_layer for head in stored} == {2, 4, 8}
-    found = measure_stored(
-        target, stored, [f"@{demo_directory('target').parent / 'heldout_files.txt'}"], EvaluationConfig(prompts=16)
-    )
+    files = [f"@{demo_directory('target').parent / 'heldout_files.txt'}"]
+    found = measure_stored(target, stored, files, EvaluationConfig(prompts=8, new=64, batch=8))
     for head in stored:
         recorded = load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).agreement
         for top, share in recorded.items():
-            assert found[head.name][top] == pytest.approx(share, abs=0.05)
+            assert found[head.name][top] == pytest.approx(share, abs=0.08)
