@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pipedec_jax
-from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+from pipedec_jax.analysis.exit_cost import Cycle
+from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
 SAMPLE = "def quicksort(items):\n"
 
@@ -38,11 +39,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--method", default="best-first", help=f"one of {', '.join(METHODS)}; the text is the same")
-    parser.add_argument("--drafter", default="both", help=f"who guesses: one of {', '.join(DRAFTERS)}")
-    parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
-    parser.add_argument("--width", metavar="W", type=int, default=16, help="most guesses sent in a tick")
     parser.add_argument(
-        "--children", metavar="K", type=int, default=16, help="most guesses of the draft after each token"
+        "--drafter",
+        help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
+    )
+    parser.add_argument(
+        "--exit-layer", metavar="E", type=int, help="layers of the target after which a head guesses, without a draft"
+    )
+    parser.add_argument(
+        "--exit-head",
+        metavar="NAME",
+        help="which stored head, such as block, or target for the untrained one (the best)",
+    )
+    parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
+    parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
+    parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
+    parser.add_argument("--width", metavar="W", type=int, help="most guesses sent in a tick (16; of ppsd and eesd 1)")
+    parser.add_argument(
+        "--children", metavar="K", type=int, help="most guesses of the draft after each token (16; of ppsd and eesd 1)"
     )
     parser.add_argument(
         "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
@@ -104,7 +118,12 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         target = pipedec_jax.load(options.target, int8=options.int8)
     if options.draft is not None:
         draft = pipedec_jax.load(options.draft)
-    if options.drafter == "ngram":
+    exits = options.exit_layer is not None or options.method in EXIT_ONLY
+    if exits:
+        if options.draft is not None:
+            raise ValueError("with an exit the target drafts for itself: leave --draft out")
+        draft = None
+    elif options.drafter == "ngram":
         if options.draft is not None:
             raise ValueError("--drafter ngram takes no --draft")
         draft = None
@@ -117,6 +136,10 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         stages=options.stages,
         width=options.width,
         children=options.children,
+        exit_layer=options.exit_layer,
+        exit_head=options.exit_head,
+        exit_stages=options.exit_stages,
+        draft_length=options.draft_length,
         dtype=options.dtype,
         calibration=read_calibration(options.calibration),
         drafter=options.drafter,
@@ -190,6 +213,12 @@ def described(options: argparse.Namespace, decoder: pipedec_jax.Decoder, prompt:
         "draft": decoder.draft.name if decoder.draft else None,
         "dtype": decoder.dtype.name,
         "draft_steps": decoder.settings.steps,
+        "width": decoder.width,
+        "children": decoder.children,
+        "drafter": decoder.drafter,
+        "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
+        "layers_by_stage": decoder.split.count,
+        "exit_stages": decoder.split.exit or None,
     }
 
 
@@ -199,13 +228,14 @@ def memory(options: argparse.Namespace, decoder: pipedec_jax.Decoder) -> dict[st
 
 def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, basis: str) -> None:
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
+    lag = "a tick" if result.lag == 1 else f"{result.lag} ticks"
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
     rows = [
         ("tokens", result.new_tokens, f"after {result.prompt_tokens} of the prompt; ended by {result.finish_reason}"),
         ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
         ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
         ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
-        ("late hits", result.late_hits, "counted, hits that were sent more than a tick after the token before them"),
+        ("late hits", result.late_hits, f"counted, hits that were sent more than {lag} after the token before them"),
         ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
         ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
         ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
@@ -214,9 +244,23 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, ba
     ]
     dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
     print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
+    if decoder.cycle is not None:
+        print_exit(decoder, decoder.cycle)
     for name, value, meaning in rows:
         if value is not None:
             print(f"  {name:<16} {value!s:>9}  {meaning}")
+
+
+def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
+    """Where the exit is, and how long a tick lasts."""
+    head = decoder.exit_head.config.name if decoder.exit_head else "of one's own"
+    path = "stage 1" if decoder.split.exit == 1 else f"stages 1 to {decoder.split.exit}"
+    layers = " + ".join(map(str, decoder.split.count))
+    print(f"  exit head {head} after {path} of {layers} layers")
+    print(
+        f"  a tick lasts as long as the longest stage, which is stage {cycle.stage}: {cycle.layers:.2f} layers' work; "
+        f"the head with its vocabulary is {cycle.head:.2f}"
+    )
 
 
 def print_memory(decoder: pipedec_jax.Decoder) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.tick_costs import Curve, TickCosts
@@ -38,6 +39,8 @@ class Costs:
     """The target's whole LM head, on one device."""
     draft: ByRows = 0.0
     """One step of the draft: all its layers and its LM head."""
+    exit_head: ByRows = 0.0
+    """One step of the exit head, its product with the vocabulary included."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
@@ -62,12 +65,15 @@ def at_rows(cost: ByRows, rows: int) -> float:
     return cost[min((size for size in cost if size >= rows), default=max(cost))]
 
 
-def byte_costs(target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int) -> Costs:
-    """Costs as bytes of weights read, `item_bytes` for each."""
+def byte_costs(
+    target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int, head: ExitHeadConfig | None = None
+) -> Costs:
+    """Costs as bytes of weights read, `item_bytes` for each; `head` is the exit head."""
     return Costs(
         layer=layer_bytes(target, item_bytes),
         head=head_bytes(target, item_bytes),
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
+        exit_head=item_bytes * sum(step_weights(head, target).values()) if head else 0.0,
     )
 
 

@@ -33,7 +33,7 @@ class MethodRow:
     hits: int
     misses: int
     late_hits: int
-    """Hits that were sent more than a tick after their parent; counted in `hits` as well."""
+    """Hits that were sent later than the drafter can; counted in `hits` as well."""
     ticks_late: int
     """Ticks by which late hits came later than on-time ones."""
     modeled_speedup_vs_pp: float
@@ -127,8 +127,8 @@ def _row(
         ticks=sum(ticks),
         hits=len(hits),
         misses=len(verdicts) - len(hits),
-        late_hits=sum(delay > 1 for delay in hits),
-        ticks_late=sum(max(0, delay - 1) for delay in hits),
+        late_hits=sum(delay > decoder.lag for delay in hits),
+        ticks_late=sum(max(0, delay - decoder.lag) for delay in hits),
         modeled_speedup_vs_pp=decoder.modeled_speedup_vs_pp(sum(costs) / tokens),
     )
 

@@ -69,6 +69,8 @@ class Generation:
     """Time to first token: seconds from the call to the first token, prefill included."""
     tpot_s: float | None
     """Time per output token after the first, in seconds; `None` for a single token."""
+    lag: int = 1
+    """Ticks from a token's sending to that of its guesses at the earliest: 1, or the stages of the exit path."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -102,8 +104,8 @@ class Generation:
 
     @property
     def late_hits(self) -> int | None:
-        """Hits that were sent more than a tick after the token before them; counted in `hits` too. `None` under PP."""
-        return None if self.method == "pp" else sum((token.delay or 0) > 1 for token in self.tokens[:-1])
+        """Hits sent more than `lag` ticks after the token before them; counted in `hits` too. `None` under PP."""
+        return None if self.method == "pp" else sum((token.delay or 0) > self.lag for token in self.tokens[:-1])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures and the text, JSON-ready; `tokens` only by their ids."""

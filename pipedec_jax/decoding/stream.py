@@ -61,6 +61,7 @@ class Stream(Iterator[str]):
         method: how the engine decodes.
         speedup: gives the modeled speedup over PP for a tick cost per token.
         chunk: tokens to commit before the host looks again; changes when text is seen, never the answer.
+        lag: ticks from a token's sending to that of its guesses at the earliest.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Stream(Iterator[str]):
         method: str,
         speedup: Callable[[float], float],
         chunk: int,
+        lag: int = 1,
     ) -> None:
         self._engine = engine
         self._request = request
         self._method = method
         self._speedup = speedup
         self._chunk = chunk
+        self._lag = lag
         self._text = TextStream(tokenizer, request.prompt, request.stop)
         self._committed = 0
         self._result: Generation | None = None
@@ -168,6 +171,7 @@ class Stream(Iterator[str]):
             compile_s=self._clock.compile_seconds,
             ttft_s=self._first_s,
             tpot_s=rest_s / (count - 1) if count > 1 else None,
+            lag=self._lag,
         )
 
 

@@ -19,8 +19,10 @@ from jax.sharding import PartitionSpec as P
 from checkpoints_convert.layout import contiguous
 from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.exchange import AXIS
+from pipedec_jax.model.exit_head import ExitHead, vocabulary_part
 from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
@@ -105,6 +107,22 @@ def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
     head = embedding if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
     return DraftParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
+
+
+def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: Any) -> ExitParams:
+    """Put an exit head on every rank in `dtype`; what it has not of its own is the target's, read from `source`."""
+    tied = head.config.variant == "target" or head.config.tied
+    final_norm = source.read("final_norm") if head.config.variant == "target" else np.zeros(0)
+    own = np.zeros((0, 0))
+    if tied:
+        own = source.read("embedding") if source.config.tied_embeddings else source.read("head").T
+    norm, matrix_VR = vocabulary_part(head.config, head.params, final_norm, own)
+    before = {name: value for name, value in head.params.items() if name not in ("final_norm", "head")}
+    return ExitParams(
+        layers=jax.tree.map(lambda value: replicate(mesh, np.asarray(value).astype(dtype)), before),
+        final_norm=replicate(mesh, np.asarray(norm).astype(dtype)),
+        head=replicate(mesh, np.asarray(matrix_VR).astype(dtype)),
+    )
 
 
 def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array]:

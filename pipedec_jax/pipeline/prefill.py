@@ -1,7 +1,7 @@
 """Prefill: the prompt, all but its last token, goes through the same stages in chunks, one chunk a tick.
 
-Slots are positions and the mask is causal; the drafter takes each chunk beside the first stage. The prompt's last
-token is not part of it: it is the first root.
+Slots are positions and the mask is causal; the drafter takes each chunk beside the first stage, an exit head behind
+its own. The prompt's last token is not part of it: it is the first root.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
     chunks = (length + width - 1) // width
     token_S = jnp.pad(request.prompt, (0, width))
 
-    def take_chunk(state: Any, token: jax.Array, count: jax.Array) -> Any:
-        return vary(drafter.prefill(weights.drafter, state, token, chunk_rows(count * width, width, length, slots)))
+    def take_chunk(state: Any, chunk: jax.Array, count: jax.Array) -> Any:
+        return vary(drafter.prefill(weights.drafter, state, chunk, chunk_rows(count * width, width, length, slots)))
 
     def step(carry: tuple[jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, Local]:
         count, x, local = carry
@@ -77,8 +77,11 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
         x = jnp.where(rank == 0, embedded, x)
         rows = chunk_rows(mine * width, width, length, slots)
         cache, x = run_stage_where(active, target, weights.target, local.cache, rows, x)
-        take = (rank == stages) & (count < chunks) & (drafter.ranks > 0)
-        state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), token, count)
+        if system.exit:
+            given, take, which = x, active & (rank == system.drafting_rank), mine
+        else:
+            given, take, which = token, (rank == stages) & (count < chunks) & (drafter.ranks > 0), count
+        state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), given, which)
         x = lax.ppermute(x, AXIS, system.shift) if system.shift else x
         return count + 1, x, local.replace(cache=cache, drafter=state)
 

@@ -2,6 +2,7 @@
 
     send      the schedule's next batch enters the pipe; its embeddings are summed over the ranks
     compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
+              (an exit head right after the layers of its stage, on their rows)
     exchange  activations move one stage on (ppermute); the guesses and the last stage's rows are broadcast, and the
               rows meet every rank's slice of the head
     update    the same on all ranks: add the guesses, record the target's choices, walk the root, prune
@@ -56,9 +57,19 @@ class System:
         return self.stages + self.drafter.ranks
 
     @property
+    def exit(self) -> int:
+        """Stages of the exit path (e), whose last one drafts; 0 where the target has no exit."""
+        return self.target.split.exit
+
+    @property
+    def drafts_alone(self) -> bool:
+        """Whether one rank drafts; otherwise all do the same."""
+        return bool(self.drafter.ranks or self.exit)
+
+    @property
     def drafting_rank(self) -> int:
-        """The drafter's rank; the first one where the drafter has none and all ranks do the same."""
-        return self.stages if self.drafter.ranks else 0
+        """The drafter's rank: its own, or the exit path's last; the first one where all ranks do the same."""
+        return self.stages if self.drafter.ranks else max(0, self.exit - 1)
 
     @property
     def shift(self) -> list[tuple[int, int]]:
@@ -121,7 +132,7 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
     live = (batch < shared.tree.capacity) & (rank < system.stages)
     cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))
-    state, drafts = draft(system, weights.drafter, local.drafter, shared)
+    state, drafts = draft(system, weights.drafter, local.drafter, shared, x)
 
     # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one.
     hidden, drafts = broadcast([(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank)])
@@ -134,13 +145,13 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     return shared, Local(x=received, cache=cache, drafter=state)
 
 
-def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
-    """The tick's draft steps, on the drafter's rank alone if it has one."""
+def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, list[Proposals]]:
+    """The tick's draft steps, on the drafter's rank alone if it has one; `x [W, D]` is what this rank's stage gave."""
 
     def run(state: Any) -> tuple[Any, list[Proposals]]:
-        return draft_here(system, params, state, shared)
+        return draft_here(system, params, state, shared, x)
 
-    if not system.drafter.ranks or not system.draft_steps:
+    if not system.drafts_alone or not system.draft_steps:
         return run(state)
 
     def rest(state: Any) -> tuple[Any, list[Proposals]]:
@@ -151,7 +162,9 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
     return lax.cond(mine, lambda state: vary(run(state)), rest, vary(state))
 
 
-def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
+def draft_here(
+    system: System, params: Any, state: Any, shared: Shared, x: jax.Array | None = None
+) -> tuple[Any, list[Proposals]]:
     """The tick's draft steps, each over the tree that the one before has grown."""
     nodes, drafts = shared.tree, []
     for _ in range(system.draft_steps):
@@ -161,6 +174,7 @@ def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple
             text=shared.text,
             committed=shared.committed,
             frontier=frontier,
+            hidden=x if system.exit else None,
             sampling=shared.sampling,
             mode=system.sampling,
             sizes=system.costs.draft.sizes(frontier.shape[0]),
@@ -183,11 +197,13 @@ def update(
     rows = jnp.sum(shared.pipe < nodes.capacity, axis=1, dtype=jnp.int32)
     cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1])
     nodes = tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W)
-    return walk(shared.replace(tree=nodes, cost=cost))
+    return walk(system.schedule, shared.replace(tree=nodes, cost=cost))
 
 
 def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
-    """Pick the frontier of a draft step and give its nodes their slots."""
+    """Pick the frontier of a draft step and give its nodes their slots; at an exit it is what passes there now."""
+    if system.exit:
+        return nodes, shared.pipe[system.exit - 1]
     nodes, frontier = system.schedule.frontier(nodes)
     return give_slots(nodes, shared.committed, frontier)
 
@@ -225,17 +241,19 @@ def choice_part(
     return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
 
 
-def walk(shared: Shared) -> Shared:
+def walk(schedule: Schedule, shared: Shared) -> Shared:
     """Move the root forward along the target's choices until one is not known yet, or the answer is complete.
 
     A choice that was sent as a child of the root is a hit: the child becomes the root and the rest is pruned. On a
     miss the choice becomes a new root, to be sent next, and everything in flight is dropped; what was drafted below
     it, where it is a node that waits, stays. Rows of pruned nodes become "none" here, in the same
-    update that frees their places.
+    update that frees their places. A schedule that drafts first and verifies then holds the walk back until all it has
+    sent is verified.
     """
+    ready = schedule.ready(shared.tree)
 
     def more(shared: Shared) -> jax.Array:
-        return shared.tree.known[shared.tree.root] & ~shared.text.done
+        return ready & shared.tree.known[shared.tree.root] & ~shared.text.done
 
     def step(shared: Shared) -> Shared:
         old = shared.tree

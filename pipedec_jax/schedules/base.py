@@ -34,6 +34,10 @@ class Schedule:
         """Places the tree needs (C): what is in flight, the batch being sent, the pool and the root."""
         return (stages + 1) * self.width + self.pool + 1
 
+    def ready(self, tree: PredictionTree) -> jax.Array:
+        """`[]` bool: whether the root may follow the target's choices at the end of this tick; here, at any."""
+        return jnp.ones((), bool)
+
     def score(self, tree: PredictionTree) -> jax.Array:
         """`[C, 1 + K]` how much candidates are wanted: every node, then its guesses; minus infinity for none."""
         wanted = jnp.where(is_root(tree), jnp.inf, tree.log_prob)  # nothing goes on without the root

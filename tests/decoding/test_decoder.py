@@ -134,7 +134,7 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, r"method must be one of pp, stpp, pipedec, best-first, not 'magic'"),
+        ({"method": "magic"}, r"method must be one of pp, stpp, pipedec, best-first, ppsd, eesd, not 'magic'"),
         ({"stages": 5}, r"stages \(5\) must not exceed the target's layers \(4\)"),
         ({"stages": 0}, r"stages must be a whole number of at least 1, not 0"),
         ({"width": 0}, r"width must be"),
@@ -147,7 +147,18 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
         ({"devices": []}, r"5 devices are needed .* but 0 are given"),
         ({"draft": None}, r"method 'best-first' needs a draft model"),
         ({"draft": "a/path"}, r"draft must be a model, such as pipedec_jax.load\('a/path'\) gives"),
-        ({"drafter": None}, r"drafter must be one of model, ngram, both, or an object of a Drafter, not None"),
+        ({"drafter": 3}, r"drafter must be one of model, ngram, both, or an object of a Drafter, not 3"),
+        ({"exit_layer": 2, "exit_head": "target"}, r"with an exit the target drafts for itself"),
+        ({"exit_head": "target"}, r"exit_head is for an exit: give exit_layer too"),
+        (
+            {
+                "draft": None,
+                "exit_layer": 2,
+                "exit_head": "target",
+                "calibration": {"layer": 1.0, "head": 1.0},
+            },
+            r"the calibration lacks exit_head",
+        ),
         ({"drafter": NGramDrafter, "draft": None}, r"drafter must be one of .* an object of a Drafter, not <class"),
         ({"width": 5000}, r"the tree would need \d+ places, and 16384 are the most"),
     ],
