@@ -1,8 +1,8 @@
-"""What a tick costs by the rows of its widest batch, and computing no more rows than are alive.
+"""What a tick costs by the rows that are in it, and computing no more rows than are alive.
 
 On an accelerator that reads weights for most of a tick, dozens of rows cost what one does; on others a batch costs
 about as much as it has rows. `TickCosts` says which it is: where it grows, batches of fewer rows get programs of their
-own, and best-first sends only what is worth its cost.
+own, and best-first sends and drafts only what is worth it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from pipedec_jax.exchange import vary
 
 
 @dataclasses.dataclass(frozen=True)
-class TickCosts:
-    """Costs of ticks in any unit.
+class Curve:
+    """What 0, 1, 2, ... rows cost; more than the last as many as that.
 
     Raises:
-        ValueError: for a cost that is no finite number of at least 0.
+        ValueError: for a cost that is no finite number of at least 0, or less than that of fewer rows.
     """
 
-    cost: tuple[float, ...] = (1.0,)
-    """Of a tick whose widest batch has 0, 1, 2, ... rows; beyond the last as that one."""
+    cost: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.cost:
-            raise ValueError("the cost of a tick without rows is missing")
         for value in self.cost:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"a tick's cost must be a finite number >= 0, not {value!r}")
+                raise ValueError(f"a cost must be a finite number >= 0, not {value!r}")
+        if not self.cost or list(self.cost) != sorted(self.cost):
+            raise ValueError(f"costs must not fall with the number of rows, and there must be one: {self.cost}")
 
     def of(self, rows: jax.Array) -> jax.Array:
-        """float32 costs of ticks whose widest batches have so many rows."""
-        table = jnp.asarray(self.cost, jnp.float32)
-        return table[jnp.minimum(rows, len(table) - 1)]
+        """float32 costs of so many rows."""
+        return jnp.asarray(self.cost, jnp.float32)[jnp.minimum(rows, len(self.cost) - 1)]
 
     def sizes(self, width: int) -> tuple[int, ...]:
         """The most rows, up to `width`, that each of the different costs buys: sizes worth a program of their own."""
@@ -48,8 +46,31 @@ class TickCosts:
         return (*(rows for rows in range(1, min(width, last)) if self.cost[rows + 1] > self.cost[rows]), width)
 
 
-FLAT = TickCosts()
-"""All ticks cost the same."""
+@dataclasses.dataclass(frozen=True)
+class TickCosts:
+    """Costs of a tick's parts in one unit: its slowest rank, what follows, and what every tick adds."""
+
+    stage: Curve = Curve((1.0,))
+    """The longest stage, by the rows of its batch."""
+    draft: Curve = Curve((0.0,))
+    """A draft step, beside the stages, by the nodes it extends."""
+    head: Curve = Curve((0.0,))
+    """The slice of the head on a rank, by the rows that leave the last stage."""
+    exchange: float = 0.0
+
+    def of(self, widest: jax.Array, drafting: jax.Array, leaving: jax.Array) -> jax.Array:
+        """float32 cost of a tick.
+
+        Args:
+            widest: rows of the widest batch in the pipe.
+            drafting: sum of the draft steps' costs.
+            leaving: rows that leave the last stage.
+        """
+        return jnp.maximum(self.stage.of(widest), drafting) + self.head.of(leaving) + jnp.float32(self.exchange)
+
+
+TICKS = TickCosts()
+"""Every tick costs one, whatever is in it."""
 
 
 def over_live_rows(

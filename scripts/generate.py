@@ -73,6 +73,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
     parser.add_argument(
+        "--int8", action="store_true", help="hold the matrices of the target's layers as int8 (rounds them)"
+    )
+    parser.add_argument(
         "--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time, in place of bytes"
     )
     parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
@@ -109,10 +112,10 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         jax.config.update("jax_enable_x64", True)
     draft = None
     if options.target is None:
-        target = pipedec_jax.load_demo("target")
+        target = pipedec_jax.load_demo("target", int8=options.int8)
         draft = pipedec_jax.load_demo("draft")
     else:
-        target = pipedec_jax.load(options.target)
+        target = pipedec_jax.load(options.target, int8=options.int8)
     if options.draft is not None:
         draft = pipedec_jax.load(options.draft)
     exits = options.exit_layer is not None or options.method in EXIT_ONLY
@@ -239,7 +242,8 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, ba
         ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),
         ("per token", rest, f"measured TPOT after the first{virtual}"),
     ]
-    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {decoder.dtype.name}")
+    dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
+    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
     if decoder.cycle is not None:
         print_exit(decoder, decoder.cycle)
     for name, value, meaning in rows:

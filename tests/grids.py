@@ -12,7 +12,7 @@ import numpy as np
 from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, EXIT_TOO, METHODS
-from pipedec_jax.tick_costs import TickCosts
+from pipedec_jax.tick_costs import Curve, TickCosts
 from tests.exactness import Combination, Outcome, Shape, bench, compare
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import FIVE, ODD, PAIRS, SIXTEEN, VOCAB, prompt_of
@@ -46,8 +46,8 @@ def combinations(shape: Shape, kind: str, count: int, offset: int = 0, new_token
         yield Combination(shape, pairs[i % len(pairs)], prompt_of(length, i), draw, new_tokens)
 
 
-RISING = (1.0, 1.0, 1.3, 1.3, 2.0, 2.0, 3.0)
-"""Costs of a tick by the rows of its widest batch."""
+RISING = TickCosts(Curve((0.0, 1.0, 1.3, 1.3, 2.0, 2.0, 3.0)), Curve((0.0, 0.1, 0.1, 0.6)), Curve((0.0, 0.2, 0.4)))
+"""Costs that grow with the rows of a tick."""
 
 SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("pp", 1, 1, 1, FIVE), "greedy", 4),
@@ -73,7 +73,7 @@ SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("best-first", 4, 8, 4, FIVE, steps=3), "sampled", 16),
     (Shape("best-first", 8, 6, 3, SIXTEEN, steps=2, drafter="both"), "greedy", 8),
     (Shape("best-first", 2, 6, 3, FIVE, steps=4, drafter="ngram"), "greedy", 8),
-    (Shape("best-first", 3, 6, 3, ODD, steps=2, others=(("costs", TickCosts(RISING)),)), "sampled", 12),
+    (Shape("best-first", 3, 6, 3, ODD, steps=2, others=(("costs", RISING),)), "sampled", 12),
 ]
 """Compiled programs of the tests: shape, mode, and how many combinations each decodes."""
 
@@ -139,7 +139,10 @@ def any_combination(draw: st.DrawFn) -> Combination:
         others["sharpness"] = draw(st.sampled_from((0.5, 1.0, 2.0)))
         others["noise"] = draw(st.sampled_from(get_args(Noise)))
         if draw(st.booleans()):
-            others["costs"] = TickCosts(tuple(sorted(draw(st.lists(st.sampled_from(COSTS), min_size=1, max_size=9)))))
+            curve = st.lists(st.sampled_from(COSTS), min_size=2, max_size=9).map(
+                lambda cost: Curve(tuple(sorted(cost)))
+            )
+            others["costs"] = TickCosts(draw(curve), draw(curve), draw(curve))
     if method in ("stpp", "best-first"):
         steps = draw(st.integers(1, 4))
     if method == "best-first":

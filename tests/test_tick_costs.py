@@ -9,22 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipedec_jax import tree
 from pipedec_jax.exchange import AXIS
 from pipedec_jax.schedules.best_first import BestFirstSchedule
-from pipedec_jax.tick_costs import FLAT, TickCosts, over_live_rows
+from pipedec_jax.tick_costs import Curve, over_live_rows
 
 W = 6
 
 
 def test_sizes_are_where_the_cost_rises() -> None:
-    assert FLAT.sizes(8) == (8,)
-    assert TickCosts((0.5, 1, 1, 2, 2, 2, 3)).sizes(6) == (2, 5, 6)
-    assert TickCosts((0.5, 1, 1, 2, 2, 2, 3)).sizes(4) == (2, 4)
-    assert TickCosts((1, 2)).sizes(4) == (4,)
-    assert TickCosts((1.0, 2.0, 3.0)).of(jnp.asarray([0, 1, 2, 9])).tolist() == [1, 2, 3, 3]
-    for cost in ((), (1, -1), (float("nan"),), ("1",)):
+    assert Curve((0.0, 1.0)).sizes(8) == (8,)
+    assert Curve((0.5, 1, 1, 2, 2, 2, 3)).sizes(6) == (2, 5, 6)
+    assert Curve((0.5, 1, 1, 2, 2, 2, 3)).sizes(4) == (2, 4)
+    assert Curve((1, 2)).sizes(4) == (4,)
+    assert Curve((1.0, 2.0, 3.0)).of(jnp.asarray([0, 1, 2, 9])).tolist() == [1, 2, 3, 3]
+    for cost in ((), (1, -1), (float("nan"),), ("1",), (2, 1)):
         with pytest.raises(ValueError, match="cost"):
-            TickCosts(cost)
+            Curve(cost)
 
 
 @pytest.mark.parametrize("sizes", [(W,), (1, 3, W)])
@@ -50,19 +51,26 @@ def test_live_rows_alone_are_computed_in_the_least_size_that_holds_them(sizes: t
 @given(
     chances=st.lists(st.floats(0.001, 1), max_size=12),
     steps=st.lists(st.floats(0, 2), min_size=W, max_size=W),
-    gain=st.floats(0.1, 8),
     root=st.booleans(),
+    flying=st.integers(0, W),
 )
-def test_so_many_are_sent_that_their_gain_exceeds_the_cost_by_most(
-    chances: list[float], steps: list[float], gain: float, root: bool
+def test_so_many_are_sent_that_their_chances_exceed_what_they_cost_by_most(
+    chances: list[float], steps: list[float], root: bool, flying: int
 ) -> None:
-    costs = TickCosts(tuple(np.cumsum([1.0, *steps]).tolist()))
+    price = Curve(tuple(np.cumsum([0.0, *steps]).tolist()))
     score = np.full((4, 4), -np.inf, np.float32)
     score.ravel()[: len(chances) + root] = [*[np.inf] * root, *np.log(chances)]
-    least = float(BestFirstSchedule(W, costs=costs, gain=gain).least_worth_sending(jnp.asarray(score)))
-    best = sorted(np.minimum(np.exp(score.ravel()), 1).tolist(), reverse=True)[:W]
-    worth = [gain * costs.cost[1] * sum(best[:count]) - costs.cost[count] for count in range(int(root), W + 1)]
-    sent = int(np.sum(score >= least)) if least > -np.inf else W
-    # Equal chances may be sent beyond the best count, which ties or is next to it.
-    assert worth[min(sent, W) - int(root)] >= max(worth) - 1e-3 or len(set(chances)) < len(chances)
+    # The root and a batch of as many of its children are in flight.
+    nodes = tree.plant(W + 1, W, jnp.int32(0), jnp.int32(0))
+    nodes = tree.guess(nodes, np.zeros(1, np.int32), np.arange(W, dtype=np.int32)[None], -np.ones((1, W), np.float32))
+    nodes, children = tree.add(nodes, np.zeros(flying, np.int32), np.arange(flying, dtype=np.int32))
+    nodes = tree.send(tree.send(nodes, np.zeros(1, np.int32), jnp.int32(1)), children, jnp.int32(2))
+
+    kept = np.asarray(BestFirstSchedule(W, price=price).worthwhile(nodes, jnp.asarray(score)))
+    sent = int(np.sum(kept > -np.inf))
+    assert sorted(kept.ravel())[::-1][:sent] == sorted(score.ravel())[::-1][:sent]
     assert sent >= root
+    if len(set(chances)) == len(chances):  # equal ones are sent together
+        best = sorted(np.minimum(np.exp(score.ravel()), 1).tolist(), reverse=True)[:W]
+        worth = [sum(best[:count]) - price.cost[max(count, flying, 1)] for count in range(W + 1)]
+        assert worth[sent] >= max(worth[int(root) :]) - 1e-3

@@ -5,8 +5,7 @@ with uneven stages, or a draft heavier than a stage, a ratio of ticks flatters. 
 so by default a part costs the bytes of weights it reads, however many rows it serves. Measured seconds, by the number
 of rows where they depend on it, may take their place.
 
-Left out on purpose: caches, activations, the few embedding rows, and that ticks without a row to finish skip the head
-(which makes a real tick a little cheaper than here).
+Left out on purpose: caches, activations, and the few embedding rows.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
-from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.model.parameters import fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import split_layers
-from pipedec_jax.tick_costs import TickCosts
+from pipedec_jax.tick_costs import Curve, TickCosts
 
 ByRows = float | Mapping[int, float]
 """A cost, the same for any number of rows; or costs of up to so many rows each, the largest for more as well."""
@@ -98,8 +97,12 @@ def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
 
 
 def layer_bytes(config: LlamaConfig, item_bytes: int) -> int:
-    """Bytes of the weights of one decoder layer."""
-    return item_bytes * sum(math.prod(shape) for shape in layer_shapes(config).values())
+    """Bytes of the weights of one decoder layer; `item_bytes` for each that is not int8 or a scale."""
+    total = 0
+    for name, shape in layer_shapes(config).items():
+        fixed = fixed_dtype(config, name)
+        total += math.prod(shape) * (fixed.itemsize if fixed else item_bytes)
+    return total
 
 
 def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
@@ -107,73 +110,33 @@ def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
     return item_bytes * config.vocab_size * config.width
 
 
-def tick_cost(
-    costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1, rows: int = 1, width: int = 1
-) -> float:
-    """Cost of a tick: its slowest rank, the head's slice and the exchange.
-
-    Layers are split as evenly as possible, so the slowest stage is the longest. The target's head is sharded by
-    vocabulary over all ranks, after the layers, so each rank adds an equal part of it. The draft, with a rank of its
-    own, runs beside the stages, head included; without one it costs nothing here.
-
-    Args:
-        costs: of each part.
-        layers: of the target (L).
-        stages: of the target (N).
-        draft_ranks: ranks behind the target's stages.
-        draft_steps: steps of the draft in a tick.
-        rows: of the widest batch in the pipe.
-        width: rows that a draft step extends.
-    """
-    drafting = draft_steps * at_rows(costs.draft, width) if draft_ranks else 0.0
-    return max(stage_cost(costs, layers, stages, rows), drafting) + _ending(costs, stages + draft_ranks, rows)
-
-
 def stage_cost(costs: Costs, layers: int, stages: int, rows: int = 1) -> float:
-    """Cost of the longest stage's layers."""
+    """Cost of the longest stage's layers. They are split as evenly as possible."""
     return split_layers(layers, stages).longest * at_rows(costs.layer, rows)
 
 
-def _ending(costs: Costs, ranks: int, rows: int) -> float:
-    """What comes after the layers in every tick: a rank's slice of the head, and the exchange."""
-    return at_rows(costs.head, rows) / ranks + costs.exchange
+def tick_costs(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, width: int = 1) -> TickCosts:
+    """What a tick costs by the rows in it, up to `width`.
 
-
-def tick_costs(
-    costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1, width: int = 1
-) -> TickCosts:
-    """`tick_cost` by the rows of the widest batch, 0 to `width`."""
-    return TickCosts(
-        tuple(tick_cost(costs, layers, stages, draft_ranks, draft_steps, rows, width) for rows in range(width + 1))
-    )
-
-
-def static_tick_costs(
-    costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1, level: int = 1
-) -> TickCosts:
-    """Costs of the ticks of STPP, where a static tree is drafted first, and then goes through the stages alone.
-
-    Of N + 1 ticks one drafts while the stages idle (no rows) and N pass the tree on, the last of which needs the head;
-    each is charged an Nth of that. Beside the first stage the draft takes in what it has not yet of the tree, for which
-    it needs at most as many steps again; what of them is longer than a full tree's stage is charged to the first tick.
+    A tick lasts as long as its slowest rank: the longest stage, or the draft's steps, on a rank of their own (without
+    one they cost nothing here). The target's head is sharded by vocabulary over all ranks, after the layers, so each
+    rank adds an equal part of it, in ticks in which a batch leaves.
 
     Args:
         costs: of each part.
         layers: of the target (L).
         stages: of the target (N).
         draft_ranks: ranks behind the target's stages.
-        draft_steps: levels of the tree.
-        level: nodes that a draft step extends; a full tree has so many a level, and its root.
+        width: most rows of a batch.
     """
-    width = 1 + draft_steps * level
-    drafting = draft_steps * at_rows(costs.draft, level) if draft_ranks else 0.0
-    again = max(0.0, drafting - stage_cost(costs, layers, stages, width))
-
-    def passing(rows: int) -> float:
-        head = at_rows(costs.head, rows) / (stages + draft_ranks) / stages
-        return stage_cost(costs, layers, stages, rows) + head + costs.exchange
-
-    return TickCosts((drafting + again + costs.exchange, *(passing(rows) for rows in range(1, width + 1))))
+    rows = range(1, width + 1)
+    ranks = stages + draft_ranks
+    return TickCosts(
+        stage=Curve((0.0, *(stage_cost(costs, layers, stages, count) for count in rows))),
+        draft=Curve((0.0, *(at_rows(costs.draft, count) if draft_ranks else 0.0 for count in rows))),
+        head=Curve((0.0, *(at_rows(costs.head, count) / ranks for count in rows))),
+        exchange=costs.exchange,
+    )
 
 
 MOST_DRAFT_STEPS = 4

@@ -14,7 +14,7 @@ import dataclasses
 
 from pipedec_jax.analysis.cost import Costs, at_rows, pp_token_cost
 from pipedec_jax.pipeline.split import StageSplit
-from pipedec_jax.tick_costs import TickCosts
+from pipedec_jax.tick_costs import Curve, TickCosts
 
 
 def ppsd_ticks(stages: int, exit_stages: int, hits: int, misses: int) -> int:
@@ -61,17 +61,17 @@ def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
 
 
 def exit_tick_costs(costs: Costs, split: StageSplit, width: int) -> TickCosts:
-    """Costs of ticks by the rows of the widest batch, 0 to `width`.
+    """What a tick costs by the rows in it, up to `width`.
 
     A tick lasts as long as its longest stage, the exit head included; a slice of the target's own head, and the
     exchange, come after it.
     """
-
-    def tick(rows: int) -> float:
-        longest = cycle(costs, split, rows).layers * at_rows(costs.layer, rows)
-        return longest + at_rows(costs.head, rows) / split.stages + costs.exchange
-
-    return TickCosts(tuple(tick(rows) for rows in range(width + 1)))
+    rows = range(1, width + 1)
+    return TickCosts(
+        stage=Curve((0.0, *(cycle(costs, split, count).layers * at_rows(costs.layer, count) for count in rows))),
+        head=Curve((0.0, *(at_rows(costs.head, count) / split.stages for count in rows))),
+        exchange=costs.exchange,
+    )
 
 
 def eesd_tick_costs(costs: Costs, split: StageSplit, length: int) -> TickCosts:
@@ -82,4 +82,4 @@ def eesd_tick_costs(costs: Costs, split: StageSplit, length: int) -> TickCosts:
     path = sum(split.count[: split.exit]) * at_rows(costs.layer, 1) + at_rows(costs.exit_head, 1)
     drafting = length * (path + split.exit * costs.exchange)
     verdict = pp_token_cost(costs, sum(split.count), split.stages)
-    return TickCosts(((drafting + verdict) / (length * split.exit + split.stages),))
+    return TickCosts(Curve(((drafting + verdict) / (length * split.exit + split.stages),)))

@@ -14,7 +14,7 @@ from pipedec_jax.cache import Rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.model import DraftParams, DraftState, ModelDrafter
-from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.model.parameters import ParameterSource, Part
 from pipedec_jax.pipeline import placement
 from pipedec_jax.tree import at
 
@@ -47,9 +47,9 @@ class FirstLayers:
         """The geometry of the model that they are."""
         return dataclasses.replace(self.source.config, layers=self.layers)
 
-    def read(self, path: str) -> np.ndarray:
-        """One array."""
-        return self.source.read(path)
+    def read(self, path: str, part: Part | None = None) -> np.ndarray:
+        """One array, or a part of it."""
+        return self.source.read(path, part)
 
 
 @dataclasses.dataclass(frozen=True)

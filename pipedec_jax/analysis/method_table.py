@@ -12,6 +12,7 @@ from typing import Any
 from pipedec_jax.analysis.bound import every_guess, guessed
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.transcript import MISS
 
 
@@ -87,9 +88,15 @@ def run(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], 
     return _row(decoder, ticks, costs, delays)
 
 
-def simulate(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> MethodRow:
-    """Count what one decoder would need for the known answers, without computing the target."""
-    simulator = Simulator.of(decoder)
+def simulate(
+    decoder: Decoder,
+    prompts: Sequence[str],
+    answers: Sequence[list[int]],
+    schedule: Schedule | None = None,
+    **options: Any,
+) -> MethodRow:
+    """Count what one decoder, maybe with another schedule, would need for the known answers without the target."""
+    simulator = Simulator.of(decoder, schedule)
     delays, ticks, costs = [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         request = decoder.request(prompt, **options)

@@ -37,8 +37,9 @@ from pipedec_jax.pipeline.settings import (
     make_split,
 )
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, System, draft_here, grow, send, walk
+from pipedec_jax.pipeline.tick import Shared, System, draft_here, send, update
 from pipedec_jax.sampling import GREEDY, Sampling
+from pipedec_jax.schedules.base import Schedule
 
 
 class Simulator:
@@ -51,6 +52,7 @@ class Simulator:
         vocab_size: ids that are tokens.
         drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
         drafter_params: the parameters of a drafter of one's own.
+        schedule: what is sent and drafted, by a schedule of one's own; by default the method's.
         exit_head: that drafts after the target's first `settings.exit_layer` layers.
 
     Raises:
@@ -66,6 +68,7 @@ class Simulator:
         vocab_size: int,
         drafter: Drafter | str = "model",
         drafter_params: Any = None,
+        schedule: Schedule | None = None,
         exit_head: ExitHead | None = None,
     ) -> None:
         config = draft.config if draft else None
@@ -85,6 +88,7 @@ class Simulator:
         """Makes a simulator of other settings with the same models."""
         self._target = Target(config=geometry, split=make_split(settings, geometry, head), vocab_size=vocab_size)
         self._drafter = make_drafter(settings, config, drafter, vocab_size, geometry, head)
+        self._schedule = make_schedule(settings) if schedule is None else schedule
         self._mesh = placement.make_mesh(1)
         self._params = drafter_params
         if exit_head is not None:
@@ -109,14 +113,15 @@ class Simulator:
         return self._target.split.exit
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Simulator:
-        """A simulator of what this decoder does, with its draft and settings."""
+    def of(cls, decoder: Decoder, schedule: Schedule | None = None) -> Simulator:
+        """A simulator of what this decoder does, with its draft and settings, and maybe another schedule."""
         return cls(
             decoder.target.source if decoder.exit_head is not None else decoder.target.config,
             decoder.draft.source if decoder.draft is not None else None,
             decoder.settings,
             vocab_size=decoder.target.vocab_size,
             drafter=decoder.drafter,
+            schedule=schedule,
             exit_head=decoder.exit_head,
         )
 
@@ -149,7 +154,7 @@ class Simulator:
             system = System(
                 target=self._target,
                 drafter=self._drafter,
-                schedule=make_schedule(self.settings),
+                schedule=self._schedule,
                 sampling=sampling.mode,
                 draft_steps=self.settings.steps,
                 costs=self.settings.costs,
@@ -174,8 +179,7 @@ def simulate(system: System, settings: EngineSettings, params: Any, request: Req
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
-        nodes = tree.record(grow(system, shared, drafts), leaving, choice, jnp.zeros(choice.shape, jnp.float32))
-        return walk(system.schedule, shared.replace(tree=nodes)), state
+        return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state
 
     return lax.while_loop(more, step, (begin(system, request), state))[0]
 

@@ -28,6 +28,7 @@ from pipedec_jax.pipeline.settings import (
     check_fit,
     check_request,
     make_drafter,
+    make_schedule,
     make_split,
 )
 from pipedec_jax.sampling import Sampling
@@ -67,6 +68,8 @@ class Decoder:
         draft_length: tokens that EESD drafts before it verifies.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
             one.
+        adaptive: whether best-first sends only what is worth its cost, where a calibration says that it grows with the
+            rows of a batch; otherwise as much as there is place for.
         sharpness: factor on the draft model's logits before they are taken for the target's chances.
         noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
             or `none`.
@@ -76,7 +79,7 @@ class Decoder:
             drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
             `eesd`.
         calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes. Where they grow with
-            a batch's rows, fewer rows are computed as such, and best-first sends only what is worth its cost.
+            a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
 
@@ -101,6 +104,7 @@ class Decoder:
         exit_stages: int | None = None,
         draft_length: int = 4,
         pool: int | None = None,
+        adaptive: bool = True,
         sharpness: float = 1.0,
         noise: Noise = "shared",
         dtype: Any = None,
@@ -128,6 +132,7 @@ class Decoder:
             exit_stages=exit_stages,
             draft_length=draft_length,
             pool=pool,
+            adaptive=adaptive,
             sharpness=sharpness,
             noise=noise,
             prefill_width=prefill_width,
@@ -162,15 +167,12 @@ class Decoder:
         if draft_steps is None and method == "best-first" and exit_layer is None:
             steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
             settings = dataclasses.replace(settings, draft_steps=steps)
-        if method == "stpp":
-            costs = cost.static_tick_costs(self._costs, layers, stages, guesser.ranks, depth, width)
-        elif method == "eesd":
+        if method == "eesd":
             costs = eesd_tick_costs(self._costs, self.split, draft_length)
         elif self.split.exit:
             costs = exit_tick_costs(self._costs, self.split, width)
         else:
-            rows = 1 if method == "pp" else width
-            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, settings.draft_steps, rows)
+            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, make_schedule(settings).width)
         self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
         self._stream: Stream | None = None
 

@@ -27,7 +27,7 @@ from pipedec_jax.schedules.levels import LevelSchedule
 from pipedec_jax.schedules.plain import PlainSchedule
 from pipedec_jax.schedules.static import StaticSchedule
 from pipedec_jax.schedules.synchronous import SynchronousSchedule
-from pipedec_jax.tick_costs import FLAT, TickCosts
+from pipedec_jax.tick_costs import TICKS, Curve, TickCosts
 
 METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd")
 """Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, the best candidates
@@ -78,9 +78,11 @@ class EngineSettings:
     """Nodes that best-first extends before they are sent (P); by default two batches for every draft step but one."""
     sharpness: float = 1.0
     """Factor on the draft model's logits before they are taken for the target's chances."""
-    costs: TickCosts = FLAT
-    """What a tick costs by the rows of its widest batch. Where it grows, batches of fewer rows are computed as such,
-    and best-first sends only what is worth it."""
+    costs: TickCosts = TICKS
+    """What a tick costs by the rows in it. Where that grows, fewer rows are computed as such, and best-first sends and
+    drafts only what is worth it."""
+    adaptive: bool = True
+    """Whether best-first sends only what is worth it; otherwise as much as there is place for."""
     noise: Noise = "shared"
     """Under which noise the draft model guesses tokens that are drawn."""
     dtype: Any = jnp.float32
@@ -106,6 +108,8 @@ class EngineSettings:
         self._check_exit()
         if not 0 < self.sharpness < math.inf:
             raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
+        if not isinstance(self.adaptive, bool):
+            raise ValueError(f"adaptive must be True or False, not {self.adaptive!r}")
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
 
@@ -283,7 +287,15 @@ def make_schedule(settings: EngineSettings) -> Schedule:
             return SynchronousSchedule(width=1, length=settings.draft_length)
         case _:
             pool = settings.pool or 2 * (settings.draft_steps - 1) * width
-            return BestFirstSchedule(width, pool, costs=settings.costs, gain=settings.stages)
+            return BestFirstSchedule(width, pool, price=batch_price(settings))
+
+
+def batch_price(settings: EngineSettings) -> Curve | None:
+    """What a tick costs by the rows of its widest batch, in ticks of one row; `None` where that makes no difference."""
+    stage = settings.costs.stage
+    if not settings.adaptive or len(stage.sizes(settings.width)) == 1:
+        return None
+    return Curve(tuple(cost / stage.cost[1] for cost in stage.cost))
 
 
 def make_drafter(

@@ -28,7 +28,7 @@ from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ra
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
-from pipedec_jax.tick_costs import FLAT, TickCosts, over_live_rows
+from pipedec_jax.tick_costs import TICKS, TickCosts, over_live_rows
 from pipedec_jax.transcript import Transcript
 from pipedec_jax.tree import PredictionTree
 
@@ -43,8 +43,8 @@ class System:
     sampling: SamplingMode
     draft_steps: int = 1
     """Draft steps in a tick (R)."""
-    costs: TickCosts = FLAT
-    """What a tick costs by the rows of its widest batch."""
+    costs: TickCosts = TICKS
+    """What a tick costs by the rows in it."""
 
     @property
     def stages(self) -> int:
@@ -70,11 +70,6 @@ class System:
     def drafting_rank(self) -> int:
         """The drafter's rank: its own, or the exit path's last; the first one where all ranks do the same."""
         return self.stages if self.drafter.ranks else max(0, self.exit - 1)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows of a batch that are worth a program of their own."""
-        return self.costs.sizes(self.schedule.width)
 
     @property
     def shift(self) -> list[tuple[int, int]]:
@@ -136,7 +131,7 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
         return run_stage(target, weights.target, cache, tree_rows(shared.tree, shared.committed, batch), x)
 
     live = (batch < shared.tree.capacity) & (rank < system.stages)
-    cache, x = over_live_rows(system.sizes, live, stage, local.cache, (batch, x))
+    cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))
     state, drafts = draft(system, weights.drafter, local.drafter, shared, x)
 
     # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one.
@@ -146,9 +141,8 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     part = choice_part(system, weights.target, shared, hidden, leaving)
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
 
-    # Update.
-    nodes = tree.record(grow(system, shared, drafts), leaving, choice, log_prob)
-    return walk(system.schedule, shared.replace(tree=nodes)), Local(x=received, cache=cache, drafter=state)
+    shared = update(system, shared, drafts, choice, log_prob)
+    return shared, Local(x=received, cache=cache, drafter=state)
 
 
 def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, list[Proposals]]:
@@ -183,7 +177,7 @@ def draft_here(
             hidden=x if system.exit else None,
             sampling=shared.sampling,
             mode=system.sampling,
-            sizes=system.sizes,
+            sizes=system.costs.draft.sizes(frontier.shape[0]),
         )
         state, proposals = system.drafter.propose(params, state, view)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
@@ -191,13 +185,19 @@ def draft_here(
     return state, drafts
 
 
-def grow(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionTree:
-    """The tree after the tick's draft steps, from what they proposed: what the drafter did, on every rank."""
-    nodes = shared.tree
+def update(
+    system: System, shared: Shared, drafts: list[Proposals], choice_W: jax.Array, log_prob_W: jax.Array
+) -> Shared:
+    """End a tick, on every rank alike: add the guesses, record the target's choices, walk the root, prune."""
+    nodes, drafting = shared.tree, jnp.zeros((), jnp.float32)
     for proposals in drafts:
         nodes, frontier = extend(system, shared, nodes)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
-    return nodes
+        drafting += system.costs.draft.of(jnp.sum(frontier < nodes.capacity, dtype=jnp.int32))
+    rows = jnp.sum(shared.pipe < nodes.capacity, axis=1, dtype=jnp.int32)
+    cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1])
+    nodes = tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W)
+    return walk(system.schedule, shared.replace(tree=nodes, cost=cost))
 
 
 def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
@@ -213,13 +213,10 @@ def send(system: System, shared: Shared) -> Shared:
     count = shared.tick + 1
     nodes, batch = system.schedule.next_batch(shared.tree)
     nodes, batch = give_slots(nodes, shared.committed, batch)
-    pipe = jnp.concatenate((batch[None], shared.pipe[:-1]))
-    widest = jnp.max(jnp.sum(pipe < nodes.capacity, axis=1, dtype=jnp.int32))
     return shared.replace(
         tree=tree.send(nodes, batch, count),
-        pipe=pipe,
+        pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
         tick=count,
-        cost=shared.cost + system.costs.of(widest),
         sent=shared.sent + jnp.sum(batch < nodes.capacity, dtype=jnp.int32),
     )
 
@@ -238,7 +235,9 @@ def choice_part(
         return None, (logit, noise)
 
     live = leaving < shared.tree.capacity
-    _, (logit, noise) = over_live_rows(system.sizes, live, head, None, (hidden_WD, position))
+    _, (logit, noise) = over_live_rows(
+        system.costs.head.sizes(system.schedule.width), live, head, None, (hidden_WD, position)
+    )
     return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
 
 

@@ -44,9 +44,13 @@ class Schedule:
         node = jnp.where(tree.waiting, wanted, -jnp.inf)
         return jnp.concatenate((node[:, None], trees.open_guesses(tree)), axis=1)
 
+    def worthwhile(self, tree: PredictionTree, score: jax.Array) -> jax.Array:
+        """The scores of the candidates that are worth a place in a batch, here all; minus infinity for others."""
+        return score
+
     def next_batch(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
         """The nodes `[W]` to send in this tick, C for none, in a tree where they are nodes."""
-        return take(tree, self.score(tree), self.width, tree.sent)
+        return take(tree, self.worthwhile(tree, self.score(tree)), self.width, tree.sent)
 
     def frontier(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
         """The nodes `[W]` the drafter shall extend, C for none: what was sent first, then the best candidates.
@@ -60,7 +64,7 @@ class Schedule:
         waiting = tree.waiting & ~is_root(tree)
         kept = mask_of_best(jnp.where(waiting, tree.log_prob, -jnp.inf), self.pool - self.width)
         tree = trees.drop(tree, waiting & ~kept)
-        score = self.score(tree)
+        score = self.worthwhile(tree, self.score(tree))
         node = jnp.where(tree.drafted, -jnp.inf, jnp.where(sent, jnp.inf, score[:, 0]))
         return take(tree, score.at[:, 0].set(node), self.width, tree.drafted)
 

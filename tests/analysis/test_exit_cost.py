@@ -93,13 +93,12 @@ def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head() -> None:
     assert exit_cost.cycle(costs, StageSplit((3, 3, 3, 3), 1)) == Cycle(1, 3 + weight, weight)
     assert exit_cost.cycle(costs, StageSplit((1, 1, 4, 6), 2)) == Cycle(4, 6, weight)
     ticks = exit_cost.exit_tick_costs(costs, StageSplit((3, 3, 3, 3), 1), 2)
-    assert ticks.cost == pytest.approx([(3 + weight) * layer + head_bytes(TARGET, 4) / 4] * 3)
+    assert ticks.stage.cost == pytest.approx([0, (3 + weight) * layer, (3 + weight) * layer])
+    assert ticks.head.cost == pytest.approx([0, head_bytes(TARGET, 4) / 4, head_bytes(TARGET, 4) / 4])
     # Where rows cost, the head's do as well, and another stage may be the longest.
     rising = Costs(layer={1: 1.0, 4: 2.0}, head=4.0, exit_head={1: 2.0, 4: 5.0}, exchange=0.5)
-    assert (
-        exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3).cost
-        == (6 + 4 / 3 + 0.5,) * 2 + (12 + 4 / 3 + 0.5,) * 2
-    )
+    ticks = exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3)
+    assert (ticks.stage.cost, ticks.head.cost, ticks.exchange) == ((0, 6, 12, 12), (0, *[4 / 3] * 3), 0.5)
     assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5)
 
 
@@ -107,6 +106,6 @@ def test_eesd_is_charged_for_what_does_not_overlap() -> None:
     costs = byte_costs(TARGET, None, 4, ExitHeadConfig(3, "norm-linear"))
     split = StageSplit((2, 1, 3, 3, 3), 2)
     draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head
-    (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).cost
+    (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).stage.cost
     # A round of four drafts on an exit path of two of five stages.
     assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))
