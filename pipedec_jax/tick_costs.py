@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         for value in self.cost:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
                 raise ValueError(f"a cost must be a finite number >= 0, not {value!r}")
         if not self.cost or list(self.cost) != sorted(self.cost):
             raise ValueError(f"costs must not fall with the number of rows, and there must be one: {self.cost}")
