@@ -53,7 +53,7 @@ class Costs:
             for rows, cost in costs.items():
                 if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
                     raise ValueError(f"cost {name} must be given for whole numbers of rows from 1 on, not {rows!r}")
-                if isinstance(cost, bool) or not isinstance(cost, numbers.Real) or not 0 <= cost < math.inf:
+                if isinstance(cost, bool) or not isinstance(cost, numbers.Real) or not 0 <= float(cost) < math.inf:
                     raise ValueError(f"cost {name} must be a finite number >= 0, not {cost!r}")
         if at_rows(self.layer, 1) == 0:
             raise ValueError("cost layer must be over 0")
