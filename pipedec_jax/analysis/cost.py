@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.parameters import layer_shapes
@@ -63,6 +65,49 @@ def calibrated_costs(seconds: Mapping[str, float]) -> Costs:
     """
     check_keys(dict(seconds), Costs, "calibration")
     return Costs(**seconds)
+
+
+def costs_at_width(measured: Mapping[int, Costs], width: float) -> Costs:
+    """Costs at a batch's width, from costs measured at several: linear between them, the nearest one's beyond.
+
+    Verifying more tokens is not free where decoding is no longer bound by reading weights.
+
+    Raises:
+        ValueError: when nothing was measured.
+    """
+    if not measured:
+        raise ValueError("costs of at least one width are needed")
+    widths = sorted(measured)
+    names = [field.name for field in dataclasses.fields(Costs)]
+    return Costs(
+        **{
+            name: float(np.interp(width, widths, [getattr(measured[known], name) for known in widths]))
+            for name in names
+        }
+    )
+
+
+def roofline_seconds(weight_bytes: float, item_bytes: int, width: int, bandwidth: float, operations: float) -> float:
+    """Seconds of a pass over weights at a batch's width: reading them, or multiplying, whichever takes longer.
+
+    Args:
+        weight_bytes: of the weights.
+        item_bytes: of one weight.
+        width: rows of the batch.
+        bandwidth: bytes that the device reads in a second.
+        operations: additions and multiplications that it makes in a second.
+    """
+    return max(weight_bytes / bandwidth, 2 * width * weight_bytes / item_bytes / operations)
+
+
+def lockstep_tick_cost(passes: Sequence[tuple[float, int]], exchange: float = 0.0) -> float:
+    """Cost of a tick of several models in lockstep (PipeSpec): the slowest one's passes, and the exchange.
+
+    Args:
+        passes: of each model, what a pass costs and how many it makes. A target of several stages passes one on.
+        exchange: of the buffers.
+    """
+    return max(cost * count for cost, count in passes) + exchange
 
 
 def layer_bytes(config: LlamaConfig, item_bytes: int) -> int:

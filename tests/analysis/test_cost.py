@@ -113,3 +113,24 @@ def test_draft_steps_are_as_many_as_fit_beside_a_stage():
     costs = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6, draft=15)
     assert [cost.draft_steps_beside_a_stage(costs, 16, stages) for stages in (16, 8, 5, 4, 1)] == [1, 1, 2, 2, 4]
     assert cost.draft_steps_beside_a_stage(cost.Costs(layer=1, head=0, pp_layer=1, pp_head=0), 4, 4) == 4
+
+
+def test_costs_between_measured_widths_are_interpolated():
+    narrow = cost.Costs(layer=10, head=6, pp_layer=10, pp_head=6)
+    broad = cost.Costs(layer=30, head=10, pp_layer=10, pp_head=6, draft=4)
+    measured = {1: narrow, 9: broad}
+    assert cost.costs_at_width(measured, 5) == cost.Costs(layer=20, head=8, pp_layer=10, pp_head=6, draft=2)
+    assert cost.costs_at_width(measured, 1) == narrow
+    assert cost.costs_at_width(measured, 64) == broad
+    with pytest.raises(ValueError, match="at least one width"):
+        cost.costs_at_width({}, 4)
+
+
+def test_a_batch_is_free_until_multiplying_takes_longer_than_reading():
+    seconds = [cost.roofline_seconds(1000, 2, width, bandwidth=10, operations=400) for width in (1, 40, 80)]
+    assert seconds == [100, 100, 200]
+
+
+def test_a_tick_of_several_models_lasts_as_long_as_the_slowest():
+    assert cost.lockstep_tick_cost([(2, 4), (5, 1)], exchange=1) == 9
+    assert cost.lockstep_tick_cost([(2, 2), (5, 1)]) == 5
