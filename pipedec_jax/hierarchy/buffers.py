@@ -66,7 +66,7 @@ def continuation(own: Buffer, below: Buffer) -> Buffer:
 
 def complete(buffer: Buffer, prompt_length: jax.Array, limit: jax.Array, end_token_E: jax.Array) -> jax.Array:
     """Whether the answer is complete, `[]` bool: no room is left, or its last token is an end token."""
-    last = buffer.token.at[buffer.length - 1].get(mode="fill", fill_value=-1)
+    last = buffer.token.at[buffer.length - 1].get(mode="clip")
     return (buffer.length >= limit) | (jnp.any(end_token_E == last) & (buffer.length > prompt_length))
 
 

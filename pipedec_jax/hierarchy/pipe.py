@@ -69,6 +69,8 @@ class State(struct.PyTreeNode):
     """[T] int32: as `transcript.Transcript.delay`, in passes."""
     log_prob: jax.Array
     """[T] float32: the model's log-probability of each token it appended."""
+    said: jax.Array
+    """[T] int32: what the model chose for each position when it last read the text before it, appended or not."""
     passes: jax.Array
     """[] int32: passes made."""
     read: jax.Array
@@ -93,6 +95,7 @@ def begin(pipe: Pipe, request: Request) -> State:
         tick=jnp.zeros(T, jnp.int32),
         delay=jnp.zeros(T, jnp.int32),
         log_prob=jnp.zeros(T, jnp.float32),
+        said=jnp.zeros(T, jnp.int32),
         passes=zero,
         read=zero,
         rollbacks=zero,
@@ -163,7 +166,7 @@ def make_pass(
     state = send(pipe, state, continuation(state.own, below) if below is not None else state.own)
     if pipe.target is None:
         after = state.start[-1] + 1 + jnp.arange(pipe.width, dtype=jnp.int32)
-        choice = weights.at[after].get(mode="fill", fill_value=0)
+        choice = weights.at[after].get(mode="clip")
         return append(pipe, state, request, choice, jnp.zeros(choice.shape, jnp.float32)), local
     choice, log_prob, local = compute(pipe, pipe.target, weights, request, state, local)
     return append(pipe, state, request, choice, log_prob), local
@@ -196,7 +199,7 @@ def compute(
     """All stages at once; the choices `[W]` of the rows that leave, and their log-probabilities."""
     W, T = pipe.width, request.prompt.shape[0]
     rank = lax.axis_index(AXIS)
-    token = state.fed.at[state.start[0] + jnp.arange(W, dtype=jnp.int32)].get(mode="fill", fill_value=0)
+    token = state.fed.at[state.start[0] + jnp.arange(W, dtype=jnp.int32)].get(mode="clip")
     embedded = sum_over_ranks(vocabulary.embed_part(params.embedding, token))
     x = jnp.where(rank == 0, embedded, local.x)
     start, count = state.start[rank], state.count[rank]
@@ -226,26 +229,23 @@ def compute(
 
 def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_prob: jax.Array) -> State:
     """Compare the choices of the rows that leave with what was read after them, and append what is new."""
-    T = state.fed.shape[0]
-    row = jnp.arange(pipe.width, dtype=jnp.int32)
-    place = state.start[-1] + 1 + row  # of the token chosen
-    new = place >= state.own.length  # rows read to catch up with the models above choose what is long decided
-    guess = state.fed.at[place].get(mode="fill", fill_value=-1)
-    ends = jnp.any(choice[:, None] == request.end_token[None, :], axis=1)
-    goes_on = ~new | ((choice == guess) & (row + 1 < state.count[-1]) & ~ends)
-    before = jnp.concatenate((jnp.ones(1, bool), jnp.cumprod(goes_on.astype(jnp.int32))[:-1] > 0))
-    taken = new & before & (row < state.count[-1]) & (place < request.limit)
-    index = jnp.where(taken, place, T)
-    entered = state.entered.at[place].get(mode="fill", fill_value=0)
-    hit = (place < state.sent) & (choice == guess)
-    delay = jnp.where(hit, entered - state.entered.at[place - 1].get(mode="fill", fill_value=0), MISS)
-
-    def put(array: jax.Array, value: jax.Array) -> jax.Array:
-        return array.at[index].set(value.astype(array.dtype), mode="drop")
-
+    T, length = state.fed.shape[0], state.own.length
+    position = jnp.arange(T, dtype=jnp.int32)
+    row = position - state.start[-1] - 1  # that chose the token of each position
+    chosen = (row >= 0) & (row < state.count[-1])
+    row = jnp.clip(row, 0, pipe.width - 1)
+    token = choice[row]
+    agrees = (token == state.fed) & (position < state.sent)
+    # Rows read to catch up with the models above choose what is long decided.
+    undecided = chosen & (position >= length)
+    ends = jnp.any(token[:, None] == request.end_token[None, :], axis=1)
+    last = undecided & (~agrees | ends | (position == state.start[-1] + state.count[-1]))
+    new = undecided & (position <= jnp.min(jnp.where(last, position, T))) & (position < request.limit)
+    delay = jnp.where(agrees, state.entered - jnp.roll(state.entered, 1), MISS)
     return state.replace(
-        own=Buffer(put(state.own.token, choice), state.own.length + jnp.sum(taken, dtype=jnp.int32)),
-        tick=put(state.tick, jnp.broadcast_to(state.passes, row.shape)),
-        delay=put(state.delay, delay),
-        log_prob=put(state.log_prob, log_prob),
+        own=Buffer(jnp.where(new, token, state.own.token), length + jnp.sum(new, dtype=jnp.int32)),
+        tick=jnp.where(new, state.passes, state.tick),
+        delay=jnp.where(new, delay, state.delay),
+        log_prob=jnp.where(new, log_prob.astype(jnp.float32)[row], state.log_prob),
+        said=jnp.where(chosen, token, state.said),
     )
