@@ -7,11 +7,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pipedec_jax
+from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
 
+if TYPE_CHECKING:
+    AnyDecoder = pipedec_jax.Decoder | pipedec_jax.HierarchyDecoder
+
+METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
 SAMPLE = "def quicksort(items):\n"
 
 
@@ -37,10 +42,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
-    parser.add_argument("--method", default="best-first", help=f"one of {', '.join(METHODS)}; the text is the same")
+    parser.add_argument("--method", default="best-first", help=f"one of {METHOD_NAMES}; the text is the same")
     parser.add_argument("--drafter", default="both", help=f"who guesses: one of {', '.join(DRAFTERS)}")
-    parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
-    parser.add_argument("--width", metavar="W", type=int, default=16, help="most guesses sent in a tick")
+    parser.add_argument("--stages", metavar="N", type=int, help="devices for the target's layers (4; of pipespec, 1)")
+    parser.add_argument(
+        "--width", metavar="W", type=int, help="most guesses sent in a tick (16; of pipespec, by passes)"
+    )
     parser.add_argument(
         "--children", metavar="K", type=int, default=16, help="most guesses of the draft after each token"
     )
@@ -51,6 +58,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent")
     parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
     parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        nargs="+",
+        help="of pipespec and speculative, the smallest first, the target last (the demo family); auto before them "
+        "leaves those out that do not pay",
+    )
+    parser.add_argument(
+        "--passes", metavar="C", type=int, nargs="+", help="of each model but the target in a tick (measured times)"
+    )
+    parser.add_argument("--form", default="lockstep", help="of pipespec: lockstep, or free (each at its own pace)")
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
@@ -88,11 +106,18 @@ def read_calibration(path: Path | None) -> dict[str, float] | None:
     return values
 
 
-def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
+def open_decoder(options: argparse.Namespace) -> AnyDecoder:
     if options.dtype == "float64":
         import jax
 
         jax.config.update("jax_enable_x64", True)
+    if options.method in hierarchy.METHODS:
+        return open_hierarchy(options)
+    if options.method not in METHODS:
+        raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
+    for name in ("models", "passes"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for the methods {' and '.join(hierarchy.METHODS)}")
     draft = None
     if options.target is None:
         target = pipedec_jax.load_demo("target")
@@ -111,8 +136,8 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         target,
         draft,
         method=options.method,
-        stages=options.stages,
-        width=options.width,
+        stages=4 if options.stages is None else options.stages,
+        width=16 if options.width is None else options.width,
         children=options.children,
         dtype=options.dtype,
         calibration=read_calibration(options.calibration),
@@ -122,6 +147,28 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         pool=options.pool,
         sharpness=options.sharpness,
         noise=options.noise,
+    )
+
+
+def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
+    if options.target is not None or options.draft is not None:
+        raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
+    names = options.models or []
+    select = names[:1] == ["auto"]
+    models = [pipedec_jax.load(name) for name in names[select:]]
+    if not models:
+        demo = ("draft", "target") if options.method == "speculative" else ("draft", "middle", "target")
+        models = [pipedec_jax.load_demo(name) for name in demo]
+    stages = [1] * (len(models) - 1) + [1 if options.stages is None else options.stages]
+    return pipedec_jax.HierarchyDecoder(
+        models,
+        method=options.method,
+        form=options.form,
+        stages=stages,
+        passes=options.passes,
+        width=options.width,
+        select=select,
+        dtype=options.dtype,
     )
 
 
@@ -176,25 +223,37 @@ def run(options: argparse.Namespace) -> None:
         print_memory(decoder)
 
 
-def described(options: argparse.Namespace, decoder: pipedec_jax.Decoder, prompt: str) -> dict[str, Any]:
+def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> dict[str, Any]:
     """Every option with the value that was used."""
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        used: dict[str, Any] = {
+            "models": [model.name for model in decoder.models],
+            "passes": decoder.settings.passes,
+            "width": decoder.settings.widths[-1],
+        }
+    else:
+        used = {
+            "draft": decoder.draft.name if decoder.draft else None,
+            "draft_steps": decoder.settings.steps,
+            "width": decoder.width,
+        }
     return {
         **vars(options),
         "prompt": prompt,
         "prompt_file": str(options.prompt_file) if options.prompt_file else None,
         "calibration": str(options.calibration) if options.calibration else None,
         "target": decoder.target.name,
-        "draft": decoder.draft.name if decoder.draft else None,
+        "stages": decoder.stages,
         "dtype": decoder.dtype.name,
-        "draft_steps": decoder.settings.steps,
+        **used,
     }
 
 
-def memory(options: argparse.Namespace, decoder: pipedec_jax.Decoder) -> dict[str, Any]:
+def memory(options: argparse.Namespace, decoder: AnyDecoder) -> dict[str, Any]:
     return {"bytes_per_device": decoder.bytes_per_device()} if options.memory else {}
 
 
-def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, basis: str) -> None:
+def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str) -> None:
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
     rows = [
@@ -215,7 +274,7 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, ba
             print(f"  {name:<16} {value!s:>9}  {meaning}")
 
 
-def print_memory(decoder: pipedec_jax.Decoder) -> None:
+def print_memory(decoder: AnyDecoder) -> None:
     print("\nbytes per device")
     for row in decoder.bytes_per_device():
         parts = {name: value for name, value in row.items() if isinstance(value, int)}

@@ -117,7 +117,7 @@ def measure(
                 program.step(None, [], new_tokens, capacity)
                 text = jax.block_until_ready(program.step(None, [], 0, capacity))
             # The first buffer of one's own is worth following as well: nothing is rolled back then.
-            upper = [program.put(text)] if above else []
+            upper = [] if text is None else [program.put(text)]
             alone = [program.put(own)] if above else []
             if width == max(widths) and above:
                 program.step(None, upper, -(-new_tokens // width) + 1, capacity)

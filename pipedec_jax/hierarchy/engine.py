@@ -101,15 +101,12 @@ class HierarchyEngine:
                 )
             )
             first += stages
+        self.compile_seconds = 0.0
+        """Seconds spent on compiling and on making caches."""
         self._published: list[jax.Array] = []
         self._prompt_length = 0
         self._limit = 0
         self._ends: frozenset[int] = frozenset()
-
-    @property
-    def compile_seconds(self) -> float:
-        """Seconds spent on compiling and on making caches."""
-        return sum(model.compile_seconds for model in self.models)
 
     def start(
         self,
@@ -135,6 +132,7 @@ class HierarchyEngine:
             model.start(request, sampling.mode, below=index > 0, above=top - index)
             for index, model in enumerate(self.models)
         ]
+        self.compile_seconds = sum(model.compile_seconds for model in self.models)
         self._prompt_length, self._limit = len(prompt), len(prompt) + max_new_tokens
         self._ends = frozenset(end_tokens)
 
