@@ -19,6 +19,7 @@ import numpy as np
 
 from pipedec_jax.analysis.cost import lockstep_tick_cost
 from pipedec_jax.analysis.hierarchy import simulate
+from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.program import ModelProgram
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline.engine import make_request
@@ -116,19 +117,21 @@ def measure(
             if text is None:
                 program.step(None, [], new_tokens, capacity)
                 text = jax.block_until_ready(program.step(None, [], 0, capacity))
-            # The first buffer of one's own is worth following as well: nothing is rolled back then.
+            # Its own first buffer in place of the target's: nothing is rolled back by it.
             upper = [] if text is None else [program.put(text)]
             alone = [program.put(own)] if above else []
-            if width == max(widths) and above:
+            if index + 1 < len(sources) and width == max(widths):
+                # It reads what the target wrote, and chooses as it goes; then its passes have nothing new to read.
                 program.step(None, upper, -(-new_tokens // width) + 1, capacity)
                 said.insert(0, np.asarray(program.state.said))
+                alone = upper
             elif above:
                 program.step(None, alone, 1, capacity)
-            seconds[index][width] = _time(program, upper if width == max(widths) else alone, capacity)
+            seconds[index][width] = _time(program, alone, capacity)
     assert text is not None
     first = len(prompt) - 1
     span = slice(first, first + new_tokens + 1)
-    words = np.stack([*said, np.asarray(text)[4:]])[:, span].astype(np.int32)
+    words = np.stack([*said, np.asarray(text)[len(FIGURES) :]])[:, span].astype(np.int32)
     words[:, 0] = words[-1, 0]
     return Measured(seconds=tuple(seconds), words=words)
 
