@@ -102,7 +102,7 @@ def measure(
     said: list[np.ndarray] = []
     text: jax.Array | None = None
     for index in reversed(range(len(sources))):
-        for width in widths if index else (1, max(widths)):
+        for width in widths if index else sorted({1, max(widths)}):
             program = ModelProgram(
                 sources[index],
                 stages=1,
