@@ -82,7 +82,8 @@ class HierarchyDecoder:
         check_models(settings, [model.config for model in models], self.target.vocab_size)
         for model in models[:-1]:
             check_same_tokens(self.target.tokenizer, model.tokenizer)
-        self.devices = pick_devices(sum(settings.stages)) if devices is None else list(devices)
+        ranks = sum(settings.stages)
+        self.devices = pick_devices(ranks) if devices is None else list(devices)[:ranks]
         # Of the target alone: it checks requests, and knows the dtype that plain decoding would have.
         self._requests = Decoder(
             self.target,

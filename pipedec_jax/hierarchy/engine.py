@@ -209,11 +209,11 @@ class HierarchyEngine:
         return stepped
 
     def _take_turns(self, goal: int) -> None:
-        stages = self.settings.stages[-1]
+        draft_stages, stages = self.settings.stages
         (lookahead,) = self.settings.passes
         while not self.enough(self._published[-1], goal):
             # A pass more, to read the target's own token after a lookahead that was right throughout.
-            self._published[0] = self.step(0, self._published, lookahead + 1)
+            self._published[0] = self.step(0, self._published, (lookahead + 1) * draft_stages)
             self._published[1] = self.step(1, self._published, stages)
 
     def _progress(self) -> Progress:

@@ -67,8 +67,9 @@ def test_tokens_equal_plain_decodings(case: str, form: dict) -> None:
     base, draw = CASES[case]
     for seed, length in enumerate((17, 1, 30)):
         progress, figures = run(base, draw, seed, length, pieces=(1, 5) if seed else (), **form)
-        assert figures[0].rollbacks > 0, "nothing was ever wrong"
-        assert sum(progress.hits) > 0, "nothing was ever right"
+        if form["form"] == "lockstep":  # the pace of free-running models is the machine's
+            assert figures[0].rollbacks > 0, "nothing was ever wrong"
+            assert sum(progress.hits) > 0, "nothing was ever right"
 
 
 @pytest.mark.parametrize("case", ["two", "three", "four"])
