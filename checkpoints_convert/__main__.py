@@ -1,91 +1,147 @@
-"""The command: `python -m checkpoints_convert convert | inspect | verify`."""
+"""The command: `python -m checkpoints_convert convert | inspect | verify | export | list`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import jax
 
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.conversion import convert
+from checkpoints_convert.hub import local_directory
+from checkpoints_convert.hugging_face_export import export
+from checkpoints_convert.library import as_json, library, table
 from checkpoints_convert.report import as_text, describe
-from checkpoints_convert.verify import LOGIT_TOLERANCE, differences, logit_difference
+from checkpoints_convert.store import open_checkpoint
+from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0 done, 1 verified to be wrong, 2 bad input, 130 interrupted."""
+    """Run one command.
+
+    Returns:
+        Its exit status: 0 done, 1 verified to be wrong, 2 bad input, 130 interrupted, 143 terminated.
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
-        return 130
+    except MemoryError:
+        print("error: there is not enough memory; are the sizes in the model's configuration right?", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Terminated) as error:
+        goes_on = "; the same command again goes on where it was" if options.run is _convert else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
 
 
 def _convert(options: argparse.Namespace) -> int:
-    destination = convert(options.source, options.destination, options.dtype, overwrite=options.overwrite)
+    destination = convert(
+        options.source, options.destination, options.dtype, int8=options.int8, overwrite=options.overwrite
+    )
     print(f"converted {options.source} to {destination}")
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    facts = describe(options.checkpoint)
+    facts = describe(local_directory(options.checkpoint))
     print(json.dumps(facts, indent=2) if options.json else as_text(facts))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
+    alone = options.destination is None
+    found = damage(options.source) if alone else differences(local_directory(options.source), options.destination)
     wrong = 0
-    for difference in differences(options.source, options.destination):
+    for difference in found:
         wrong += 1
         print(f"wrong: {difference}", file=sys.stderr)
     if wrong:
         return 1
-    print("config, tokenizer files and all tensors are as in the source")
-    if options.no_logits:
+    print(f"config, tokenizer files and all tensors are as in the {'manifest' if alone else 'source'}")
+    if options.no_logits or alone:
         return 0
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"logits not compared: {' and '.join(missing)} not installed")
         return 0
-    found = logit_difference(options.source, options.destination)
-    print(f"logits, float32: max|difference| / max|logit| = {found:.2g} (allowed: {LOGIT_TOLERANCE:g})")
+    difference = logit_difference(local_directory(options.source), options.destination)
+    rounded = open_checkpoint(options.destination).config.int8
+    limit = "int8 rounds: no limit" if rounded else f"allowed: {LOGIT_TOLERANCE:g}"
+    print(f"logits, float32: max|difference| / max|logit| = {difference:.2g} ({limit})")
+    if rounded:
+        return 0
     # Written so that NaN fails.
-    return 0 if found <= LOGIT_TOLERANCE else 1
+    return 0 if difference <= LOGIT_TOLERANCE else 1
+
+
+def _export(options: argparse.Namespace) -> int:
+    print(f"exported {options.checkpoint} to {export(options.checkpoint, options.directory)}")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    entries = library(options.directory)
+    print(json.dumps(as_json(entries), indent=2) if options.json else table(entries))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m checkpoints_convert", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    source = "a model's directory, in Hugging Face's or Meta's format, or a hub repository (org/name)"
 
-    command = commands.add_parser("convert", help="convert a Hugging Face LLaMA directory")
-    command.add_argument("source", metavar="SRC", help="directory with config.json, safetensors and tokenizer files")
-    command.add_argument("destination", metavar="DST", help="directory to create")
+    command = commands.add_parser("convert", help="convert a LLaMA model; started again, it goes on where it was")
+    command.add_argument("source", metavar="SRC", help=source)
+    command.add_argument("destination", metavar="DST", help="directory to create (gs://... too)")
     command.add_argument("--dtype", choices=list(DTYPES), help="stored dtype (default: the source's)")
+    command.add_argument(
+        "--int8", action="store_true", help="store the layers' matrices as int8 with a scale per output channel"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace a converted checkpoint at DST")
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("inspect", help="print geometry, parameters, dtype and size")
-    command.add_argument("checkpoint", metavar="DIR", help="converted checkpoint or Hugging Face directory")
+    command.add_argument("checkpoint", metavar="DIR", help=f"converted checkpoint, or {source}")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_inspect)
 
-    command = commands.add_parser("verify", help="prove that DST is SRC converted")
-    command.add_argument("source", metavar="SRC")
-    command.add_argument("destination", metavar="DST")
+    command = commands.add_parser("verify", help="prove that DST is whole, or that it is SRC converted")
+    command.add_argument("source", metavar="[SRC] DST", help="DST alone is compared with its manifest's checksums")
+    command.add_argument("destination", metavar="", nargs="?", help=argparse.SUPPRESS)
     command.add_argument("--no-logits", action="store_true", help="do not compare logits with Hugging Face's model")
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser("export", help="write DST back as Hugging Face safetensors")
+    command.add_argument("checkpoint", metavar="DST")
+    command.add_argument("directory", metavar="HF_DIR", help="directory to create")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("list", help="show the checkpoints in a directory")
+    command.add_argument("directory", metavar="DIR")
+    command.add_argument("--json", action="store_true", help="print one JSON list")
+    command.set_defaults(run=_list)
     return parser
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Terminated
 
 
 if __name__ == "__main__":
     # Files need no accelerator, and JAX would reserve most of its memory.
     jax.config.update("jax_platforms", "cpu")
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

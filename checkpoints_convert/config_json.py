@@ -50,24 +50,24 @@ def llama_config(values: Json) -> LlamaConfig:
         ValueError: for a missing key, a value of the wrong type, or a setting that this model does not have.
     """
     _refuse_unsupported(values)
-    width, heads = _whole(values, "hidden_size"), _whole(values, "num_attention_heads")
+    width, heads = whole(values, "hidden_size"), whole(values, "num_attention_heads")
     if values.get("head_dim") is None and width % max(heads, 1):
         raise ValueError(
             f"hidden_size ({width}) is no multiple of num_attention_heads ({heads}) and head_dim is absent"
         )
     theta, scaling = _rope(values)
     return LlamaConfig(
-        vocab_size=_whole(values, "vocab_size"),
+        vocab_size=whole(values, "vocab_size"),
         width=width,
-        feed_forward=_whole(values, "intermediate_size"),
-        layers=_whole(values, "num_hidden_layers"),
+        feed_forward=whole(values, "intermediate_size"),
+        layers=whole(values, "num_hidden_layers"),
         heads=heads,
-        kv_heads=_whole(values, "num_key_value_heads", heads),
-        head_size=_whole(values, "head_dim", width // heads),
-        context=_whole(values, "max_position_embeddings", 2048),
+        kv_heads=whole(values, "num_key_value_heads", heads),
+        head_size=whole(values, "head_dim", width // heads),
+        context=whole(values, "max_position_embeddings", 2048),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=_number(values, "rms_norm_eps", 1e-6),
+        norm_eps=number(values, "rms_norm_eps", 1e-6),
         tied_embeddings=_flag(values, "tie_word_embeddings"),
     )
 
@@ -140,7 +140,7 @@ def _rope(values: Json) -> tuple[float, RopeScaling | None]:
     if new and old and new != old:
         raise ValueError("rope_parameters and rope_scaling contradict each other; remove one of them from config.json")
     settings = new or old
-    thetas = {_number(place, "rope_theta") for place in (settings, values) if place.get("rope_theta") is not None}
+    thetas = {number(place, "rope_theta") for place in (settings, values) if place.get("rope_theta") is not None}
     if len(thetas) > 1:
         raise ValueError(f"rope_theta is given twice, as {' and '.join(map(str, sorted(thetas)))}; remove one of them")
     theta = thetas.pop() if thetas else 10000.0
@@ -154,10 +154,10 @@ def _rope(values: Json) -> tuple[float, RopeScaling | None]:
     if kind != "llama3":
         raise ValueError(f"rope_type is {kind!r}; only 'default' and 'llama3' are supported")
     scaling = RopeScaling(
-        factor=_number(settings, "factor"),
-        low_freq_factor=_number(settings, "low_freq_factor"),
-        high_freq_factor=_number(settings, "high_freq_factor"),
-        original_context=_whole(settings, "original_max_position_embeddings"),
+        factor=number(settings, "factor"),
+        low_freq_factor=number(settings, "low_freq_factor"),
+        high_freq_factor=number(settings, "high_freq_factor"),
+        original_context=whole(settings, "original_max_position_embeddings"),
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor or min(scaling.factor, scaling.original_context) <= 0:
         raise ValueError(
@@ -178,18 +178,20 @@ def _get(values: Json, key: str, default: Any) -> Any:
     """`values[key]`, or the default when the key is absent or null (which Hugging Face treats alike)."""
     found = values.get(key)
     if found is None and default is None:
-        raise ValueError(f"config.json lacks {key!r}")
+        raise ValueError(f"the configuration lacks {key!r}")
     return default if found is None else found
 
 
-def _whole(values: Json, key: str, default: int | None = None) -> int:
+def whole(values: Json, key: str, default: int | None = None) -> int:
+    """The positive whole number under `key`; `ValueError` when it is anything else, or absent without a default."""
     found = _get(values, key, default)
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise ValueError(f"{key} must be a positive whole number, not {found!r}")
     return found
 
 
-def _number(values: Json, key: str, default: float | None = None) -> float:
+def number(values: Json, key: str, default: float | None = None) -> float:
+    """The number under `key`; `ValueError` when it is anything else, or absent without a default."""
     found = _get(values, key, default)
     # The bound keeps `float` from overflowing on a hostile whole number.
     if not isinstance(found, int | float) or isinstance(found, bool) or not -1e300 < found < 1e300:

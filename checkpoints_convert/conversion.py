@@ -1,35 +1,57 @@
-"""Conversion of a Hugging Face directory: all checks, then all writing aside, then one rename."""
+"""Conversion of a source: all checks, then all writing aside, array by array, then one rename."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints_convert.checkpoint import DTYPES, check_dtype
-from checkpoints_convert.source import HuggingFaceCheckpoint, is_hugging_face, open_hugging_face, tokenizer_files
-from checkpoints_convert.store import VERSION, is_converted, write_arrays, write_config
+from checkpoints_convert import manifest
+from checkpoints_convert.checkpoint import DTYPES, array_dtype, check_dtype
+from checkpoints_convert.config_json import Json
+from checkpoints_convert.detection import open_source
+from checkpoints_convert.hashing import BackgroundChecksums
+from checkpoints_convert.hub import local_directory
+from checkpoints_convert.layout import contiguous
+from checkpoints_convert.manifest import VERSION, FileFacts, Manifest, StoredArray
+from checkpoints_convert.paths import any_path, is_cloud
+from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
+from checkpoints_convert.store import ARRAYS, chunked, is_converted, metadata_files, write_array, write_tree_metadata
+from checkpoints_convert.tokenizer_check import check_tokenizer
+from checkpoints_convert.workplace import Workplace, workplace, workplace_of
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import as_int8, channel_scales, quantize
+from pipedec_jax.model.parameters import SCALE, Part, fixed_dtype, input_axes, parameter_shapes
 
-CACHE_VARIABLE = "PIPEDEC_JAX_CACHE"
 
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    dtype: str | None = None,
+    *,
+    int8: bool = False,
+    overwrite: bool = False,
+    wait: bool = False,
+) -> Path:
+    """Convert a published LLaMA checkpoint; shows progress where standard error is a terminal.
 
-def convert(source: str | Path, destination: str | Path, dtype: str | None = None, *, overwrite: bool = False) -> Path:
-    """Convert a Hugging Face LLaMA directory; shows progress where standard error is a terminal.
-
-    `destination` appears complete or not at all: on any error or interrupt, what was written is removed.
+    `destination` appears complete or not at all. A conversion that was interrupted or killed goes on where it was when
+    it is started again, and ends with the same bytes; after an error, what was written is removed.
 
     Args:
-        source: directory with `config.json`, safetensors and tokenizer files.
-        destination: directory of the converted checkpoint.
+        source: directory of a model in Hugging Face's or Meta's format, or a repository of the Hugging Face hub
+            (`org/name`).
+        destination: directory of the converted checkpoint; may be a path of an object store that Orbax takes
+            (`gs://...`), which is then written in place, its manifest last.
         dtype: `bfloat16`, `float16` or `float32`; the source's when not given.
+        int8: store the layers' matrices as int8 with a scale per output channel, made from the source's values; `dtype`
+            is then that of all else (see `pipedec_jax.model.int8`).
         overwrite: replace a converted checkpoint at `destination`.
+        wait: wait while another process converts to `destination`.
 
     Returns:
         `destination`.
@@ -37,72 +59,166 @@ def convert(source: str | Path, destination: str | Path, dtype: str | None = Non
     Raises:
         FileExistsError: when `destination` is in use.
         FileNotFoundError: when something that belongs to a source is not there.
+        ImportError: when the source is pickled and torch is not installed.
+        OSError: when the disk is full, or something cannot be read or written.
         ValueError: for a source that cannot be converted, or a dtype that it cannot be stored in.
     """
-    destination = Path(destination).resolve()
-    _check_free(destination, overwrite)
-    checkpoint = open_hugging_face(source)
-    others = tokenizer_files(source)
+    target = any_path(destination) if is_cloud(destination) else Path(destination).resolve()
+    if not workplace_of(target).exists():
+        _check_free(target, overwrite)
+    checkpoint = open_source(local_directory(source))
+    others = {name: file.read_bytes() for name, file in tokenizer_files(checkpoint.directory).items()}
     dtype = _stored_dtype(checkpoint, dtype)
+    check_tokenizer(checkpoint, others)
     checkpoint.check_tied_head()
 
-    with _appearing(destination, overwrite) as partial:
-        for file in others:
-            (partial / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint.directory / file, partial / file)
-        total = checkpoint.nbytes // DTYPES[checkpoint.dtype].itemsize * DTYPES[dtype].itemsize
-        with tqdm(desc="convert", total=total, unit="B", unit_scale=True, disable=None) as bar:
-            write_arrays(partial, checkpoint.config, lambda path: read_as(checkpoint, path, dtype), bar.update)
-        facts = {"format": "huggingface-safetensors", "name": checkpoint.directory.resolve().name}
-        write_config(partial, checkpoint, dtype, facts)
-    return destination
-
-
-def convert_cached(source: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """The converted checkpoint of a Hugging Face directory, made on first use and kept in a cache.
-
-    A changed source is converted anew. Several processes may ask at once: each gets a complete checkpoint.
-
-    Args:
-        source: Hugging Face directory.
-        cache_dir: where conversions are kept; by default `$PIPEDEC_JAX_CACHE`, else `~/.cache/pipedec_jax`.
-
-    Raises:
-        As `convert` does.
-    """
-    source = Path(source).resolve()
-    if not is_hugging_face(source):
-        raise FileNotFoundError(f"{source} is no Hugging Face directory: it has no config.json")
-    cache = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "pipedec_jax")
-    destination = cache / f"{source.name}-{_fingerprint(source)}"
-    if not is_converted(destination):
+    config = as_int8(checkpoint.config) if int8 else checkpoint.config
+    plan = _plan(checkpoint, config, dtype, others)
+    with workplace(target, plan, wait=wait) as place:
+        if place.finished:
+            place.remove()
+            return target
+        if not (place.in_place and place.resumed):
+            _check_free(target, overwrite)
         try:
-            # The widest dtype of the source, where it has several: keeps every value.
-            convert(source, destination, open_hugging_face(source).dtype)
-        except OSError:
-            # Another process was first: its conversion is as good.
-            if not is_converted(destination):
-                raise
-    return destination
+            place.prepare()
+            _check_space(config, dtype, place)
+            for name, data in others.items():
+                (place.checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+                (place.checkpoint / name).write_bytes(data)
+            facts = {name: FileFacts.of(data) for name, data in others.items()}
+            found = _write(checkpoint, config, dtype, facts, place)
+            if _plan(checkpoint, config, dtype, others) != plan:
+                raise ValueError(f"{checkpoint.directory} changed while it was converted; start again")
+            found.write(place.checkpoint / manifest.FILE)
+            place.finish()
+        except Exception:
+            # Interrupts and signals pass: whoever starts again goes on.
+            place.remove()
+            raise
+    return target
 
 
-def read_as(checkpoint: HuggingFaceCheckpoint, path: str, dtype: str) -> np.ndarray:
+def read_as(checkpoint: SourceCheckpoint, path: str, dtype: str) -> np.ndarray:
     """An array of the source in the dtype it is to be stored in.
 
     Raises:
         ValueError: when a finite value is too large for the dtype (float16 ends at 65504).
     """
-    array = checkpoint.read(path)
-    if dtype == checkpoint.dtype:
+    return cast(contiguous(checkpoint.view(path)), path, dtype)
+
+
+def cast(array: np.ndarray, path: str, dtype: str) -> np.ndarray:
+    """`array` in `dtype`; `ValueError`, naming `path`, when a finite value is too large for it."""
+    if array.dtype == DTYPES[dtype]:
         return array
     with np.errstate(over="ignore"):
-        cast = array.astype(DTYPES[dtype])
-    if not np.array_equal(np.isfinite(cast), np.isfinite(array)):
+        result = array.astype(DTYPES[dtype])
+    if not np.array_equal(np.isfinite(result), np.isfinite(array)):
         raise ValueError(f"array {path!r} has values too large for {dtype}; choose --dtype bfloat16 or float32")
-    return cast
+    return result
 
 
-def _stored_dtype(checkpoint: HuggingFaceCheckpoint, dtype: str | None) -> str:
+def _write(
+    checkpoint: SourceCheckpoint, config: LlamaConfig, dtype: str, others: dict[str, FileFacts], place: Workplace
+) -> Manifest:
+    """Write all arrays but what an earlier run has finished."""
+    layout = _layout(config, dtype)
+    parameters = place.checkpoint / ARRAYS
+    parameters.mkdir(exist_ok=True)
+    arrays = {path: found for path, stored in layout.items() if (found := _recorded(place, path, stored)) is not None}
+    known = {file: FileFacts(**facts) for file in checkpoint.files if (facts := place.recorded("source", file.name))}
+
+    def hashed(file: Path, facts: FileFacts) -> None:
+        place.record("source", file.name, {"bytes": facts.bytes, "checksum": facts.checksum})
+
+    with (
+        BackgroundChecksums(checkpoint.files, known, hashed) as checksums,
+        tqdm(
+            desc="convert",
+            total=sum(stored.nbytes for stored in layout.values()),
+            initial=sum(array.nbytes for array in arrays.values()),
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as bar,
+    ):
+        for path in checkpoint.reading_order():
+            # An int8 matrix and its scales; else one array.
+            missing = [name for name in (path, path + SCALE) if name in layout and name not in arrays]
+            if not missing:
+                continue
+            readers = _readers(checkpoint, config, path, dtype)
+            for name in missing:
+                arrays[name] = write_array(parameters, name, layout[name], readers[name], bar.update)
+                place.record("array", name, arrays[name].to_json())
+        source_files = {file.name: facts for file, facts in checksums.result().items()}
+    write_tree_metadata(parameters, config)
+    metadata = {f"{ARRAYS}/{name}": FileFacts.of((parameters / name).read_bytes()) for name in metadata_files(config)}
+    source = {
+        "format": checkpoint.format,
+        "name": checkpoint.directory.resolve().name,
+        "files": {name: vars(source_files[name]) for name in sorted(source_files)},
+    }
+    return Manifest(config, dtype, checkpoint.bos_token_id, checkpoint.eos_token_ids, source, others, metadata, arrays)
+
+
+def _readers(
+    checkpoint: SourceCheckpoint, config: LlamaConfig, path: str, dtype: str
+) -> dict[str, Callable[[Part], np.ndarray]]:
+    """What reads the parts of the arrays that are stored for one array of the source."""
+    array = checkpoint.view(path)
+    if fixed_dtype(config, path) is None:
+        return {path: lambda part: cast(contiguous(array[part]), path, dtype)}
+    scale = channel_scales(array, path)
+    inputs = input_axes(path)
+    return {
+        path: lambda part: quantize(contiguous(array[part]), scale[part[inputs:]]),
+        path + SCALE: lambda part: scale[part],
+    }
+
+
+def _layout(config: LlamaConfig, dtype: str) -> dict[str, StoredArray]:
+    """How every array is to be stored."""
+    shapes = parameter_shapes(config)
+    return {path: chunked(path, shape, array_dtype(config, path, dtype).name) for path, shape in shapes.items()}
+
+
+def _recorded(place: Workplace, path: str, stored: StoredArray) -> StoredArray | None:
+    found = place.recorded("array", path)
+    return None if found is None else StoredArray.from_json(found, path, stored.shape, stored.dtype)
+
+
+def _plan(checkpoint: SourceCheckpoint, config: LlamaConfig, dtype: str, others: dict[str, bytes]) -> Json:
+    """All that the result's bytes depend on; the weights by name, size and time, so that nothing is read for it."""
+    weights = {file.name: [(facts := file.stat()).st_size, facts.st_mtime_ns] for file in checkpoint.files}
+    return {
+        "version": VERSION,
+        "tool": manifest.TOOL,
+        "source": os.path.realpath(checkpoint.directory),
+        "model": config.to_dict(),
+        "special": [checkpoint.bos_token_id, checkpoint.eos_token_ids],
+        "dtype": dtype,
+        "weights": weights,
+        "others": {name: FileFacts.of(data).checksum for name, data in others.items()},
+    }
+
+
+def _check_space(config: LlamaConfig, dtype: str, place: Workplace) -> None:
+    """Raise `OSError` when the disk cannot hold what is still to be written."""
+    if place.in_place:
+        return
+    layout = _layout(config, dtype).items()
+    need = sum(stored.nbytes for path, stored in layout if place.recorded("array", path) is None)
+    free = shutil.disk_usage(place.root).free
+    if free < need:
+        raise OSError(
+            f"the conversion needs {need / 2**30:.2f} GiB more in {place.root.parent}, which has "
+            f"{free / 2**30:.2f} GiB free; make room or choose another destination"
+        )
+
+
+def _stored_dtype(checkpoint: SourceCheckpoint, dtype: str | None) -> str:
     if dtype is not None:
         return check_dtype(dtype)
     if len(checkpoint.stored_dtypes) > 1:
@@ -120,37 +236,3 @@ def _check_free(destination: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{destination} exists and is no converted checkpoint; choose another destination")
     if not overwrite:
         raise FileExistsError(f"{destination} exists; pass --overwrite to replace it, or choose another destination")
-
-
-@contextlib.contextmanager
-def _appearing(destination: Path, overwrite: bool) -> Iterator[Path]:
-    """A new directory beside `destination`, renamed to it at the end of the block, or removed if the block fails."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{destination.name}.{uuid.uuid4().hex[:12]}"
-    partial, old = destination.with_name(f"{stem}.partial"), destination.with_name(f"{stem}.old")
-    partial.mkdir()
-    try:
-        yield partial
-        if overwrite and destination.exists():
-            destination.rename(old)
-        try:
-            # Fails when another process has put its own directory there in the meantime.
-            partial.rename(destination)
-        except BaseException:
-            if old.exists():
-                old.rename(destination)
-            raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _fingerprint(source: Path) -> str:
-    """Identifies a source by path, config, and the names, sizes and times of its files; reads no weights."""
-    digest = hashlib.sha256(f"{VERSION}\0{source}\0".encode())
-    for path in sorted(source.iterdir()):
-        if path.is_file():
-            facts = path.stat()
-            digest.update(f"{path.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-    return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from checkpoints_convert.config_json import config_json
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import Parameters, flatten, parameter_shapes
+from pipedec_jax.model.parameters import Parameters, flatten, input_axes, parameter_shapes
 
 TOP_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 LAYER_NAMES = {
@@ -42,7 +42,7 @@ def tensor_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Hugging Face's shape of the array `path` that has `shape` here: matrices are `[out, in]`, heads merged."""
     if _is_plain(path, shape):
         return shape
-    inputs = _input_axes(path)
+    inputs = input_axes(path)
     return math.prod(shape[inputs:]), math.prod(shape[:inputs])
 
 
@@ -64,11 +64,6 @@ def to_hugging_face(path: str, array: np.ndarray) -> np.ndarray:
 def _is_plain(path: str, shape: tuple[int, ...]) -> bool:
     """Whether both sides lay the array out alike: norms, and the embedding (a table, not a matrix)."""
     return len(shape) == 1 or path == "embedding"
-
-
-def _input_axes(path: str) -> int:
-    """Leading axes of our matrix that are summed over: `output [H, A, D]` has two, the others one."""
-    return 2 if path.endswith("/output") else 1
 
 
 def export_hugging_face(

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints_convert.checkpoint import Checkpoint
 from checkpoints_convert.config_json import Json
-from checkpoints_convert.source import is_hugging_face, open_hugging_face, tokenizer_files
-from checkpoints_convert.store import is_converted, open_checkpoint
+from checkpoints_convert.detection import open_any
+from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
+from checkpoints_convert.store import ConvertedCheckpoint
 from pipedec_jax.model.parameters import parameter_count
-
-
-def open_any(path: str | Path) -> Checkpoint:
-    """Open a converted checkpoint or a Hugging Face directory, whichever `path` is.
-
-    Raises:
-        FileNotFoundError: when it is neither.
-        ValueError: when it is damaged or unsupported.
-    """
-    if is_hugging_face(path) and not is_converted(path):
-        return open_hugging_face(path)
-    return open_checkpoint(path)
 
 
 def describe(path: str | Path) -> Json:
     """Facts about the checkpoint at `path`, JSON-ready; reads no weights. Raises as `open_any` does."""
     checkpoint = open_any(path)
-    return {
-        "format": "converted" if is_converted(path) else "hugging_face",
+    facts: Json = {"format": checkpoint.format if isinstance(checkpoint, SourceCheckpoint) else "converted"}
+    if isinstance(checkpoint, ConvertedCheckpoint):
+        facts |= {"tool": checkpoint.manifest.tool, "source": checkpoint.manifest.source}
+    return facts | {
         "parameters": parameter_count(checkpoint.config),
         "dtype": checkpoint.dtype,
         "bytes": checkpoint.nbytes,
         "model": checkpoint.config.to_dict(),
         "bos_token_id": checkpoint.bos_token_id,
         "eos_token_ids": checkpoint.eos_token_ids,
-        "files": [file.as_posix() for file in tokenizer_files(path)],
+        "files": sorted(tokenizer_files(path)),
     }
 
 
@@ -42,14 +32,17 @@ def as_text(facts: Json) -> str:
     """The facts of `describe` as aligned lines; `bytes` counts the arrays, not the files beside them."""
     lines = dict(facts)
     lines["parameters"] = f"{facts['parameters']:,}"
-    lines["bytes"] = f"{facts['bytes']:,} ({_binary(facts['bytes'])})"
+    lines["bytes"] = f"{facts['bytes']:,} ({binary(facts['bytes'])})"
     lines["files"] = " ".join(facts["files"])
+    if "source" in facts:
+        lines["source"] = f"{facts['source']['format']} {facts['source']['name']}"
     model = {f"  {name}": value for name, value in lines.pop("model").items()}
     width = max(map(len, (*lines, *model)))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in (*lines.items(), ("model", ""), *model.items()))
 
 
-def _binary(size: float) -> str:
+def binary(size: float) -> str:
+    """A number of bytes in KiB, MiB and so on."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -7,6 +7,11 @@ import difflib
 import math
 from typing import Any
 
+LARGEST = 2**31 - 1
+"""Bound of every size of a model."""
+MOST_LAYERS = 2**13
+"""Bound of the number of layers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -43,6 +48,8 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     tied_embeddings: bool = False
     """Whether the LM head is the embedding transposed (then no `head` array is stored)."""
+    int8: bool = False
+    """Whether the layers' matrices are int8, with a float32 scale for every output channel."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -58,6 +65,12 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+            # Keeps a damaged file from being taken for a model of more arrays than memory holds names of.
+            most = MOST_LAYERS if name == "layers" else LARGEST
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, not {value}")
+        if not isinstance(self.int8, bool):
+            raise ValueError(f"int8 must be true or false, not {self.int8!r}")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
         if self.head_size % 2:
@@ -69,7 +82,10 @@ class LlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if not self.int8:  # Left out where it says nothing: files and fingerprints are older than it.
+            del values["int8"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LlamaConfig:

@@ -7,10 +7,12 @@ import importlib.resources
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkpoints_convert import convert_cached, is_converted, is_hugging_face, open_any, open_checkpoint
+from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
+from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import Int8Source, as_int8
 from pipedec_jax.model.parameters import ParameterSource
-from pipedec_jax.tokenizer import Message, Tokenizer
+from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
 DEMO = ("target", "middle", "draft")
 """The demo family's models, largest first."""
@@ -25,7 +27,7 @@ class Model:
         weights: called once, when the weights are needed (`pipedec_jax.model.parameters.MemorySource` holds some that
             are in memory).
         end_tokens: tokens that end an answer.
-        dtype: the dtype that the weights are stored in.
+        dtype: the dtype that the weights (but int8 ones) are stored in.
         name: what to call the model, such as its directory.
     """
 
@@ -53,7 +55,7 @@ class Model:
 
     @functools.cached_property
     def source(self) -> ParameterSource:
-        """Where the weights are read from. A Hugging Face directory is converted now, unless the cache has it.
+        """Where the weights are read from. A model in pickled files is converted now, unless the cache has it.
 
         Raises:
             ValueError: when the weights cannot be converted.
@@ -75,49 +77,68 @@ class Model:
         return f"Model({self.name!r}, {self.config.layers} layers of width {self.config.width}, {self.dtype})"
 
 
-def load(directory: str | Path, *, cache_dir: str | Path | None = None) -> Model:
-    """Open a model: a converted checkpoint, or a Hugging Face LLaMA directory, converted when first decoded with.
+def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | None = None) -> Model:
+    """Open a model: a converted checkpoint, a published one, or a repository of the Hugging Face hub.
+
+    Safetensors files are read as they are. Pickled ones (`pytorch_model*.bin`, Meta's `consolidated.*.pth`) are
+    converted into a cache when first decoded with, which takes torch.
 
     Args:
-        directory: what `python -m checkpoints_convert convert` wrote, or a directory with `config.json`,
-            safetensors and tokenizer files.
+        directory: what `python -m checkpoints_convert convert` wrote, a model's directory in Hugging Face's or Meta's
+            format, or a hub repository (`org/name`; downloaded unless the local Hugging Face cache has it).
+        int8: turn the layers' matrices into int8 with a scale per output channel while they are read, unless they are
+            stored so. Rounds the weights: the text is that of another, close model.
         cache_dir: where conversions are kept; by default `$PIPEDEC_JAX_CACHE`, else `~/.cache/pipedec_jax`.
 
     Raises:
         FileNotFoundError: when there is no checkpoint, or it has no tokenizer.
+        ImportError: when its weights are pickled and torch is not installed.
         ValueError: when the checkpoint is damaged or unsupported.
     """
-    directory = Path(directory)
-    if not is_converted(directory) and not is_hugging_face(directory):
+    directory = local_directory(directory)
+    if not is_converted(directory) and not is_source(directory):
         what = "is no checkpoint" if directory.exists() else "does not exist"
         raise FileNotFoundError(
             f"{directory} {what}: give a converted checkpoint or a Hugging Face LLaMA directory (with config.json)"
         )
     checkpoint = open_any(directory)
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = Tokenizer.load(_tokenizer_directory(directory))
+    config = as_int8(checkpoint.config) if int8 else checkpoint.config
+
+    def stored() -> ParameterSource:
+        if not isinstance(checkpoint, SourceCheckpoint):
+            return checkpoint
+        if checkpoint.format != "huggingface-safetensors":
+            return open_checkpoint(convert_cached(directory, cache_dir))
+        checkpoint.check_tied_head()
+        return checkpoint
 
     def weights() -> ParameterSource:
-        if is_converted(directory):
-            return checkpoint
-        return open_checkpoint(convert_cached(directory, cache_dir))
+        return Int8Source(stored()) if int8 else stored()
 
     end_tokens = checkpoint.eos_token_ids
     if not end_tokens and tokenizer.end_token is not None:
         end_tokens = [tokenizer.end_token]
-    return Model(
-        checkpoint.config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory)
-    )
+    return Model(config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory))
 
 
-def load_demo(name: str = "target", *, cache_dir: str | Path | None = None) -> Model:
+def _tokenizer_directory(directory: Path) -> Path:
+    """Where a model's tokenizer lies: beside its weights, but for Meta's first releases."""
+    files = tokenizer_files(directory)
+    return next(files[name].parent for name in TOKENIZER_FILES if name in files)
+
+
+def load_demo(name: str = "target", *, int8: bool = False, cache_dir: str | Path | None = None) -> Model:
     """Open a model of the demo family that comes with the package: `target`, `middle` or `draft`.
+
+    `int8` and `cache_dir` are as for `load`.
 
     Raises:
         ValueError: for another name.
     """
     if name not in DEMO:
         raise ValueError(f"the demo family has {', '.join(DEMO)}, not {name!r}")
-    return load(demo_directory(name), cache_dir=cache_dir)
+    return load(demo_directory(name), int8=int8, cache_dir=cache_dir)
 
 
 def demo_directory(name: str) -> Path:

@@ -8,6 +8,7 @@ function of prompt, seed, target and dtype; methods, widths and stage counts can
 from __future__ import annotations
 
 import dataclasses
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class Sampling:
                 raise ValueError(f"{name} must be a whole number, not {value!r}")
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise ValueError(f"{name} must be a number, not {value!r}")
         # Beyond these bounds float32 scores overflow, or vanish beside the noise.
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:

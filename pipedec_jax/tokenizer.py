@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipedec_jax.tiktoken_file import is_tiktoken, read_ranks, special_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -52,9 +54,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read the tokenizer files of a checkpoint directory (`tokenizer.json`, else sentencepiece `tokenizer.model`).
+        """Read the tokenizer files of a checkpoint directory.
 
-        `tokenizer.json` is taken as it is: it is what the model was trained with.
+        `tokenizer.json` is taken as it is: it is what the model was trained with. Else `tokenizer.model` is read, which
+        is sentencepiece's, or Meta's tiktoken file (LLaMA 3 and later).
 
         Raises:
             FileNotFoundError: when there is no tokenizer in the directory.
@@ -65,13 +68,22 @@ class Tokenizer:
         if found is None:
             raise FileNotFoundError(f"no tokenizer in {directory}: expected {' or '.join(TOKENIZER_FILES)}")
         try:
-            backend = _load_json(directory) if found == "tokenizer.json" else _load_sentencepiece(directory)
+            if found == "tokenizer.json":
+                backend = _load_json(directory)
+            elif is_tiktoken(directory / found):
+                backend = _load_tiktoken(directory)
+            else:
+                backend = _load_sentencepiece(directory)
         except ImportError as error:
             raise ValueError(
                 f"{directory / found} needs the sentencepiece library: pip install 'pipedec_jax[sentencepiece]'"
             ) from error
-        except Exception as error:  # The libraries raise bare Exception for a broken file.
-            raise ValueError(f"cannot read the tokenizer in {directory}: {error}") from error
+        except BaseException as error:
+            # The libraries raise bare Exception for a broken file; a panic of the Rust one is not even that.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"cannot read the tokenizer in {directory}: {reason}") from error
         return cls(backend)
 
     @functools.cached_property
@@ -176,14 +188,46 @@ def _load_json(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
-    import sentencepiece  # noqa: F401  # Missing, `transformers` would try to read the file as something else.
+    # Where it is missing, or the file is none of its own, `transformers` would try to read something else.
+    from sentencepiece import sentencepiece_model_pb2
     from transformers import LlamaTokenizer
 
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    model.ParseFromString((directory / "tokenizer.model").read_bytes())
+    if not model.pieces:
+        raise ValueError("tokenizer.model is neither sentencepiece's nor Meta's: no token was found in it")
     config = directory / "tokenizer_config.json"
     stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     # LLaMA's prompts begin with its begin-of-text token unless the checkpoint says otherwise.
     add_begin = stated.get("add_bos_token", True)
     return LlamaTokenizer.from_pretrained(str(directory), add_bos_token=add_begin)
+
+
+def _load_tiktoken(directory: Path) -> PreTrainedTokenizerFast:
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    ranks = read_ranks(directory / "tokenizer.model")
+    params = directory / "params.json"
+    stated = json.loads(params.read_text(encoding="utf-8")) if params.is_file() else {}
+    # LLaMA 3 itself has no scaled RoPE, all later ones do.
+    special = special_tokens(since_3_1=stated.get("use_scaled_rope") is True or not stated)
+
+    class Converter(TikTokenConverter):
+        """Takes the ranks from us; the library would want the tiktoken package to read the file."""
+
+        @staticmethod
+        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:  # noqa: ARG004
+            return ranks
+
+    tokenizer = Converter(str(directory / "tokenizer.model"), extra_special_tokens=special).converted()
+    begin, end = special[:2]
+    around = TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+    )
+    tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), around])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end)
 
 
 def _piece_rules(decoder: Any) -> PieceRules:

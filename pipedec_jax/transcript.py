@@ -17,6 +17,8 @@ class Transcript(struct.PyTreeNode):
     """[T] int32: the tokens, by absolute position."""
     tick: jax.Array
     """[T] int32: the tick in which the token was committed, counted from the first root's entry; 0 for the prompt."""
+    cost: jax.Array
+    """[T] float32: what all ticks up to that one have cost; 0 for the prompt."""
     delay: jax.Array
     """[T] int32: ticks between the sending of the token's parent and its own: 0 when both went in one batch, 1 when one
     followed the other, more for a late hit, MISS for a miss; 0 for the prompt."""
@@ -38,6 +40,7 @@ def begin(prompt_T: jax.Array, length: jax.Array, limit: jax.Array, end_token_E:
     return Transcript(
         token=prompt_T,
         tick=jnp.zeros(T, jnp.int32),
+        cost=jnp.zeros(T, jnp.float32),
         delay=jnp.zeros(T, jnp.int32),
         log_prob=jnp.zeros(T, jnp.float32),
         length=length,
@@ -47,13 +50,16 @@ def begin(prompt_T: jax.Array, length: jax.Array, limit: jax.Array, end_token_E:
     )
 
 
-def commit(text: Transcript, token: jax.Array, tick: jax.Array, delay: jax.Array, log_prob: jax.Array) -> Transcript:
+def commit(
+    text: Transcript, token: jax.Array, tick: jax.Array, cost: jax.Array, delay: jax.Array, log_prob: jax.Array
+) -> Transcript:
     """Append one token of the target."""
     here = text.length
     length = here + 1
     return text.replace(
         token=text.token.at[here].set(token, mode="drop"),
         tick=text.tick.at[here].set(tick, mode="drop"),
+        cost=text.cost.at[here].set(cost, mode="drop"),
         delay=text.delay.at[here].set(delay, mode="drop"),
         log_prob=text.log_prob.at[here].set(log_prob, mode="drop"),
         length=length,

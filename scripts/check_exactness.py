@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
     parser.add_argument("--small", action="store_true", help="the tests' grid instead of the full one")
+    parser.add_argument("--exits", action="store_true", help="the grid of exits and exit heads")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="programs whose description has all words"
     )
@@ -38,7 +39,9 @@ def main() -> int:
     if options.drawn:
         return check_drawn(options.drawn)
     bound = grids.NEAR_TIE[options.dtype] if options.bound is None else options.bound
-    grid = grids.SMALL_GRID if options.small else grids.full_grid()
+    grid = [*grids.SMALL_GRID, *grids.EXIT_GRID] if options.small else grids.full_grid()
+    if options.exits:
+        grid = grids.EXIT_GRID if options.small else grids.all_exits()
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
     grid = grid[:: options.every]
     begun, everything = time.perf_counter(), []

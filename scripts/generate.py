@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pipedec_jax
+from pipedec_jax.analysis.exit_cost import Cycle
 from pipedec_jax.hierarchy import settings as hierarchy
-from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
 if TYPE_CHECKING:
     AnyDecoder = pipedec_jax.Decoder | pipedec_jax.HierarchyDecoder
 
 METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
+DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 SAMPLE = "def quicksort(items):\n"
 
 
@@ -43,13 +45,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--method", default="best-first", help=f"one of {METHOD_NAMES}; the text is the same")
-    parser.add_argument("--drafter", default="both", help=f"who guesses: one of {', '.join(DRAFTERS)}")
-    parser.add_argument("--stages", metavar="N", type=int, help="devices for the target's layers (4; of pipespec, 1)")
     parser.add_argument(
-        "--width", metavar="W", type=int, help="most guesses sent in a tick (16; of pipespec, by passes)"
+        "--drafter",
+        help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
     )
     parser.add_argument(
-        "--children", metavar="K", type=int, default=16, help="most guesses of the draft after each token"
+        "--exit-layer", metavar="E", type=int, help="layers of the target after which a head guesses, without a draft"
+    )
+    parser.add_argument(
+        "--exit-head",
+        metavar="NAME",
+        help="which stored head, such as block, or target for the untrained one (the best)",
+    )
+    parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
+    parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
+    parser.add_argument("--stages", metavar="N", type=int, help="devices for the target's layers (4; of pipespec, 1)")
+    parser.add_argument(
+        "--width",
+        metavar="W",
+        type=int,
+        help="most guesses sent in a tick (16; of ppsd and eesd 1; of pipespec by passes)",
+    )
+    parser.add_argument(
+        "--children", metavar="K", type=int, help="most guesses of the draft after each token (16; of ppsd and eesd 1)"
     )
     parser.add_argument(
         "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
@@ -76,6 +94,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
+    parser.add_argument(
+        "--int8", action="store_true", help="hold the matrices of the target's layers as int8 (rounds them)"
+    )
     parser.add_argument(
         "--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time, in place of bytes"
     )
@@ -120,13 +141,18 @@ def open_decoder(options: argparse.Namespace) -> AnyDecoder:
             raise ValueError(f"--{name} is for the methods {' and '.join(hierarchy.METHODS)}")
     draft = None
     if options.target is None:
-        target = pipedec_jax.load_demo("target")
+        target = pipedec_jax.load_demo("target", int8=options.int8)
         draft = pipedec_jax.load_demo("draft")
     else:
-        target = pipedec_jax.load(options.target)
+        target = pipedec_jax.load(options.target, int8=options.int8)
     if options.draft is not None:
         draft = pipedec_jax.load(options.draft)
-    if options.drafter == "ngram":
+    exits = options.exit_layer is not None or options.method in EXIT_ONLY
+    if exits:
+        if options.draft is not None:
+            raise ValueError("with an exit the target drafts for itself: leave --draft out")
+        draft = None
+    elif options.drafter == "ngram":
         if options.draft is not None:
             raise ValueError("--drafter ngram takes no --draft")
         draft = None
@@ -137,8 +163,12 @@ def open_decoder(options: argparse.Namespace) -> AnyDecoder:
         draft,
         method=options.method,
         stages=4 if options.stages is None else options.stages,
-        width=16 if options.width is None else options.width,
+        width=options.width,
         children=options.children,
+        exit_layer=options.exit_layer,
+        exit_head=options.exit_head,
+        exit_stages=options.exit_stages,
+        draft_length=options.draft_length,
         dtype=options.dtype,
         calibration=read_calibration(options.calibration),
         drafter=options.drafter,
@@ -153,12 +183,15 @@ def open_decoder(options: argparse.Namespace) -> AnyDecoder:
 def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
     if options.target is not None or options.draft is not None:
         raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
+    for name in ("children", "drafter", "draft_steps", "exit_layer", "exit_head", "exit_stages", "pool", "calibration"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is not for --method {options.method}")
     names = options.models or []
     select = names[:1] == ["auto"]
-    models = [pipedec_jax.load(name) for name in names[select:]]
-    if not models:
-        demo = ("draft", "target") if options.method == "speculative" else ("draft", "middle", "target")
-        models = [pipedec_jax.load_demo(name) for name in demo]
+    load, names = pipedec_jax.load, names[select:]
+    if not names:
+        load, names = pipedec_jax.load_demo, DEMO[options.method]
+    models = [*(load(name) for name in names[:-1]), load(names[-1], int8=options.int8)]
     stages = [1] * (len(models) - 1) + [1 if options.stages is None else options.stages]
     return pipedec_jax.HierarchyDecoder(
         models,
@@ -236,6 +269,11 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "draft": decoder.draft.name if decoder.draft else None,
             "draft_steps": decoder.settings.steps,
             "width": decoder.width,
+            "children": decoder.children,
+            "drafter": decoder.drafter,
+            "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
+            "layers_by_stage": decoder.split.count,
+            "exit_stages": decoder.split.exit or None,
         }
     return {
         **vars(options),
@@ -255,23 +293,39 @@ def memory(options: argparse.Namespace, decoder: AnyDecoder) -> dict[str, Any]:
 
 def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str) -> None:
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
+    lag = "a tick" if result.lag == 1 else f"{result.lag} ticks"
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
     rows = [
         ("tokens", result.new_tokens, f"after {result.prompt_tokens} of the prompt; ended by {result.finish_reason}"),
         ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
         ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
         ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
-        ("late hits", result.late_hits, "counted, hits that were sent more than a tick after the token before them"),
+        ("late hits", result.late_hits, f"counted, hits that were sent more than {lag} after the token before them"),
         ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
         ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
         ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
         ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),
         ("per token", rest, f"measured TPOT after the first{virtual}"),
     ]
-    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {decoder.dtype.name}")
+    dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
+    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
+    if isinstance(decoder, pipedec_jax.Decoder) and decoder.cycle is not None:
+        print_exit(decoder, decoder.cycle)
     for name, value, meaning in rows:
         if value is not None:
             print(f"  {name:<16} {value!s:>9}  {meaning}")
+
+
+def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
+    """Where the exit is, and how long a tick lasts."""
+    head = decoder.exit_head.config.name if decoder.exit_head else "of one's own"
+    path = "stage 1" if decoder.split.exit == 1 else f"stages 1 to {decoder.split.exit}"
+    layers = " + ".join(map(str, decoder.split.count))
+    print(f"  exit head {head} after {path} of {layers} layers")
+    print(
+        f"  a tick lasts as long as the longest stage, which is stage {cycle.stage}: {cycle.layers:.2f} layers' work; "
+        f"the head with its vocabulary is {cycle.head:.2f}"
+    )
 
 
 def print_memory(decoder: AnyDecoder) -> None:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 # All of this must be said before JAX starts. A collective that hangs shall fail instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=120"
+# Most of the tests' time is compiling, of which LLVM's optimisation is a third; what XLA itself does is left as it is.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=120"
+    " --xla_backend_optimization_level=0"
+)
 # Programs that several tests, or processes that they start, need alike are compiled once.
 COMPILED = None
 if "PYTEST_XDIST_WORKER" not in os.environ:

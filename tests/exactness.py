@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine, Progress
 from pipedec_jax.pipeline.settings import EngineSettings, tree_slots
@@ -21,6 +22,7 @@ from tests.random_pairs import (
     Pair,
     as_source,
     draft_weights,
+    exit_head,
     plain_steps,
     target_weights,
 )
@@ -45,18 +47,21 @@ class Shape:
     drafter: str = "model"
     others: tuple[tuple[str, Any], ...] = ()
     """Further settings by name."""
+    head: ExitHeadConfig | None = None
+    """The exit head, where that drafts."""
 
     def __str__(self) -> str:
         tree = f" width {self.width} children {self.children}" if self.method != "pp" else ""
         tree += f" steps {self.steps}" if self.steps > 1 else ""
         tree += f" drafter {self.drafter}" if self.drafter != "model" else ""
+        tree += f" head {self.head.name}" if self.head else ""
         tree += "".join(f" {name} {value}" for name, value in self.others)
         return f"{self.method} {self.stages} stages{tree}, {self.geometry}"
 
     @property
     def drafts(self) -> bool:
         """Whether there is a draft model."""
-        return self.method != "pp" and self.drafter != "ngram"
+        return self.method != "pp" and self.drafter != "ngram" and self.head is None
 
     def settings(self, longest: int, dtype: Any) -> EngineSettings:
         """For an engine whose cache is only just large enough for so many tokens."""
@@ -69,6 +74,7 @@ class Shape:
             depth=self.steps,
             dtype=dtype,
             prefill_width=PREFILL[self.geometry],
+            exit_layer=self.head.exit_layer if self.head else None,
             **dict(self.others),
         )
         return dataclasses.replace(settings, capacity=longest + tree_slots(settings))
@@ -95,16 +101,21 @@ class Bench:
             return self.engine
         target = as_source(pair.target_config, target_weights(pair))
         draft = as_source(pair.draft_config, draft_weights(pair)) if self.shape.drafts else None
+        head = exit_head(pair, self.shape.head) if self.shape.head else None
         dtype = jnp.dtype(self.dtype)
         with self.x64():
             if self.engine is None:
                 settings = self.shape.settings(self.longest, dtype)
-                self.engine = Engine(target, draft, settings, vocab_size=VOCAB, drafter=self.shape.drafter)
+                self.engine = Engine(
+                    target, draft, settings, vocab_size=VOCAB, drafter=self.shape.drafter, exit_head=head
+                )
             else:
                 mesh, split = self.engine.mesh, self.engine.target.split
                 weights = self.engine.weights.replace(target=placement.place_target(mesh, target, split, dtype))
                 if draft is not None:
                     weights = weights.replace(drafter=placement.place_draft(mesh, draft, dtype))
+                if head is not None:
+                    weights = weights.replace(drafter=placement.place_exit_head(mesh, head, target, dtype))
                 self.engine.weights = weights
         self.pair = pair
         return self.engine
@@ -126,7 +137,10 @@ class Bench:
             for piece in (*pieces, new_tokens):
                 progress = engine.run(piece)
                 check_state(engine)
-        check_ticks(progress, self.shape.stages, drafting=int(self.shape.method == "stpp"))
+        if self.shape.method == "eesd":
+            check_rounds(progress, engine)
+        else:
+            check_ticks(progress, self.shape.stages, drafting=int(self.shape.method == "stpp"))
         return progress
 
 
@@ -172,6 +186,19 @@ def check_ticks(progress: Progress, stages: int, drafting: int = 0) -> None:
     for delay in progress.delays:
         ticks.append(expected)
         expected += drafting + stages if delay < 0 else delay
+    assert progress.ticks == ticks
+
+
+def check_rounds(progress: Progress, engine: Engine) -> None:
+    """EESD's ticks: every token comes at the end of a round of k e + N, and a round ends with a token not guessed."""
+    length, split = engine.settings.draft_length, engine.target.split
+    expected, ticks, accepted = length * split.exit + split.stages, [], 0
+    for delay in progress.delays:
+        ticks.append(expected)
+        assert delay in (-1, split.exit)
+        accepted = accepted + 1 if delay > 0 else 0
+        assert accepted <= length
+        expected += length * split.exit + split.stages if delay < 0 else 0
     assert progress.ticks == ticks
 
 
@@ -240,7 +267,7 @@ def compare(combination: Combination, dtype: str = "float64") -> Outcome:
         tokens=len(tokens),
         hit_rate=hit_rate(progress),
         ticks=progress.ticks[-1],
-        late=sum(delay > 1 for delay in progress.delays),
+        late=sum(delay > max(1, bench(c.shape, dtype).load(c.pair).target.split.exit) for delay in progress.delays),
         other=other,
         log_prob_error=max(errors, default=0.0),
     )

@@ -9,8 +9,10 @@ from typing import get_args
 import hypothesis.strategies as st
 import numpy as np
 
-from pipedec_jax.drafters.model import Noise
-from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+from pipedec_jax.drafters.chances import Noise
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, EXIT_TOO, METHODS
+from pipedec_jax.tick_costs import Curve, TickCosts
 from tests.exactness import Combination, Outcome, Shape, bench, compare
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import FIVE, ODD, PAIRS, SIXTEEN, VOCAB, prompt_of
@@ -44,22 +46,20 @@ def combinations(shape: Shape, kind: str, count: int, offset: int = 0, new_token
         yield Combination(shape, pairs[i % len(pairs)], prompt_of(length, i), draw, new_tokens)
 
 
+RISING = TickCosts(Curve((0.0, 1.0, 1.3, 1.3, 2.0, 2.0, 3.0)), Curve((0.0, 0.1, 0.1, 0.6)), Curve((0.0, 0.2, 0.4)))
+"""Costs that grow with the rows of a tick."""
+
 SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("pp", 1, 1, 1, FIVE), "greedy", 4),
     (Shape("pp", 4, 1, 1, FIVE), "filtered", 7),
     (Shape("pp", 16, 1, 1, SIXTEEN), "sampled", 2),
     (Shape("pipedec", 1, 4, 2, FIVE), "greedy", 4),
     (Shape("pipedec", 2, 1, 1, FIVE), "greedy", 16),
-    (Shape("pipedec", 2, 6, 4, ODD), "sampled", 16),
     (Shape("pipedec", 2, 6, 4, ODD), "filtered", 21),
     (Shape("pipedec", 3, 4, 2, SIXTEEN), "greedy", 16),
-    (Shape("pipedec", 3, 4, 2, SIXTEEN), "filtered", 14),
     (Shape("pipedec", 4, 16, 8, FIVE), "greedy", 20),
     (Shape("pipedec", 4, 8, 4, FIVE), "filtered", 21),
-    (Shape("pipedec", 4, 3, 5, ODD), "greedy", 16),
-    (Shape("pipedec", 5, 6, 3, SIXTEEN), "sampled", 12),
     (Shape("pipedec", 8, 8, 4, SIXTEEN), "greedy", 10),
-    (Shape("pipedec", 8, 8, 4, SIXTEEN), "filtered", 7),
     (Shape("pipedec", 14, 5, 3, SIXTEEN), "greedy", 6),
     (Shape("pipedec", 16, 12, 6, SIXTEEN), "greedy", 6),
     (Shape("stpp", 3, 4, 3, FIVE, steps=3), "sampled", 12),
@@ -68,8 +68,44 @@ SMALL_GRID: list[tuple[Shape, str, int]] = [
     (Shape("best-first", 4, 8, 4, FIVE, steps=3), "sampled", 16),
     (Shape("best-first", 8, 6, 3, SIXTEEN, steps=2, drafter="both"), "greedy", 8),
     (Shape("best-first", 2, 6, 3, FIVE, steps=4, drafter="ngram"), "greedy", 8),
+    (Shape("best-first", 3, 6, 3, ODD, steps=2, others=(("costs", RISING),)), "sampled", 12),
 ]
 """Compiled programs of the tests: shape, mode, and how many combinations each decodes."""
+
+
+EXIT_GRID: list[tuple[Shape, str, int]] = [
+    (Shape("ppsd", 5, 1, 1, FIVE, head=ExitHeadConfig(2, "norm-linear", tied=True)), "sampled", 6),
+    (Shape("best-first", 5, 6, 3, ODD, drafter="both", head=ExitHeadConfig(3, "block")), "filtered", 7),
+    (Shape("eesd", 5, 1, 1, FIVE, head=ExitHeadConfig(2, "block", width=24, feed_forward=12)), "greedy", 6),
+]
+"""The same for drafting at an exit."""
+
+HEADS = (
+    {"variant": "target"},
+    {"variant": "norm-linear"},
+    {"variant": "norm-linear", "width": 24},
+    {"variant": "norm-linear", "tied": True},
+    {"variant": "block"},
+    {"variant": "block", "width": 24, "feed_forward": 12},
+    {"variant": "block", "tied": True},
+)
+"""Exit heads but for their layer."""
+
+
+def all_exits() -> list[tuple[Shape, str, int]]:
+    """The script's grid of exits: every exit of the target and every head, chain and trees, greedy and drawn."""
+    grid = []
+    for geometry, stages in ((FIVE, 3), (ODD, 4), (FIVE, 5), (SIXTEEN, 8)):
+        for layer in range(1, 16 if geometry == SIXTEEN else 5):
+            for number, head in enumerate(HEADS):
+                config = ExitHeadConfig(layer, **head)
+                kinds = sorted(DRAWS) if stages < 5 else [sorted(DRAWS)[(layer + number) % len(DRAWS)]]
+                for kind in kinds:
+                    grid.append((Shape("ppsd", stages, 1, 1, geometry, head=config), kind, 4))
+                    grid.append((Shape("ppsd", stages, 6, 3, geometry, head=config), kind, 4))
+                    grid.append((Shape("best-first", stages, 6, 3, geometry, drafter="both", head=config), kind, 4))
+                    grid.append((Shape("eesd", stages, 1, 1, geometry, head=config), kind, 4))
+    return grid
 
 
 def full_grid() -> list[tuple[Shape, str, int]]:
@@ -91,10 +127,17 @@ def full_grid() -> list[tuple[Shape, str, int]]:
 def any_combination(draw: st.DrawFn) -> Combination:
     """Every setting of every method and drafter, on up to five stages."""
     method = draw(st.sampled_from(METHODS))
+    if method in EXIT_ONLY or (method in EXIT_TOO and draw(st.booleans())):
+        return draw(exit_combination(method))
     width, steps, others = draw(st.integers(1, 9)), 1, {}
     if method != "pp":
         others["sharpness"] = draw(st.sampled_from((0.5, 1.0, 2.0)))
         others["noise"] = draw(st.sampled_from(get_args(Noise)))
+        if draw(st.booleans()):
+            curve = st.lists(st.sampled_from(COSTS), min_size=2, max_size=9).map(
+                lambda cost: Curve(tuple(sorted(cost)))
+            )
+            others["costs"] = TickCosts(draw(curve), draw(curve), draw(curve))
     if method in ("stpp", "best-first"):
         steps = draw(st.integers(1, 4))
     if method == "best-first":
@@ -109,6 +152,36 @@ def any_combination(draw: st.DrawFn) -> Combination:
         drafter=draw(st.sampled_from(DRAFTERS)),
         others=tuple(others.items()),
     )
+    return draw(of_shape(shape))
+
+
+@st.composite
+def exit_combination(draw: st.DrawFn, method: str) -> Combination:
+    """Every setting of a method that drafts at an exit."""
+    layer, stages = draw(st.integers(1, 4)), draw(st.integers(2, 5))
+    possible = range(max(1, stages - 5 + layer), min(layer, stages - 1) + 1)
+    others = {
+        "sharpness": draw(st.sampled_from((0.5, 1.0, 2.0))),
+        "noise": draw(st.sampled_from(get_args(Noise))),
+        "exit_stages": draw(st.none() | st.sampled_from(possible)),
+        "draft_length": draw(st.integers(1, 6)),
+    }
+    shape = Shape(
+        method=method,
+        stages=stages,
+        width=1 if method == "eesd" else draw(st.integers(1, 9)),
+        children=1 if method == "eesd" else draw(st.integers(1, 5)),
+        geometry=draw(st.sampled_from((FIVE, ODD))),
+        drafter=draw(st.sampled_from(("model", "both"))),
+        others=tuple(others.items()),
+        head=ExitHeadConfig(layer, **draw(st.sampled_from(HEADS))),
+    )
+    return draw(of_shape(shape))
+
+
+@st.composite
+def of_shape(draw: st.DrawFn, shape: Shape) -> Combination:
+    """Any pair, prompt and way to draw."""
     drawn = Draw(
         draw(st.sampled_from((0.0, 0.5, 0.9, 1.4))),
         draw(st.integers(0, 40)),
@@ -118,6 +191,9 @@ def any_combination(draw: st.DrawFn) -> Combination:
     prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40))
     return Combination(shape, draw(st.sampled_from(PAIRS[shape.geometry])), tuple(prompt), drawn, 40)
 
+
+COSTS = (1.0, 1.2, 2.0, 5.0)
+"""Of ticks, from which curves are drawn."""
 
 NEAR_TIE = {"float64": 0.0, "float32": 1e-3, "bfloat16": 3.0}
 """Largest distance (see `oracle.Step.distance`) at which another token counts as a near tie; logits have a standard

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipedec_jax.config import LlamaConfig, RopeScaling
-from pipedec_jax.model.parameters import MemorySource, nest
+from pipedec_jax.model import llama
+from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes, initialize_head
+from pipedec_jax.model.parameters import MemorySource, flatten, nest, parameter_shapes
 from tests import oracle
 from tests.oracle import Draw
 
@@ -185,6 +187,27 @@ def as_source(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> M
         tied_embeddings=config["tie_word_embeddings"],
     )
     return MemorySource(ours_config, nest(flat))
+
+
+def exit_head(pair: Pair, config: ExitHeadConfig) -> ExitHead:
+    """A head that really hits: as training begins, with the draft's noise; a whole block is the target's next layer.
+
+    A narrower head maps to the first directions of a random basis, and reads the target's LM head along them.
+    """
+    source = as_source(pair.target_config, target_weights(pair))
+    random = np.random.default_rng([pair.seed, 2])
+    if config.variant == "target":
+        return ExitHead(config, {})
+    own = nest({path: np.asarray(source.read(path)) for path in parameter_shapes(source.config)})
+    flat = {path: np.asarray(value) for path, value in flatten(initialize_head(config, source.config, own, pair.seed))}
+    if config.width:
+        flat["map"] = np.linalg.qr(random.normal(size=flat["map"].shape))[0]
+        flat["head"] = flat["map"].T @ (source.read("final_norm") * np.asarray(llama.head_matrix(own))).T
+    for path, shape in head_shapes(config, source.config).items():
+        whole = path.startswith("layers/0/") and (config.width, config.feed_forward) == (None, None)
+        array = source.read(path.replace("/0/", f"/{config.exit_layer}/")) if whole else flat[path].astype(np.float64)
+        flat[path] = array + pair.noise * np.std(array) * random.normal(size=shape)
+    return ExitHead(config, nest(flat))
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,8 +18,8 @@ SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens",
 OPTIONS = {
     *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
-    *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise"),
-    *("models", "passes", "form"),
+    *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise", "int8"),
+    *("exit_layer", "exit_head", "exit_stages", "draft_length", "models", "passes", "form"),
 }
 
 
@@ -60,7 +60,7 @@ def test_json_figures_in_a_process_without_torch_and_model_classes(models, tmp_p
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
-    assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device"}
+    assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device", "layers_by_stage"}
     assert (found["method"], found["stages"], found["dtype"]) == ("best-first", 2, "float32")
     assert found["prompt"] == "def f(x):\n"
     assert found["new_tokens"] == len(found["token_ids"]) <= 20
@@ -118,7 +118,7 @@ BAD = {
     "no stage": (["--stages", "0"], "stages must be"),
     "no width": (["--width", "0"], "width must be"),
     "children over tokens": (["--children", "1000"], "children (1000) must not exceed"),
-    "another method": (["--method", "magic"], "best-first, pipespec, speculative, not 'magic'"),
+    "another method": (["--method", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),
     "models of another method": (["--models", "/nowhere"], "--models is for the methods pipespec and speculative"),
     "a target beside models": (["--method", "pipespec"], "--method pipespec takes --models, not --target and --draft"),
     "another drafter": (["--drafter", "oracle"], "drafter must be one of model, ngram, both"),
@@ -143,6 +143,8 @@ BAD = {
     "seed": (["--seed", "-1"], "seed must be"),
     "an empty stop string": (["--stop", ""], "a stop string must be text and not empty"),
     "an unknown option": (["--speed", "9"], "unrecognized arguments: --speed 9"),
+    "an exit and a draft": (["--exit-layer", "2"], "with an exit the target drafts for itself: leave --draft out"),
+    "ppsd and a draft": (["--method", "ppsd"], "with an exit the target drafts for itself: leave --draft out"),
     "no checkpoint": (["--target", "/nowhere"], "/nowhere does not exist"),
     "no draft checkpoint": (["--draft", "/nowhere"], "/nowhere does not exist"),
 }
@@ -151,6 +153,47 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_line_on_standard_error(script, models, no_engine, capsys, arguments, message):
     expect_error(script, capsys, [*models, *SIZES, *arguments], message)
+
+
+EXITS = {
+    "no exit layer": (["--method", "ppsd"], "method 'ppsd' drafts at an exit of the target: give exit_layer"),
+    "all layers": (["--method", "ppsd", "--exit-layer", "4"], "exit layer 4 lies not inside the target's 4 layers"),
+    "no layer": (["--method", "ppsd", "--exit-layer", "0"], "exit_layer"),
+    "no head": (
+        ["--method", "ppsd", "--exit-layer", "3"],
+        "no exit head any for exit layer 3 (stored: none)",
+    ),
+    "another head": (["--method", "eesd", "--exit-layer", "2", "--exit-head", "mlp"], "has no exit head 2-mlp"),
+    "an exit of pp": (["--method", "pp", "--exit-layer", "2", "--exit-head", "target"], "method 'pp' has no exit"),
+    "a tree of eesd": (
+        ["--method", "eesd", "--exit-layer", "2", "--exit-head", "target", "--width", "4"],
+        "eesd drafts a chain: width and children must be 1",
+    ),
+    "too many exit stages": (
+        ["--method", "ppsd", "--exit-layer", "2", "--exit-head", "target", "--exit-stages", "2"],
+        "exit_stages must be 1 to 1 for 2 stages and an exit after 2 of 4 layers, not 2",
+    ),
+    "a head without an exit": (["--exit-head", "target", "--drafter", "ngram"], "exit_head is for an exit: give exit"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), EXITS.values(), ids=EXITS.keys())
+def test_a_bad_exit_is_one_line_on_standard_error(script, models, no_engine, capsys, arguments, message):
+    expect_error(script, capsys, [*models[:2], "--stages", "2", *arguments], message)
+
+
+def test_an_exit_is_named_with_the_longest_stage(script, models, family, capsys):
+    options = [*models[:2], "--stages", "2", "--max-new-tokens", "20", "--prompt", "for x in"]
+    options += ["--method", "ppsd", "--exit-layer", "1", "--exit-head", "target"]
+    script.main([*options, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["children"], found["drafter"], found["draft"]) == (1, 1, "model", None)
+    assert (found["exit_head"], found["exit_stages"], found["layers_by_stage"]) == ("1-target", 1, [1, 3])
+    assert found["ticks"] == 2 + found["hits"] + 2 * found["misses"]
+    script.main(options)
+    shown = capsys.readouterr().out
+    assert "exit head 1-target after stage 1 of 1 + 3 layers\n" in shown
+    assert "a tick lasts as long as the longest stage, which is stage 2: 3.00 layers' work; the head with its" in shown
 
 
 def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
@@ -199,7 +242,7 @@ def test_a_prompt_file_that_is_no_text_is_an_error(script, models, no_engine, ca
         ("{", "is not JSON"),
         ("[1]", "must hold one JSON object"),
         ('{"layer": 1}', "calibration lacks 'head'"),
-        ('{"layer": "x", "head": 1, "pp_layer": 1, "pp_head": 1}', "cost layer must be a finite number"),
+        ('{"layer": "x", "head": 1, "draft": 1}', "cost layer must be a finite number"),
     ],
 )
 def test_a_calibration_that_is_none_is_an_error(script, models, no_engine, capsys, tmp_path, text, message):
@@ -208,14 +251,15 @@ def test_a_calibration_that_is_none_is_an_error(script, models, no_engine, capsy
 
 
 def test_modeled_time_follows_a_calibration(script, models, capsys, tmp_path):
-    times = {"layer": 3.0, "head": 1.0, "pp_layer": 1.0, "pp_head": 1.0, "draft": 0.5}
+    times = {"layer": {"1": 1.0, "64": 3.0}, "head": 1.0, "draft": 0.5}
     (tmp_path / "times.json").write_text(json.dumps(times), encoding="utf-8")
     calibration = ["--calibration", str(tmp_path / "times.json"), "--draft-steps", "1"]
     script.main([*models, *SIZES, "--prompt", "x = 1", *calibration, "--json"])
     found = json.loads(capsys.readouterr().out)
-    layers, ticks = 4, found["ticks_per_token"]
-    # Two layers a stage at 3; one head whole over three ranks; PP: all layers at 1, its head over two.
-    assert found["modeled_speedup_vs_pp"] == pytest.approx((layers + 1 / 2) / ((6 + 1 / 3) * ticks))
+    layers, cost, ticks = 4, found["modeled_cost"], found["ticks"]
+    # Two layers a stage at 1, or 3 for more rows; the head over three ranks; PP: all layers at 1, its head over two.
+    assert ticks * 2 < cost < ticks * (6 + 1 / 3)
+    assert found["modeled_speedup_vs_pp"] == pytest.approx((layers + 1 / 2) * found["new_tokens"] / cost)
 
 
 def test_weights_that_cannot_be_read_are_an_error(script, models, family, capsys, tmp_path):

@@ -23,14 +23,50 @@ def test_a_converted_and_a_hugging_face_directory_are_the_same_model(family, tmp
         np.testing.assert_array_equal(source.source.read(path), converted.source.read(path))
 
 
-def test_opening_a_hugging_face_directory_converts_nothing_yet(family, tmp_path):
+def test_safetensors_are_read_as_they_are_and_pickled_files_converted_when_needed(family, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
     cache = tmp_path / "cache"
-    model = pipedec_jax.load(family["target"], cache_dir=cache)
+    direct = pipedec_jax.load(family["target"], cache_dir=cache)
+    assert direct.source.directory == family["target"]
+
+    pickled = shutil.copytree(family["target"], tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    model = pipedec_jax.load(pickled, cache_dir=cache)
     assert not cache.exists()
     first = model.source
     assert len(list(cache.iterdir())) == 1
-    again = pipedec_jax.load(family["target"], cache_dir=cache).source
-    assert again.directory == first.directory != family["target"]
+    again = pipedec_jax.load(pickled, cache_dir=cache).source
+    assert again.directory == first.directory != pickled
+    for path in ("embedding", "layers/3/query"):
+        np.testing.assert_array_equal(direct.source.read(path), first.read(path))
+
+
+def test_a_head_that_is_called_tied_and_is_not_is_an_error(family, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(family["target"], tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' differs from 'model\.embed_tokens\.weight'"):
+        _ = pipedec_jax.load(tmp_path).source
+
+
+def test_models_of_metas_load_with_their_tokenizers(tmp_path):
+    from tests.checkpoints_convert.meta_files import save_as_meta
+    from tests.checkpoints_convert.sources import GEOMETRIES, hugging_face_model
+
+    model = hugging_face_model(GEOMETRIES["one KV head"] | {"vocab_size": 520})
+    loaded = pipedec_jax.load(save_as_meta(model, tmp_path / "meta", max_seq_len=1024), cache_dir=tmp_path / "cache")
+    assert loaded.end_tokens == (263, 270, 271)
+    assert loaded.vocab_size == 518
+    assert loaded.source.read("layers/2/down").shape == (96, 64)
+    converted = pipedec_jax.load(convert(tmp_path / "meta", tmp_path / "converted"))
+    assert converted.tokenizer.vocabulary == loaded.tokenizer.vocabulary
+    assert converted.end_tokens == loaded.end_tokens
 
 
 def test_padding_rows_of_the_embedding_are_no_tokens(family):

@@ -61,6 +61,65 @@ def test_sentencepiece_model_is_converted(tmp_path):
     assert tokenizer.rules.kind == "byte_fallback"
 
 
+def plain_bpe(ranks: dict[bytes, int], word: bytes) -> list[int]:
+    """A word that is a token is that token; else the neighbours with the lowest rank merge, over and over."""
+    if word in ranks:
+        return [ranks[word]]
+    parts = [bytes([byte]) for byte in word]
+    while True:
+        pairs = {(parts[i] + parts[i + 1], i) for i in range(len(parts) - 1) if parts[i] + parts[i + 1] in ranks}
+        if not pairs:
+            return [ranks[part] for part in parts]
+        token, i = min(pairs, key=lambda pair: (ranks[pair[0]], pair[1]))
+        parts[i : i + 2] = [token]
+
+
+def test_metas_tiktoken_model_is_read(tmp_path):
+    import base64
+
+    merges = [
+        b"he",
+        b"ll",
+        b"lo",
+        b"hel",
+        b"hello",
+        b" w",
+        b"or",
+        b" wor",
+        b"ld",
+        b" world",
+        b"12",
+        b"\xc3\xa9",
+        b"def",
+    ]
+    ranks = {token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *merges])}
+    lines = [base64.b64encode(token) + b" %d" % rank for token, rank in ranks.items()]
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
+    tokenizer = Tokenizer.load(tmp_path)
+    # As LLaMA 3 splits it: words with the space before them, digits by three, a mark with the line's end.
+    words = ["hello", " world", ",", " héllo", " ", "123", "45", "!\n", "def"]
+    text = "".join(words)
+    expected = [269, *(token for word in words for token in plain_bpe(ranks, word.encode()))]
+    assert tokenizer.encode(text) == expected
+    assert tokenizer.decode(expected) == text
+    assert tokenizer.rules == PieceRules("byte_level")
+    assert tokenizer.size == 269 + 256
+    assert tokenizer.end_token == 270
+    names = {token: name for name, token in tokenizer.vocabulary.items()}
+    assert [names[269 + index] for index in (4, 8, 9, 11, 255)] == [
+        "<|finetune_right_pad_id|>", "<|eom_id|>", "<|eot_id|>", "<|reserved_special_token_3|>",
+        "<|reserved_special_token_247|>",
+    ]  # fmt: skip
+    (tmp_path / "params.json").write_text('{"use_scaled_rope": false}')
+    names = {token: name for name, token in Tokenizer.load(tmp_path).vocabulary.items()}
+    assert [names[269 + index] for index in (4, 8, 9, 255)] == [
+        "<|reserved_special_token_2|>", "<|reserved_special_token_4|>", "<|eot_id|>", "<|reserved_special_token_250|>",
+    ]  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines[:300:2]))
+    with pytest.raises(ValueError, match=r"cannot read the tokenizer in .*: its tokens are not numbered"):
+        Tokenizer.load(tmp_path)
+
+
 def test_chat_puts_the_template_around_the_message_once(byte_level_dir):
     tokenizer = Tokenizer.load(byte_level_dir)
     text = tokenizer.chat_text("Hi")

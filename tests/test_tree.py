@@ -60,7 +60,11 @@ STATIC = {"plant": (0, 1), "owners": (1,), "take": (2,)}
 def compiled(capacity: int, adds: int, width: int, slots: int, mutant: str = "") -> tuple[SimpleNamespace, Counter]:
     """The operations under jit for one set of sizes, and how often each has been traced."""
     traces: Counter = Counter()
-    operations = OPERATIONS | ({mutant.split(":")[0]: MUTANTS[mutant]} if mutant else {})
+    right: dict[str, Callable[..., Any]] = {}
+    operations = OPERATIONS
+    if mutant:  # the others are compiled once for all mutants
+        right = vars(compiled(capacity, adds, width, slots)[0])
+        operations = {mutant.split(":")[0]: MUTANTS[mutant]}
 
     def jitted(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         def traced(*arguments: Any) -> Any:
@@ -69,7 +73,7 @@ def compiled(capacity: int, adds: int, width: int, slots: int, mutant: str = "")
 
         return jax.jit(traced, static_argnums=STATIC.get(name, ()))
 
-    return SimpleNamespace(**{name: jitted(name, operation) for name, operation in operations.items()}), traces
+    return SimpleNamespace(**right | {name: jitted(name, operation) for name, operation in operations.items()}), traces
 
 
 SEEDS = st.integers(0, 2**16)

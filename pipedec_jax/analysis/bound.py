@@ -31,7 +31,13 @@ def every_guess(simulator: Simulator) -> Simulator:
     With two stages a root leaves in the tick that its children enter in, so no other candidates compete with them.
     """
     settings = dataclasses.replace(
-        simulator.settings, method="pipedec", stages=2, width=simulator.guesses, draft_steps=1, pool=None
+        simulator.settings,
+        method="pipedec",
+        stages=2,
+        width=simulator.guesses,
+        draft_steps=1,
+        pool=None,
+        exit_stages=None,
     )
     return simulator.with_settings(settings)
 

@@ -2,89 +2,99 @@
 
 Ticks are not time. A tick lasts as long as its slowest rank, while PP's token costs the sum of its stages at width 1;
 with uneven stages, or a draft heavier than a stage, a ratio of ticks flatters. Decoding is bound by reading weights,
-so by default a part costs the bytes of weights it reads. Measured seconds may take their place.
+so by default a part costs the bytes of weights it reads, however many rows it serves. Measured seconds, by the number
+of rows where they depend on it, may take their place.
 
-Left out on purpose: caches, activations, the few embedding rows, and that ticks without a row to finish skip the head
-(which makes a real tick a little cheaper than here).
+Left out on purpose: caches, activations, and the few embedding rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import Any
 
 from pipedec_jax.config import LlamaConfig, check_keys
-from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
+from pipedec_jax.model.parameters import fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.tick_costs import Curve, TickCosts
+
+ByRows = float | Mapping[int, float]
+"""A cost, the same for any number of rows; or costs of up to so many rows each, the largest for more as well."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What one pass of each part costs, all in one unit (bytes read, or seconds)."""
+    """What one pass of each part costs, all in one unit (bytes read, or seconds).
 
-    layer: float
-    """One layer of the target, at the width of a tick's batch."""
-    head: float
-    """The target's whole LM head, at that width, on one device."""
-    pp_layer: float
-    """One layer of the target at width 1."""
-    pp_head: float
-    """The target's whole LM head at width 1, on one device."""
-    draft: float = 0.0
+    Raises:
+        ValueError: for a cost that is no finite number of at least 0, or a number of rows that is none.
+    """
+
+    layer: ByRows
+    """One layer of the target."""
+    head: ByRows
+    """The target's whole LM head, on one device."""
+    draft: ByRows = 0.0
     """One step of the draft: all its layers and its LM head."""
+    exit_head: ByRows = 0.0
+    """One step of the exit head, its product with the vocabulary included."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"cost {name} must be a finite number >= 0, not {value!r}")
-        if self.pp_layer == 0:
-            raise ValueError("cost pp_layer must be over 0")
+            costs = value if isinstance(value, Mapping) and name != "exchange" else {1: value}
+            if not costs:
+                raise ValueError(f"cost {name} must not be empty")
+            for rows, cost in costs.items():
+                if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+                    raise ValueError(f"cost {name} must be given for whole numbers of rows from 1 on, not {rows!r}")
+                if isinstance(cost, bool) or not isinstance(cost, numbers.Real) or not 0 <= float(cost) < math.inf:
+                    raise ValueError(f"cost {name} must be a finite number >= 0, not {cost!r}")
+        if at_rows(self.layer, 1) == 0:
+            raise ValueError("cost layer must be over 0")
 
 
-def byte_costs(target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int) -> Costs:
-    """Costs as bytes of weights read, `item_bytes` for each. The same at any width."""
+def at_rows(cost: ByRows, rows: int) -> float:
+    """What so many rows cost."""
+    if not isinstance(cost, Mapping):
+        return cost
+    return cost[min((size for size in cost if size >= rows), default=max(cost))]
+
+
+def byte_costs(
+    target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int, head: ExitHeadConfig | None = None
+) -> Costs:
+    """Costs as bytes of weights read, `item_bytes` for each; `head` is the exit head."""
     return Costs(
         layer=layer_bytes(target, item_bytes),
         head=head_bytes(target, item_bytes),
-        pp_layer=layer_bytes(target, item_bytes),
-        pp_head=head_bytes(target, item_bytes),
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
+        exit_head=item_bytes * sum(step_weights(head, target).values()) if head else 0.0,
     )
 
 
-def calibrated_costs(seconds: Mapping[str, float]) -> Costs:
-    """Costs as measured seconds, under the names of `Costs`.
+def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
+    """Costs as measured seconds, under the names of `Costs`: a number, or an object of numbers by rows (as in JSON).
 
     Raises:
         ValueError: for an unknown or missing name, or a value that is no time.
     """
     check_keys(dict(seconds), Costs, "calibration")
-    return Costs(**seconds)
 
+    def by_rows(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            return {int(rows): cost for rows, cost in value.items()}
+        except (TypeError, ValueError):
+            raise ValueError(f"cost {name} must be given by whole numbers of rows, not {list(value)}") from None
 
-def costs_at_width(measured: Mapping[int, Costs], width: float) -> Costs:
-    """Costs at a batch's width, from costs measured at several: linear between them, the nearest one's beyond.
-
-    Verifying more tokens is not free where decoding is no longer bound by reading weights.
-
-    Raises:
-        ValueError: when nothing was measured.
-    """
-    if not measured:
-        raise ValueError("costs of at least one width are needed")
-    widths = sorted(measured)
-    names = [field.name for field in dataclasses.fields(Costs)]
-    return Costs(
-        **{
-            name: float(np.interp(width, widths, [getattr(measured[known], name) for known in widths]))
-            for name in names
-        }
-    )
+    return Costs(**{name: by_rows(name, value) for name, value in seconds.items()})
 
 
 def roofline_seconds(weight_bytes: float, item_bytes: int, width: int, bandwidth: float, operations: float) -> float:
@@ -111,8 +121,12 @@ def lockstep_tick_cost(passes: Sequence[tuple[float, int]], exchange: float = 0.
 
 
 def layer_bytes(config: LlamaConfig, item_bytes: int) -> int:
-    """Bytes of the weights of one decoder layer."""
-    return item_bytes * sum(math.prod(shape) for shape in layer_shapes(config).values())
+    """Bytes of the weights of one decoder layer; `item_bytes` for each that is not int8 or a scale."""
+    total = 0
+    for name, shape in layer_shapes(config).items():
+        fixed = fixed_dtype(config, name)
+        total += math.prod(shape) * (fixed.itemsize if fixed else item_bytes)
+    return total
 
 
 def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
@@ -120,70 +134,55 @@ def head_bytes(config: LlamaConfig, item_bytes: int) -> int:
     return item_bytes * config.vocab_size * config.width
 
 
-def tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
-    """Cost of a tick: its slowest rank, the head's slice and the exchange.
+def stage_cost(costs: Costs, layers: int, stages: int, rows: int = 1) -> float:
+    """Cost of the longest stage's layers. They are split as evenly as possible."""
+    return split_layers(layers, stages).longest * at_rows(costs.layer, rows)
 
-    Layers are split as evenly as possible, so the slowest stage is the longest. The target's head is sharded by
-    vocabulary over all ranks, after the layers, so each rank adds an equal part of it. The draft, with a rank of its
-    own, runs beside the stages, head included; without one it costs nothing here.
+
+def tick_costs(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, width: int = 1) -> TickCosts:
+    """What a tick costs by the rows in it, up to `width`.
+
+    A tick lasts as long as its slowest rank: the longest stage, or the draft's steps, on a rank of their own (without
+    one they cost nothing here). The target's head is sharded by vocabulary over all ranks, after the layers, so each
+    rank adds an equal part of it, in ticks in which a batch leaves.
 
     Args:
         costs: of each part.
         layers: of the target (L).
         stages: of the target (N).
         draft_ranks: ranks behind the target's stages.
-        draft_steps: steps of the draft in a tick.
+        width: most rows of a batch.
     """
-    longest = split_layers(layers, stages).longest * costs.layer
-    drafting = draft_steps * costs.draft if draft_ranks else 0.0
-    return max(longest, drafting) + costs.head / (stages + draft_ranks) + costs.exchange
-
-
-def static_tick_cost(costs: Costs, layers: int, stages: int, draft_ranks: int = 0, draft_steps: int = 1) -> float:
-    """Mean cost of a tick where a static tree is drafted first, and then goes through the stages alone (STPP).
-
-    Of N + 1 ticks one drafts while the stages idle and N pass the tree on, the last of which needs the head. Beside the
-    first stage the draft takes in what it has not yet of the tree, for which it needs at most as many steps again.
-    """
-    longest = split_layers(layers, stages).longest * costs.layer
-    drafting = draft_steps * costs.draft if draft_ranks else 0.0
-    passing = max(longest, drafting) + (stages - 1) * longest + costs.head / (stages + draft_ranks)
-    return (drafting + passing) / (stages + 1) + costs.exchange
+    rows = range(1, width + 1)
+    ranks = stages + draft_ranks
+    return TickCosts(
+        stage=Curve((0.0, *(stage_cost(costs, layers, stages, count) for count in rows))),
+        draft=Curve((0.0, *(at_rows(costs.draft, count) if draft_ranks else 0.0 for count in rows))),
+        head=Curve((0.0, *(at_rows(costs.head, count) / ranks for count in rows))),
+        exchange=costs.exchange,
+    )
 
 
 MOST_DRAFT_STEPS = 4
 """Bound where a draft step costs next to nothing: each also updates the tree on every rank, which is not charged."""
 
 
-def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int) -> int:
+def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int, width: int = 1) -> int:
     """Steps of the draft that fit beside the longest stage, so that a tick does not get longer; at least 1."""
-    if not costs.draft:
+    step = at_rows(costs.draft, width)
+    if not step:
         return MOST_DRAFT_STEPS
-    return max(1, min(MOST_DRAFT_STEPS, int(split_layers(layers, stages).longest * costs.layer / costs.draft)))
+    return max(1, min(MOST_DRAFT_STEPS, int(stage_cost(costs, layers, stages, width) / step)))
+
+
+def pass_cost(costs: Costs, layers: int, stages: int) -> float:
+    """Cost of a tick of one model's pipe, without a draft, in which a batch of one row leaves."""
+    return stage_cost(costs, layers, stages) + at_rows(costs.head, 1) / stages + costs.exchange
 
 
 def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:
     """Cost of a token under PP: all stages one after another at width 1, then the head, sharded over the stages."""
-    return layers * costs.pp_layer + costs.pp_head / stages + stages * costs.exchange
-
-
-def modeled_speedup_vs_pp(
-    costs: Costs,
-    layers: int,
-    stages: int,
-    ticks_per_token: float,
-    draft_ranks: int = 1,
-    draft_steps: int = 1,
-    static: bool = False,
-) -> float:
-    """How many times faster than PP on as many target stages: PP's token over (tick times ticks per token).
-
-    `static` is for trees that are drafted while the stages wait (`static_tick_cost`).
-    """
-    if not ticks_per_token > 0:
-        raise ValueError(f"ticks_per_token must be over 0, not {ticks_per_token!r}")
-    tick = (static_tick_cost if static else tick_cost)(costs, layers, stages, draft_ranks, draft_steps)
-    return pp_token_cost(costs, layers, stages) / (tick * ticks_per_token)
+    return layers * at_rows(costs.layer, 1) + at_rows(costs.head, 1) / stages + stages * costs.exchange
 
 
 def ticks_filled_pipe(stages: int, hits: int, misses: int) -> int:

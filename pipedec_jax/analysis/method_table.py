@@ -12,6 +12,7 @@ from typing import Any
 from pipedec_jax.analysis.bound import every_guess, guessed
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.transcript import MISS
 
 
@@ -32,11 +33,11 @@ class MethodRow:
     hits: int
     misses: int
     late_hits: int
-    """Hits that were sent more than a tick after their parent; counted in `hits` as well."""
+    """Hits that were sent later than the drafter can; counted in `hits` as well."""
     ticks_late: int
     """Ticks by which late hits came later than on-time ones."""
     modeled_speedup_vs_pp: float
-    """From bytes of weights read, the draft's steps charged."""
+    """From bytes of weights read or a calibration's seconds, the draft's steps charged."""
 
     @property
     def ticks_per_token(self) -> float:
@@ -69,7 +70,7 @@ def run(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], 
     Raises:
         TokensDifferError: when an answer is not the expected one, token by token.
     """
-    delays, ticks = [], []
+    delays, ticks, costs = [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         result = decoder.generate(prompt, **options)
         if result.token_ids != answer:
@@ -83,23 +84,33 @@ def run(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], 
             )
         delays.append([token.delay for token in result.tokens])
         ticks.append(result.ticks)
-    return _row(decoder, ticks, delays)
+        costs.append(result.modeled_cost)
+    return _row(decoder, ticks, costs, delays)
 
 
-def simulate(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> MethodRow:
-    """Count what one decoder would need for the known answers, without computing the target."""
-    simulator = Simulator.of(decoder)
-    delays, ticks = [], []
+def simulate(
+    decoder: Decoder,
+    prompts: Sequence[str],
+    answers: Sequence[list[int]],
+    schedule: Schedule | None = None,
+    **options: Any,
+) -> MethodRow:
+    """Count what one decoder, maybe with another schedule, would need for the known answers without the target."""
+    simulator = Simulator.of(decoder, schedule)
+    delays, ticks, costs = [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         request = decoder.request(prompt, **options)
         progress = simulator.run(request.prompt, answer, sampling=request.sampling)
         delays.append([None if delay == MISS else delay for delay in progress.delays])
         ticks.append(progress.ticks[-1])
-    return _row(decoder, ticks, delays)
+        costs.append(progress.costs[-1])
+    return _row(decoder, ticks, costs, delays)
 
 
-def _row(decoder: Decoder, ticks: Sequence[int], delays: Sequence[Sequence[int | None]]) -> MethodRow:
-    """Sums over answers, each by its ticks and, for every token, the delay of its hit."""
+def _row(
+    decoder: Decoder, ticks: Sequence[int], costs: Sequence[float], delays: Sequence[Sequence[int | None]]
+) -> MethodRow:
+    """Sums over answers, each by its ticks, what they cost and, for every token, the delay of its hit."""
     tokens = sum(map(len, delays))
     verdicts = [delay for answer in delays for delay in answer[:-1]]
     hits = [delay for delay in verdicts if delay is not None]
@@ -116,9 +127,9 @@ def _row(decoder: Decoder, ticks: Sequence[int], delays: Sequence[Sequence[int |
         ticks=sum(ticks),
         hits=len(hits),
         misses=len(verdicts) - len(hits),
-        late_hits=sum(delay > 1 for delay in hits),
-        ticks_late=sum(max(0, delay - 1) for delay in hits),
-        modeled_speedup_vs_pp=decoder.modeled_speedup_vs_pp(sum(ticks) / tokens),
+        late_hits=sum(delay > decoder.lag for delay in hits),
+        ticks_late=sum(max(0, delay - decoder.lag) for delay in hits),
+        modeled_speedup_vs_pp=decoder.modeled_speedup_vs_pp(sum(costs) / tokens),
     )
 
 

@@ -17,32 +17,43 @@ import numpy as np
 from jax import lax
 
 from pipedec_jax import tree
+from pipedec_jax.analysis.exit_path import exit_path
 from pipedec_jax.cache import chunk_rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Progress, make_request, read_progress
 from pipedec_jax.pipeline.placement import SAME
 from pipedec_jax.pipeline.prefill import Request, begin
-from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_fit, make_drafter, make_schedule
-from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.pipeline.settings import (
+    EngineSettings,
+    cache_slots,
+    check_fit,
+    make_drafter,
+    make_schedule,
+    make_split,
+)
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, System, draft_here, grow, send, walk
+from pipedec_jax.pipeline.tick import Shared, System, draft_here, send, update
 from pipedec_jax.sampling import GREEDY, Sampling
+from pipedec_jax.schedules.base import Schedule
 
 
 class Simulator:
     """Counts the ticks of a method over known answers.
 
     Args:
-        target: the target's geometry.
+        target: the target's geometry; with an exit head its weights, of which the exit path's layers are computed.
         draft: the draft model's weights; `None` for PP or with another drafter.
         settings: method and sizes.
         vocab_size: ids that are tokens.
         drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
         drafter_params: the parameters of a drafter of one's own.
+        schedule: what is sent and drafted, by a schedule of one's own; by default the method's.
+        exit_head: that drafts after the target's first `settings.exit_layer` layers.
 
     Raises:
         ValueError: when settings and models do not fit together.
@@ -50,26 +61,44 @@ class Simulator:
 
     def __init__(
         self,
-        target: LlamaConfig,
+        target: LlamaConfig | ParameterSource,
         draft: ParameterSource | None,
         settings: EngineSettings,
         *,
         vocab_size: int,
         drafter: Drafter | str = "model",
         drafter_params: Any = None,
+        schedule: Schedule | None = None,
+        exit_head: ExitHead | None = None,
     ) -> None:
         config = draft.config if draft else None
-        check_fit(settings, target, config, vocab_size, drafter)
+        geometry = target if isinstance(target, LlamaConfig) else target.config
+        head = exit_head.config if exit_head else None
+        check_fit(settings, geometry, config, vocab_size, drafter, head)
         self.settings = settings
         self.with_settings = functools.partial(
-            Simulator, target, draft, vocab_size=vocab_size, drafter=drafter, drafter_params=drafter_params
+            Simulator,
+            target,
+            draft,
+            vocab_size=vocab_size,
+            drafter=drafter,
+            drafter_params=drafter_params,
+            exit_head=exit_head,
         )
         """Makes a simulator of other settings with the same models."""
-        self._target = Target(config=target, split=split_layers(target.layers, settings.stages), vocab_size=vocab_size)
-        self._drafter = make_drafter(settings, config, drafter, vocab_size)
+        self._target = Target(config=geometry, split=make_split(settings, geometry, head), vocab_size=vocab_size)
+        self._drafter = make_drafter(settings, config, drafter, vocab_size, geometry, head)
+        self._schedule = make_schedule(settings) if schedule is None else schedule
         self._mesh = placement.make_mesh(1)
         self._params = drafter_params
-        if draft is not None and settings.method != "pp":
+        if exit_head is not None:
+            if isinstance(target, LlamaConfig):
+                raise ValueError("an exit head guesses from the target's hidden rows: give the target's weights")
+            params = placement.place_exit_head(self._mesh, exit_head, target, settings.dtype)
+            self._drafter, self._params = exit_path(
+                self._mesh, self._drafter, params, target, exit_head.config.exit_layer, settings.dtype
+            )
+        elif draft is not None and settings.method != "pp":
             self._params = placement.place_draft(self._mesh, draft, settings.dtype)
         self._programs: dict[Any, Any] = {}
 
@@ -78,15 +107,22 @@ class Simulator:
         """Guesses that the drafter makes for each node (K)."""
         return self._drafter.children
 
+    @property
+    def exit_stages(self) -> int:
+        """Stages of the exit path (e); 0 without an exit."""
+        return self._target.split.exit
+
     @classmethod
-    def of(cls, decoder: Decoder) -> Simulator:
-        """A simulator of what this decoder does, with its draft and settings."""
+    def of(cls, decoder: Decoder, schedule: Schedule | None = None) -> Simulator:
+        """A simulator of what this decoder does, with its draft and settings, and maybe another schedule."""
         return cls(
-            decoder.target.config,
+            decoder.target.source if decoder.exit_head is not None else decoder.target.config,
             decoder.draft.source if decoder.draft is not None else None,
             decoder.settings,
             vocab_size=decoder.target.vocab_size,
             drafter=decoder.drafter,
+            schedule=schedule,
+            exit_head=decoder.exit_head,
         )
 
     def run(
@@ -118,9 +154,10 @@ class Simulator:
             system = System(
                 target=self._target,
                 drafter=self._drafter,
-                schedule=make_schedule(self.settings),
+                schedule=self._schedule,
                 sampling=sampling.mode,
                 draft_steps=self.settings.steps,
+                costs=self.settings.costs,
             )
             run = functools.partial(simulate, system, self.settings)
             spread = jax.shard_map(run, mesh=self._mesh, in_specs=(SAME, SAME, SAME), out_specs=SAME, check_vma=False)
@@ -142,8 +179,7 @@ def simulate(system: System, settings: EngineSettings, params: Any, request: Req
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
-        nodes = tree.record(grow(system, shared, drafts), leaving, choice, jnp.zeros(choice.shape, jnp.float32))
-        return walk(shared.replace(tree=nodes)), state
+        return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state
 
     return lax.while_loop(more, step, (begin(system, request), state))[0]
 
@@ -161,6 +197,6 @@ def prefill_drafter(system: System, settings: EngineSettings, params: Any, reque
         token = lax.dynamic_slice_in_dim(token_S, start, width)
         return start + width, system.drafter.prefill(params, state, token, chunk_rows(start, width, length, slots))
 
-    if not system.drafter.ranks:
+    if not system.drafts_alone:
         return state
     return lax.while_loop(lambda carry: carry[0] < length, step, (jnp.zeros((), jnp.int32), state))[1]

@@ -11,14 +11,26 @@ import jax
 import numpy as np
 
 from pipedec_jax.analysis import cost
+from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
-from pipedec_jax.drafters.model import Noise
+from pipedec_jax.drafters.chances import Noise
+from pipedec_jax.exit_store import find_exit_head, load_exit_head
 from pipedec_jax.loading import Model
+from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import EngineSettings, check_count, check_fit, check_request, make_drafter
+from pipedec_jax.pipeline.settings import (
+    EXIT_ONLY,
+    EngineSettings,
+    check_count,
+    check_fit,
+    check_request,
+    make_drafter,
+    make_schedule,
+    make_split,
+)
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -37,29 +49,43 @@ class Decoder:
 
     Args:
         target: the model whose tokens are given.
-        draft: the model that guesses, with the target's tokens; PP needs none.
-        method: `best-first`, `pipedec` as published, `stpp` for one static tree at a time, or `pp` for plain pipeline
-            parallelism. The tokens are the same.
+        draft: the model that guesses, with the target's tokens; PP needs none, nor does an exit.
+        method: `best-first`, `pipedec` as published, `stpp` for one static tree at a time, `pp` for plain pipeline
+            parallelism, `ppsd` for guesses from the target's own early exit, or `eesd` for the same drafted first and
+            verified then. The tokens are the same.
         stages: devices that the target's layers are spread over; the draft takes one more.
-        width: most guesses that a tick sends into the pipe.
-        children: most guesses of the draft after each token; beside a draft, look-up adds a few.
+        width: most guesses that a tick sends into the pipe; by default 16, and 1 for `ppsd` (the paper's chain) and
+            `eesd`.
+        children: most guesses of the draft after each token; beside a draft, look-up adds a few. By default as `width`.
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
         depth: levels of a tree of STPP.
+        exit_layer: layers of the target after which a head guesses (PPSD), in place of a draft; with `ppsd`, `eesd`,
+            `pipedec` and `best-first`.
+        exit_head: that head: the name of one stored beside the target without its exit layer, such as `block`;
+            `target` for the untrained one, which is the target's own norm and LM head; an `ExitHead`. By default the
+            stored one that agrees most with the target.
+        exit_stages: stages that those layers are spread over; by default as many as make a token quickest.
+        draft_length: tokens that EESD drafts before it verifies.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
             one.
+        adaptive: whether best-first sends only what is worth its cost, where a calibration says that it grows with the
+            rows of a batch; otherwise as much as there is place for.
         sharpness: factor on the draft model's logits before they are taken for the target's chances.
         noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
             or `none`.
         dtype: one of `DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
         devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
-        drafter: who guesses: `model`, `ngram` (look-up in the text so far), `both`, or a drafter of your own (see
-            `pipedec_jax.drafters`).
-        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes.
+        drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
+            drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
+            `eesd`.
+        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes. Where they grow with
+            a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
+        FileNotFoundError: when there is no such exit head.
     """
 
     def __init__(
@@ -69,16 +95,21 @@ class Decoder:
         *,
         method: str = "best-first",
         stages: int = 4,
-        width: int = 16,
-        children: int = 16,
+        width: int | None = None,
+        children: int | None = None,
         draft_steps: int | None = None,
         depth: int = 4,
+        exit_layer: int | None = None,
+        exit_head: ExitHead | str | None = None,
+        exit_stages: int | None = None,
+        draft_length: int = 4,
         pool: int | None = None,
+        adaptive: bool = True,
         sharpness: float = 1.0,
         noise: Noise = "shared",
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
-        drafter: Drafter | str = "both",
+        drafter: Drafter | str | None = None,
         calibration: Mapping[str, float] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
@@ -86,21 +117,29 @@ class Decoder:
         for name, model in (("target", target), ("draft", draft)):
             if not isinstance(model, Model | None if name == "draft" else Model):
                 raise ValueError(f"{name} must be a model, such as pipedec_jax.load({model!r}) gives, not {model!r}")
+        chain = method in EXIT_ONLY
+        if drafter is None:
+            drafter = "model" if chain else "both"
         # The dtype comes last: it depends on the devices, which the other checks must come before.
         settings = EngineSettings(
             method=method,
             stages=stages,
-            width=width,
-            children=children,
+            width=(1 if chain else 16) if width is None else width,
+            children=(1 if chain else 16) if children is None else children,
             draft_steps=1 if draft_steps is None else draft_steps,
             depth=depth,
+            exit_layer=exit_layer,
+            exit_stages=exit_stages,
+            draft_length=draft_length,
             pool=pool,
+            adaptive=adaptive,
             sharpness=sharpness,
             noise=noise,
             prefill_width=prefill_width,
             capacity=capacity,
         )
-        check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafter)
+        head = _find_head(target, exit_layer, exit_head, drafter)
+        check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafter, head)
         if draft is not None:
             check_same_tokens(target.tokenizer, draft.tokenizer)
         if method == "pp":
@@ -109,19 +148,32 @@ class Decoder:
         self.draft = draft
         self.method = method
         self.drafter = drafter
-        guesser = make_drafter(settings, draft.config if draft else None, drafter, target.vocab_size)
-        self._draft_ranks = guesser.ranks
+        self.split = make_split(settings, target.config, head)
+        self._head = head
+        self._given_head = exit_head if isinstance(exit_head, ExitHead) else None
+        guesser = make_drafter(
+            settings, draft.config if draft else None, drafter, target.vocab_size, target.config, head
+        )
         ranks = stages + guesser.ranks
         self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
         if calibration is None:
-            self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize)
+            self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
         else:
             self._costs = cost.calibrated_costs(calibration)
-        if draft_steps is None and method == "best-first":
-            steps = cost.draft_steps_beside_a_stage(self._costs, target.config.layers, stages)
+            if head is not None and not self._costs.exit_head:
+                raise ValueError("the calibration lacks exit_head: the seconds of a step of the exit head")
+        layers, width = target.config.layers, settings.width
+        if draft_steps is None and method == "best-first" and exit_layer is None:
+            steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
             settings = dataclasses.replace(settings, draft_steps=steps)
-        self.settings = dataclasses.replace(settings, dtype=self.dtype)
+        if method == "eesd":
+            costs = eesd_tick_costs(self._costs, self.split, draft_length)
+        elif self.split.exit:
+            costs = exit_tick_costs(self._costs, self.split, width)
+        else:
+            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, make_schedule(settings).width)
+        self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
         self._stream: Stream | None = None
 
     @property
@@ -139,6 +191,27 @@ class Decoder:
         """Most guesses after each token (K)."""
         return self.settings.children
 
+    @property
+    def lag(self) -> int:
+        """Ticks from a token's sending to that of its guesses at the earliest: 1, or the stages of the exit path."""
+        return max(1, self.split.exit)
+
+    @property
+    def cycle(self) -> Cycle | None:
+        """The longest stage of a target with an exit at full width, the exit head included; `None` without an exit."""
+        return cycle(self._costs, self.split, self.width) if self.split.exit else None
+
+    @functools.cached_property
+    def exit_head(self) -> ExitHead | None:
+        """The exit head, read when it is first asked for, or `None`.
+
+        Raises:
+            ValueError: when it is damaged, or belongs to another target.
+        """
+        if self._given_head is not None or self._head is None:
+            return self._given_head
+        return load_exit_head(self.target, self._head.exit_layer, self._head.name.split("-", 1)[1])
+
     @functools.cached_property
     def engine(self) -> Engine:
         """The engine, with the weights on the devices; made when it is first asked for."""
@@ -149,6 +222,7 @@ class Decoder:
             vocab_size=self.target.vocab_size,
             devices=self.devices,
             drafter=self.drafter,
+            exit_head=self.exit_head,
         )
 
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
@@ -246,27 +320,37 @@ class Decoder:
         """Bytes of weights and caches on each device; caches appear with the first prompt."""
         return self.engine.bytes_per_device()
 
-    def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
-        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself."""
+    def modeled_speedup_vs_pp(self, cost_per_token: float) -> float:
+        """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself.
+
+        Args:
+            cost_per_token: what the answer's ticks cost (`self.settings.costs`) for each of its tokens.
+        """
         if self.method == "pp":
             return 1.0
-        return cost.modeled_speedup_vs_pp(
-            self._costs,
-            self.target.config.layers,
-            self.stages,
-            ticks_per_token,
-            self._draft_ranks,
-            self.settings.steps,
-            static=self.method == "stpp",
-        )
+        return cost.pp_token_cost(self._costs, self.target.config.layers, self.stages) / cost_per_token
 
     def _begin(self, request: Request, chunk: int) -> Stream:
         if self._stream is not None:
             self._stream.supersede()
         self._stream = Stream(
-            self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk
+            self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk, self.lag
         )
         return self._stream
+
+
+def _find_head(
+    target: Model, exit_layer: int | None, head: ExitHead | str | None, drafter: Drafter | str
+) -> ExitHeadConfig | None:
+    """The exit head to draft with; `None` without an exit, and beside a drafter of one's own."""
+    if head is not None and exit_layer is None:
+        raise ValueError("exit_head is for an exit: give exit_layer too, or leave it out")
+    if isinstance(head, ExitHead):
+        head.config.check(target.config)
+        return head.config
+    if exit_layer is None or not isinstance(drafter, str):
+        return None
+    return find_exit_head(target, exit_layer, head)
 
 
 def _check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:

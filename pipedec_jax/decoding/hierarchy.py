@@ -155,14 +155,13 @@ class HierarchyDecoder:
         passes before each verification.
         """
         size = self.dtype.itemsize
+        stages = self.settings.stages
         whole = cost.byte_costs(self.target.config, None, size)
-        layers, stages = self.target.config.layers, self.settings.stages
-        token = cost.pp_token_cost(whole, layers, stages[-1])
-        tick = cost.tick_cost(whole, layers, stages[-1])
-        drafts = [
-            cost.tick_cost(cost.byte_costs(model.config, None, size), model.config.layers, count)
-            for model, count in zip(self.models[:-1], stages[:-1], strict=True)
-        ]
+        token = cost.pp_token_cost(whole, self.target.config.layers, stages[-1])
+        *drafts, tick = (
+            cost.pass_cost(cost.byte_costs(model.config, None, size), model.config.layers, count)
+            for model, count in zip(self.models, stages, strict=True)
+        )
         if self.method == "speculative":
             # A round: the draft's passes, then one tick for every stage of the target.
             return token / (ticks_per_token * (tick + self.settings.passes[0] * drafts[0] * stages[0] / stages[-1]))

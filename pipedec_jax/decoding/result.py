@@ -20,6 +20,7 @@ FIGURES = (
     "hits",
     "misses",
     "late_hits",
+    "modeled_cost",
     "modeled_speedup_vs_pp",
     "compile_s",
     "ttft_s",
@@ -58,6 +59,8 @@ class Generation:
     finish_reason: FinishReason
     method: str
     """How it was decoded, such as `pipedec`."""
+    modeled_cost: float
+    """What its ticks cost: bytes of weights that the slowest ranks read, or the calibration's seconds; not measured."""
     modeled_speedup_vs_pp: float
     """Modeled time of PP on as many stages over this answer's (`pipedec_jax.analysis.cost`); not measured."""
     compile_s: float
@@ -66,6 +69,8 @@ class Generation:
     """Time to first token: seconds from the call to the first token, prefill included."""
     tpot_s: float | None
     """Time per output token after the first, in seconds; `None` for a single token."""
+    lag: int = 1
+    """Ticks from a token's sending to that of its guesses at the earliest: 1, or the stages of the exit path."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -99,8 +104,8 @@ class Generation:
 
     @property
     def late_hits(self) -> int | None:
-        """Hits that were sent more than a tick after the token before them; counted in `hits` too. `None` under PP."""
-        return None if self.method == "pp" else sum((token.delay or 0) > 1 for token in self.tokens[:-1])
+        """Hits sent more than `lag` ticks after the token before them; counted in `hits` too. `None` under PP."""
+        return None if self.method == "pp" else sum((token.delay or 0) > self.lag for token in self.tokens[:-1])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures and the text, JSON-ready; `tokens` only by their ids."""

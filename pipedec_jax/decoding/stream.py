@@ -59,8 +59,9 @@ class Stream(Iterator[str]):
         tokenizer: of the target.
         request: what to decode.
         method: how the engine decodes.
-        speedup: gives the modeled speedup over PP for a number of ticks per token.
+        speedup: gives the modeled speedup over PP for a tick cost per token.
         chunk: tokens to commit before the host looks again; changes when text is seen, never the answer.
+        lag: ticks from a token's sending to that of its guesses at the earliest.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Stream(Iterator[str]):
         method: str,
         speedup: Callable[[float], float],
         chunk: int,
+        lag: int = 1,
     ) -> None:
         self._engine = engine
         self._request = request
         self._method = method
         self._speedup = speedup
         self._chunk = chunk
+        self._lag = lag
         self._text = TextStream(tokenizer, request.prompt, request.stop)
         self._committed = 0
         self._result: Generation | None = None
@@ -163,10 +166,12 @@ class Stream(Iterator[str]):
             prompt_tokens=len(self._request.prompt),
             finish_reason=reason,
             method=self._method,
-            modeled_speedup_vs_pp=self._speedup(tokens[-1].tick / count),
+            modeled_cost=progress.costs[count - 1],
+            modeled_speedup_vs_pp=self._speedup(progress.costs[count - 1] / count),
             compile_s=self._clock.compile_seconds,
             ttft_s=self._first_s,
             tpot_s=rest_s / (count - 1) if count > 1 else None,
+            lag=self._lag,
         )
 
 

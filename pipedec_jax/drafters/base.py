@@ -11,8 +11,10 @@ A drafter is a frozen dataclass of static settings with pure methods. Only `chil
             return state, Proposals(token=token, log_prob=jnp.full(token.shape, -1.0))
 
 A drafter without ranks of its own (`ranks` 0) runs on every rank alike; it has parameters, the same on all, but no
-state. One with a rank runs there alone, beside the target's stages, and may keep a state, such as a KV cache. Either
-way `propose` holds no collective. What it proposes never changes a token of the answer, only how soon it comes.
+state. One with a rank runs there alone, beside the target's stages, and may keep a state, such as a KV cache. One at
+the target's exit (`at_exit`) runs on the rank of the exit path's last stage, after its layers, and extends the nodes
+that have just passed them. Either way `propose` holds no collective. What it proposes never changes a token of the
+answer, only how soon it comes.
 """
 
 from __future__ import annotations
@@ -49,15 +51,20 @@ class View(struct.PyTreeNode):
     committed: jax.Array
     """[S] bool: slots that hold committed text."""
     frontier: jax.Array
-    """[W] int32: the nodes to extend, chosen by the schedule; C for none. Each has a slot."""
+    """[W] int32: the nodes to extend, chosen by the schedule (at an exit, those that passed it in this tick); C for
+    none. Each has a slot."""
     sampling: SamplingArrays
     """How the target draws its tokens."""
     mode: SamplingMode = struct.field(pytree_node=False)
     """The static part of that."""
+    sizes: tuple[int, ...] = struct.field(pytree_node=False)
+    """Rows of a frontier that are worth a program of their own; the last is W."""
+    hidden: jax.Array | None = None
+    """[W, D]: hidden rows of the frontier after the exit layer; `None` for a drafter that is not at an exit."""
 
-    def rows(self) -> Rows:
-        """The frontier as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""
-        return tree_rows(self.tree, self.committed, self.frontier)
+    def rows(self, node: jax.Array | None = None) -> Rows:
+        """The frontier, or other nodes, as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""
+        return tree_rows(self.tree, self.committed, self.frontier if node is None else node)
 
 
 class Drafter:
@@ -71,12 +78,20 @@ class Drafter:
         """Ranks the drafter takes behind the target's stages: 0 or 1."""
         return 0
 
+    @property
+    def at_exit(self) -> bool:
+        """Whether the drafter sits at the target's exit, on a rank that the target has in any case."""
+        return False
+
     def new_state(self, slots: int, dtype: Any) -> Any:
         """The state of the drafter's rank for a cache of so many slots: a pytree of arrays of at least one axis."""
         return ()
 
-    def prefill(self, params: Any, state: Any, token_W: jax.Array, rows: Rows) -> Any:
-        """Take a chunk of the prompt into the state, on the drafter's rank alone."""
+    def prefill(self, params: Any, state: Any, chunk: jax.Array, rows: Rows) -> Any:
+        """Take a chunk of the prompt into the state, on the drafter's rank alone.
+
+        The chunk is its tokens `[W]`; at an exit, their hidden rows `[W, D]` after the exit layer.
+        """
         return state
 
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:

@@ -1,4 +1,4 @@
-"""A draft model and n-gram look-up on the same nodes: two sources of guesses, one tree."""
+"""A draft model (or exit head) and n-gram look-up on the same nodes: two sources of guesses, one tree."""
 
 from __future__ import annotations
 
@@ -34,13 +34,18 @@ class CombinedDrafter(Drafter):
         """The model's."""
         return self.model.ranks
 
+    @property
+    def at_exit(self) -> bool:
+        """The model's."""
+        return self.model.at_exit
+
     def new_state(self, slots: int, dtype: Any) -> Any:
         """The model's."""
         return self.model.new_state(slots, dtype)
 
-    def prefill(self, params: Any, state: Any, token_W: jax.Array, rows: Rows) -> Any:
+    def prefill(self, params: Any, state: Any, chunk: jax.Array, rows: Rows) -> Any:
         """The model's."""
-        return self.model.prefill(params, state, token_W, rows)
+        return self.model.prefill(params, state, chunk, rows)
 
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
         """Both drafters' guesses for the frontier, row by row."""

@@ -4,32 +4,25 @@ Source: PipeDec (arXiv 2504.04104), where the draft model sits inside the pipeli
 program under `shard_map` gives every rank arrays of the same shape. So is its head: several draft steps can then follow
 each other beside the target's stages without an exchange between them.
 
-Guesses are scored as what the *target* will choose, not as what the draft would. A target follows the draft's favourite
-more often than the draft's own probability says, which `sharpness` corrects; and where the target draws with noise, the
-draft knows that noise (it depends on seed and position alone) and adds it to its own logits.
+Guesses are scored as what the *target* will choose (`chances`), not as what the draft would.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import struct
-from jax import lax
 
 from pipedec_jax.cache import LayerCache, Rows, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.exchange import vary
+from pipedec_jax.drafters.chances import Noise, most_likely
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
-from pipedec_jax.sampling import gumbel_noise, keep, scale
+from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.tree import at
-
-Noise = Literal["shared", "independent", "none"]
-"""Under which noise the draft guesses a drawn token: the target's own, other noise of the same law, or none."""
 
 
 class DraftParams(struct.PyTreeNode):
@@ -70,51 +63,24 @@ class ModelDrafter(Drafter):
         """An empty cache."""
         return empty_layers(self.config, self.config.layers, slots, dtype)
 
-    def prefill(self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows) -> DraftState:
+    def prefill(self, params: DraftParams, state: DraftState, chunk: jax.Array, rows: Rows) -> DraftState:
         """Fill the cache with a chunk of the prompt."""
-        return self._layers(params, state, token_W, rows)[0]
+        return self.run_layers(params, state, chunk, rows)[0]
 
     def propose(self, params: DraftParams, state: DraftState, view: View) -> tuple[DraftState, Proposals]:
         """One step of the draft over the frontier; nothing is computed where that is empty."""
-        W, K = view.frontier.shape[0], self.children
 
-        def run(state: DraftState) -> tuple[DraftState, jax.Array, jax.Array]:
-            state, x = self._layers(params, state, at(view.tree.token, view.frontier, 0), view.rows())
+        def run(state: DraftState, node_W: jax.Array) -> tuple[DraftState, Proposals]:
+            state, x = self.run_layers(params, state, at(view.tree.token, node_W, 0), view.rows(node_W))
             logit_WV = llama.logits(self.config, params.final_norm, params.head, x)[:, : self.vocab_size]
-            chance_WV = self._log_chances(logit_WV, view)
-            log_prob, token = lax.top_k(chance_WV, K)
-            return state, token.astype(jnp.int32), log_prob.astype(jnp.float32)
+            return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
-        def rest(state: DraftState) -> tuple[DraftState, jax.Array, jax.Array]:
-            return state, jnp.zeros((W, K), jnp.int32), jnp.full((W, K), -jnp.inf, jnp.float32)
+        return over_live_rows(view.sizes, view.frontier < view.tree.capacity, run, state, view.frontier)
 
-        busy = jnp.any(view.frontier < view.tree.capacity)
-        # Both branches must be typed alike (see `vary`).
-        state, token, log_prob = lax.cond(busy, lambda state: vary(run(state)), lambda state: vary(rest(state)), state)
-        return state, Proposals(token=token, log_prob=log_prob)
-
-    def _log_chances(self, logit_WV: jax.Array, view: View) -> jax.Array:
-        """`[W, V]` log of the chance that the target chooses each token.
-
-        A target that draws takes the highest `logit / T + noise`. The draft's logits differ from the target's by an
-        error, which in these units is T times smaller; hence the factor T, which makes greedy the limit of small T.
-        """
-        if not view.mode.sampled or self.noise == "none":
-            return jax.nn.log_softmax(self.sharpness * logit_WV, axis=-1)
-        sampling = view.sampling
-        if self.noise == "independent":
-            sampling = sampling.replace(key=sampling.key ^ jnp.uint32(0x9E3779B9))
-        scaled = scale(sampling, logit_WV)
-        noise = gumbel_noise(sampling, at(view.tree.position, view.frontier, 0) + 1, self.vocab_size)
-        drawn = scaled + noise.astype(scaled.dtype)
-        if view.mode.filtered:
-            drawn = jnp.where(keep(sampling, scaled), drawn, -jnp.inf)
-        factor = self.sharpness * sampling.temperature.astype(drawn.dtype)
-        return jax.nn.log_softmax(factor * drawn, axis=-1)
-
-    def _layers(
+    def run_layers(
         self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows
     ) -> tuple[DraftState, jax.Array]:
+        """The new cache, and the hidden rows `[W, D]` of these tokens after all layers."""
         x = params.embedding[token_W]
         rope = llama.rope_tables(self.config, rows.position, x.dtype)
         caches = []

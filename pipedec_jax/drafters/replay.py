@@ -46,3 +46,13 @@ class ReplayDrafter(Drafter):
         log_prob = jnp.log(jnp.asarray(chances, jnp.float32))[None, :]
         # A vocabulary smaller than the guesses would repeat some.
         return state, Proposals(token=token, log_prob=jnp.where(index < self.vocab_size - 1, log_prob, -jnp.inf))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayAtExit(ReplayDrafter):
+    """The same in place of an exit head: it guesses for a node once that has passed the exit."""
+
+    @property
+    def at_exit(self) -> bool:
+        """Yes."""
+        return True

@@ -224,6 +224,7 @@ class HierarchyEngine:
         return Progress(
             tokens=tokens,
             ticks=state.tick[new].tolist(),
+            costs=state.tick[new].astype(float).tolist(),
             delays=state.delay[new].tolist(),
             logprobs=state.log_prob[new].tolist(),
             nodes=int(state.read),

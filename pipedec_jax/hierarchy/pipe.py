@@ -22,12 +22,11 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax import vocabulary
-from pipedec_jax.cache import Rows, chunk_rows
-from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
+from pipedec_jax.cache import chunk_rows
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
-from pipedec_jax.model.llama import wide
 from pipedec_jax.pipeline.prefill import Request
-from pipedec_jax.pipeline.stage import Target, TargetParams, run_stage
+from pipedec_jax.pipeline.stage import Target, TargetParams, run_head, run_stage_where
 from pipedec_jax.pipeline.tick import Local
 from pipedec_jax.sampling import SamplingMode
 from pipedec_jax.transcript import MISS
@@ -204,25 +203,14 @@ def compute(
     x = jnp.where(rank == 0, embedded, local.x)
     start, count = state.start[rank], state.count[rank]
 
-    def rows() -> Rows:
-        return chunk_rows(start, W, start + count, T)
-
-    cache, x = run_stage(target, params, local.cache, rows, x, count > 0)
+    rows = chunk_rows(start, W, start + count, T)
+    cache, x = run_stage_where(count > 0, target, params, local.cache, rows, x)
     (hidden,) = broadcast([(x, rank == pipe.stages - 1)])
     shift = [(k, k + 1) for k in range(pipe.stages - 1)]
     local = local.replace(x=lax.ppermute(x, AXIS, shift) if shift else x, cache=cache)
-    after = state.start[-1] + 1 + jnp.arange(W, dtype=jnp.int32)  # the positions being drawn
-
-    def run(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
-        return vary((logit, vocabulary.noise_part(pipe.mode, request.sampling, logit, after, target.vocab_size)))
-
-    def skip(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        zeros = jnp.zeros((W, params.head.shape[0]), wide(hidden.dtype))
-        return vary((zeros, zeros))
-
-    logit, noise = lax.cond(state.count[-1] > 0, run, skip, hidden)
-    part = vocabulary.choice_part(pipe.mode, request.sampling, logit, noise, target.vocab_size)
+    row = jnp.arange(W, dtype=jnp.int32)
+    after, live = state.start[-1] + 1 + row, row < state.count[-1]
+    part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, (W,))
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, pipe.stages))
     return choice, log_prob, local
 

@@ -9,6 +9,7 @@ the weights' dtype. In float32 every product runs at the highest precision; in b
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.model.parameters import SCALE, Parameters
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """`attend(query [..., W, H, A], key [..., W, G, A], value [..., W, G, A]) -> (mixed [..., W, H, A], new cache)`."""
@@ -93,16 +94,38 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     return jnp.swapaxes(mixed, -4, -3).reshape(*batch, W, H, A)
 
 
-def to_heads(x: jax.Array, weight_DHA: jax.Array) -> jax.Array:
+def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None) -> jax.Array:
+    """Multiply `x [..., I]` by a matrix: plain, or int8 with a scale for every output channel.
+
+    An int8 is exact in bfloat16 and float16, so nothing is rounded before the sums; sums and scaling are in float32 or
+    wider.
+    """
+    if scale_O is None:
+        return product("...I,IO->...O", x, weight_IO)
+
+    def multiply(x: jax.Array, weight_IO: jax.Array, dtype: Any) -> jax.Array:
+        return product("...I,IO->...O", x.astype(dtype), weight_IO.astype(dtype), wide(dtype))
+
+    if x.dtype == jnp.bfloat16 or x.dtype == jnp.float16:
+        # XLA turns int8 into bfloat16 one by one on CPU, fifteen times slower than into float32.
+        through_float32, direct = (functools.partial(multiply, dtype=dtype) for dtype in (jnp.float32, x.dtype))
+        result = lax.platform_dependent(x, weight_IO, cpu=through_float32, default=direct)
+    else:
+        result = multiply(x, weight_IO, x.dtype)
+    return (result * jnp.broadcast_to(scale_O.astype(result.dtype), result.shape)).astype(x.dtype)
+
+
+def to_heads(x: jax.Array, weight_DHA: jax.Array, scale_HA: jax.Array | None = None) -> jax.Array:
     """Project `x [..., D]` to heads `[..., H, A]`, as one plain matrix product."""
     D, H, A = weight_DHA.shape
-    return product("...D,DO->...O", x, weight_DHA.reshape(D, H * A)).reshape(*x.shape[:-1], H, A)
+    scale_O = None if scale_HA is None else scale_HA.reshape(H * A)
+    return project(x, weight_DHA.reshape(D, H * A), scale_O).reshape(*x.shape[:-1], H, A)
 
 
-def from_heads(x: jax.Array, weight_HAD: jax.Array) -> jax.Array:
+def from_heads(x: jax.Array, weight_HAD: jax.Array, scale_D: jax.Array | None = None) -> jax.Array:
     """Project heads `[..., H, A]` to `[..., D]`, as one plain matrix product (else XLA transposes the weights)."""
     H, A, D = weight_HAD.shape
-    return product("...O,OD->...D", x.reshape(*x.shape[:-2], H * A), weight_HAD.reshape(H * A, D))
+    return project(x.reshape(*x.shape[:-2], H * A), weight_HAD.reshape(H * A, D), scale_D)
 
 
 def forward_layer(
@@ -111,16 +134,21 @@ def forward_layer(
     """One decoder layer over `x [..., W, D]`; returns the new `x` and whatever cache `attend` returned."""
     with jax.named_scope("attention"):
         y = rms_norm(x, layer["attention_norm"], config.norm_eps)
-        query = rotate(to_heads(y, layer["query"]), rope)
-        key = rotate(to_heads(y, layer["key"]), rope)
-        mixed, cache = attend(query, key, to_heads(y, layer["value"]))
-        x = x + from_heads(mixed, layer["output"])
+        query = rotate(to_heads(y, *_matrix(layer, "query")), rope)
+        key = rotate(to_heads(y, *_matrix(layer, "key")), rope)
+        mixed, cache = attend(query, key, to_heads(y, *_matrix(layer, "value")))
+        x = x + from_heads(mixed, *_matrix(layer, "output"))
     with jax.named_scope("feed_forward"):
         y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
-        gate = product("...D,DF->...F", y, layer["gate"])
-        up = product("...D,DF->...F", y, layer["up"])
-        x = x + product("...F,FD->...D", jax.nn.silu(gate) * up, layer["down"])
+        gate = project(y, *_matrix(layer, "gate"))
+        up = project(y, *_matrix(layer, "up"))
+        x = x + project(jax.nn.silu(gate) * up, *_matrix(layer, "down"))
     return x, cache
+
+
+def _matrix(layer: Parameters, name: str) -> tuple[jax.Array, jax.Array | None]:
+    """A matrix of a layer, and its scales where it is int8."""
+    return layer[name], layer.get(name + SCALE)
 
 
 def head_matrix(params: Parameters) -> jax.Array:

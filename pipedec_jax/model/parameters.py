@@ -8,11 +8,15 @@ a stored checkpoint knows nothing of stages:
     layers/I/output [H, A, D]     layers/I/feed_forward_norm [D]
     layers/I/gate [D, F]          layers/I/up [D, F]          layers/I/down [F, D]
 
-Matrices are stored input dimension first, as Flax does (PyTorch stores them the other way round).
+Matrices are stored input dimension first, as Flax does (PyTorch stores them the other way round). In a model of int8
+layers (`LlamaConfig.int8`) each matrix of a layer is int8 and followed by its scales, one per output channel, float32:
+
+    query_scale [H, A]   key_scale, value_scale [G, A]   output_scale, down_scale [D]   gate_scale, up_scale [F]
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -25,12 +29,21 @@ from pipedec_jax.config import LlamaConfig
 Parameters = dict[str, Any]
 """A nested dictionary of arrays, as described at the top of this module."""
 
+Part = tuple[slice, ...]
+"""A part of an array: a slice of step 1 for every axis."""
+
+
+SCALE = "_scale"
+"""Ends the names of an int8 matrix's scales."""
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+"""Names of a layer's matrices."""
+
 
 def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of one decoder layer, in the order they are used."""
     D, F = config.width, config.feed_forward
     H, G, A = config.heads, config.kv_heads, config.head_size
-    return {
+    shapes = {
         "attention_norm": (D,),
         "query": (D, H, A),
         "key": (D, G, A),
@@ -41,6 +54,29 @@ def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "up": (D, F),
         "down": (F, D),
     }
+    if not config.int8:
+        return shapes
+    both = {}
+    for name, shape in shapes.items():
+        both[name] = shape
+        if name in MATRICES:
+            both[name + SCALE] = shape[input_axes(name) :]
+    return both
+
+
+def input_axes(path: str) -> int:
+    """Leading axes of a matrix that are summed over: `output [H, A, D]` has two, the others one."""
+    return 2 if path.rsplit("/", 1)[-1] == "output" else 1
+
+
+def fixed_dtype(config: LlamaConfig, path: str) -> np.dtype[Any] | None:
+    """The dtype that an array has whatever the model's is: int8, float32 for scales; None for all others."""
+    if not config.int8:
+        return None
+    name = path.rsplit("/", 1)[-1]
+    if name in MATRICES:
+        return np.dtype(np.int8)
+    return np.dtype(np.float32) if name.endswith(SCALE) else None
 
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -56,9 +92,16 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def device_axis(path: str) -> int:
+    """The axis along which an array is split over devices: vocabulary, heads or feed-forward width; norms have one."""
+    if path == "head" or path.endswith(("/query", "/key", "/value", "/gate", "/up")):
+        return 1
+    return 0
+
+
 def parameter_count(config: LlamaConfig) -> int:
-    """Number of stored parameters (a tied head counts once)."""
-    return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
+    """Number of stored parameters (a tied head counts once; scales are none)."""
+    return sum(math.prod(shape) for path, shape in parameter_shapes(config).items() if not path.endswith(SCALE))
 
 
 def nest(flat: dict[str, Any]) -> Parameters:
@@ -83,7 +126,13 @@ def flatten(tree: Parameters, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
-    """Random weights: normal with standard deviation 0.02, output projections scaled down by depth, norms at 1."""
+    """Random weights: normal with standard deviation 0.02, output projections scaled down by depth, norms at 1.
+
+    Raises:
+        ValueError: for a model of int8 layers, which are made from plain ones (`pipedec_jax.model.int8`).
+    """
+    if config.int8:
+        raise ValueError("a model of int8 layers is made from plain weights: initialize it without int8")
     flat: dict[str, jax.Array] = {}
     for index, (path, shape) in enumerate(parameter_shapes(config).items()):
         if len(shape) == 1:
@@ -105,8 +154,8 @@ class ParameterSource(Protocol):
         """Geometry of the model."""
         ...
 
-    def read(self, path: str) -> np.ndarray:
-        """The stored array under `path` (see `parameter_shapes`), in its stored dtype."""
+    def read(self, path: str, part: Part | None = None) -> np.ndarray:
+        """The stored array under `path` (see `parameter_shapes`), or a part of it alone, in its stored dtype."""
         ...
 
 
@@ -126,6 +175,7 @@ class MemorySource:
         if unknown:
             raise ValueError(f"the parameter tree has unknown arrays {unknown}")
 
-    def read(self, path: str) -> np.ndarray:
-        """The array under `path` as NumPy."""
-        return np.asarray(self._arrays[path])
+    def read(self, path: str, part: Part | None = None) -> np.ndarray:
+        """The array under `path`, or a part of it, as NumPy."""
+        array = np.asarray(self._arrays[path])
+        return array if part is None else array[part]

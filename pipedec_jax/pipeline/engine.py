@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exchange import vary
+from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -25,8 +26,8 @@ from pipedec_jax.pipeline.settings import (
     check_request,
     make_drafter,
     make_schedule,
+    make_split,
 )
-from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
@@ -43,6 +44,8 @@ class Progress:
     tokens: list[int]
     ticks: list[int]
     """Tick in which each token was committed, counted from 1 at the root's entry into the pipe."""
+    costs: list[float]
+    """What all ticks up to that one have cost (`EngineSettings.costs`)."""
     delays: list[int]
     """Ticks between the sending of each token's parent and its own: 0 in one batch, 1 in the next, more for a late hit;
     -1 for a miss."""
@@ -66,6 +69,7 @@ def read_progress(shared: Shared, prompt_length: int) -> Progress:
     return Progress(
         tokens=text.token[new].tolist(),
         ticks=text.tick[new].tolist(),
+        costs=text.cost[new].tolist(),
         delays=text.delay[new].tolist(),
         logprobs=text.log_prob[new].tolist(),
         nodes=int(nodes),
@@ -107,6 +111,7 @@ class Engine:
         devices: devices to use, the first stage's first; all of `jax.devices()` by default.
         drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
         drafter_params: the parameters of a drafter of one's own, replicated; may be replaced at every `start`.
+        exit_head: that drafts after the target's first `settings.exit_layer` layers.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -122,12 +127,16 @@ class Engine:
         devices: Sequence[jax.Device] | None = None,
         drafter: Drafter | str = "model",
         drafter_params: Any = None,
+        exit_head: ExitHead | None = None,
     ) -> None:
-        check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter)
-        split = split_layers(target.config.layers, settings.stages)
+        head = exit_head.config if exit_head else None
+        check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter, head)
+        split = make_split(settings, target.config, head)
         self.settings = settings
         self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
-        self._drafter = make_drafter(settings, draft.config if draft else None, drafter, vocab_size)
+        self._drafter = make_drafter(
+            settings, draft.config if draft else None, drafter, vocab_size, target.config, head
+        )
         self._schedule = make_schedule(settings)
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices)
         self.compile_seconds = 0.0
@@ -138,11 +147,12 @@ class Engine:
         self._run: Any = None
         self._start_length = 0
         self._made = 0
-        params = (
-            placement.place_draft(self.mesh, draft, settings.dtype)
-            if draft is not None and settings.method != "pp"
-            else self._replicate(drafter_params)
-        )
+        if exit_head is not None:
+            params = placement.place_exit_head(self.mesh, exit_head, target, settings.dtype)
+        elif draft is not None and settings.method != "pp":
+            params = placement.place_draft(self.mesh, draft, settings.dtype)
+        else:
+            params = self._replicate(drafter_params)
         self.weights = Weights(target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params)
 
     @property
@@ -190,8 +200,10 @@ class Engine:
             raise RuntimeError("call start() before run()")
         (capacity, local), shared = self._local, self._shared
         self._local = self._shared = None  # donated: not to be used again, also when interrupted
-        # A token takes at most one walk through all stages; more ticks than that would be a lost row.
-        max_ticks = (new_tokens + 1) * (self.settings.stages + 1)
+        # A token takes at most one walk through all stages (EESD's after a chain through the exit path); more ticks
+        # than that would be a lost row.
+        drafting = self.settings.draft_length * self.target.split.exit
+        max_ticks = (new_tokens + 1) * (self.settings.stages + 1 + drafting)
         shared, local = self._run(self.weights, shared, local, np.int32(new_tokens), np.int32(max_ticks))
         self._shared, self._local = shared, (capacity, local)
         progress = read_progress(shared, self._start_length)
@@ -265,6 +277,7 @@ class Engine:
             schedule=self._schedule,
             sampling=mode,
             draft_steps=self.settings.steps,
+            costs=self.settings.costs,
         )
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)

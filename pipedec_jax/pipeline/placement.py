@@ -2,11 +2,12 @@
 
 A global array that differs between ranks is the ranks' local arrays one behind the other along the first axis, so
 that under `shard_map` a rank sees exactly its own array. Arrays are built shard by shard for the devices this process
-can address; nothing here needs to see the others.
+can address; nothing here needs to see the others, and no more than one array at a time is on the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from checkpoints_convert.layout import contiguous
 from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.exchange import AXIS
-from pipedec_jax.model.parameters import ParameterSource, layer_shapes
+from pipedec_jax.model.exit_head import ExitHead, vocabulary_part
+from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, layer_shapes
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
 from pipedec_jax.vocabulary import shard_size
@@ -28,6 +32,10 @@ OWN = P(AXIS)
 """Sharding of arrays that every rank has its own of."""
 SAME = P()
 """Sharding of arrays that are the same on every rank."""
+
+
+BLOCK_BYTES = 2**26
+"""What is read of embedding or head at a time: they are the largest arrays, and are put together in their place."""
 
 
 def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -58,22 +66,24 @@ def per_rank(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int
 
     def shard(index: Any) -> np.ndarray:
         rank = (index[0].start or 0) // shape[0]
-        return np.ascontiguousarray(make(rank)).astype(dtype, copy=False)
+        return contiguous(make(rank)).astype(dtype, copy=False)
 
     return jax.make_array_from_callback(whole, NamedSharding(mesh, OWN), shard)
 
 
 def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: Any) -> TargetParams:
-    """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`."""
+    """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`; int8 stays."""
     config = source.config
 
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
+        held = fixed_dtype(config, name) or dtype
+
         def make(rank: int) -> np.ndarray:
             if rank < split.stages and index < split.count[rank]:
                 return source.read(f"layers/{split.first[rank] + index}/{name}")
-            return np.zeros(shape, dtype)
+            return np.zeros(shape, held)
 
-        return per_rank(mesh, shape, dtype, make)
+        return per_rank(mesh, shape, held, make)
 
     layers = tuple(
         {name: stage_array(index, name, shape) for name, shape in layer_shapes(config).items()}
@@ -85,33 +95,66 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
 
 
 def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
-    """Read the draft's weights and put them on every rank in `dtype`."""
+    """Read the draft's weights and put them on every rank in `dtype`; int8 stays."""
     config = source.config
-    layers = tuple(
-        {name: replicate(mesh, source.read(f"layers/{layer}/{name}").astype(dtype)) for name in layer_shapes(config)}
-        for layer in range(config.layers)
-    )
+
+    def layer_array(layer: int, name: str) -> jax.Array:
+        held = fixed_dtype(config, name) or dtype
+        return replicate(mesh, source.read(f"layers/{layer}/{name}").astype(held))
+
+    layers = tuple({name: layer_array(layer, name) for name in layer_shapes(config)} for layer in range(config.layers))
     embedding = replicate(mesh, source.read("embedding").astype(dtype))
     head = embedding if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
     return DraftParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
 
 
+def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: Any) -> ExitParams:
+    """Put an exit head on every rank in `dtype`; what it has not of its own is the target's, read from `source`."""
+    tied = head.config.variant == "target" or head.config.tied
+    final_norm = source.read("final_norm") if head.config.variant == "target" else np.zeros(0)
+    own = np.zeros((0, 0))
+    if tied:
+        own = source.read("embedding") if source.config.tied_embeddings else source.read("head").T
+    norm, matrix_VR = vocabulary_part(head.config, head.params, final_norm, own)
+    before = {name: value for name, value in head.params.items() if name not in ("final_norm", "head")}
+    return ExitParams(
+        layers=jax.tree.map(lambda value: replicate(mesh, np.asarray(value).astype(dtype)), before),
+        final_norm=replicate(mesh, np.asarray(norm).astype(dtype)),
+        head=replicate(mesh, np.asarray(matrix_VR).astype(dtype)),
+    )
+
+
 def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Embedding and head `[Vr, D]` per rank; the same array twice when they are tied."""
     config = source.config
     rows = shard_size(config.vocab_size, mesh.size)
+    block = max(1, BLOCK_BYTES // (config.width * np.dtype(dtype).itemsize))
 
-    def shards(matrix_VD: np.ndarray) -> jax.Array:
+    def shards(read: Callable[[slice], np.ndarray]) -> jax.Array:
         def make(rank: int) -> np.ndarray:
-            part = matrix_VD[rank * rows : (rank + 1) * rows]
-            return np.pad(part, ((0, rows - part.shape[0]), (0, 0)))
+            part = _aligned((rows, config.width), np.dtype(dtype))
+            first, end = (min(rank * rows + offset, config.vocab_size) for offset in (0, rows))
+            for start in range(first, end, block):
+                stop = min(start + block, end)
+                part[start - first : stop - first] = contiguous(read(slice(start, stop))).astype(dtype, copy=False)
+            part[end - first :] = 0
+            return part
 
         return per_rank(mesh, (rows, config.width), dtype, make)
 
-    embedding = shards(source.read("embedding"))
-    head = embedding if config.tied_embeddings else shards(source.read("head").T)
+    every = slice(None)
+    embedding = shards(lambda rows: source.read("embedding", (rows, every)))
+    head = embedding if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
     return embedding, head
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An uninitialised array that a CPU device can take over as its own: those that start elsewhere are copied."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:

@@ -1,7 +1,7 @@
 """Prefill: the prompt, all but its last token, goes through the same stages in chunks, one chunk a tick.
 
-Slots are positions and the mask is causal; the drafter takes each chunk beside the first stage. The prompt's last
-token is not part of it: it is the first root.
+Slots are positions and the mask is causal; the drafter takes each chunk beside the first stage, an exit head behind
+its own. The prompt's last token is not part of it: it is the first root.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax import lax
 from pipedec_jax import transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
 from pipedec_jax.exchange import AXIS, sum_over_ranks, vary
-from pipedec_jax.pipeline.stage import run_stage
+from pipedec_jax.pipeline.stage import run_stage_where
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays
 from pipedec_jax.tree import plant
@@ -47,6 +47,7 @@ def begin(system: System, request: Request) -> Shared:
         committed=jnp.arange(slots, dtype=jnp.int32) < last,
         pipe=jnp.full((system.stages, width), capacity, jnp.int32),
         tick=jnp.zeros((), jnp.int32),
+        cost=jnp.zeros((), jnp.float32),
         sent=jnp.zeros((), jnp.int32),
         sampling=request.sampling,
     )
@@ -64,8 +65,8 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
     chunks = (length + width - 1) // width
     token_S = jnp.pad(request.prompt, (0, width))
 
-    def take_chunk(state: Any, token: jax.Array, count: jax.Array) -> Any:
-        return vary(drafter.prefill(weights.drafter, state, token, chunk_rows(count * width, width, length, slots)))
+    def take_chunk(state: Any, chunk: jax.Array, count: jax.Array) -> Any:
+        return vary(drafter.prefill(weights.drafter, state, chunk, chunk_rows(count * width, width, length, slots)))
 
     def step(carry: tuple[jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, Local]:
         count, x, local = carry
@@ -75,9 +76,12 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
         active = (mine >= 0) & (mine < chunks) & (rank < stages)
         x = jnp.where(rank == 0, embedded, x)
         rows = chunk_rows(mine * width, width, length, slots)
-        cache, x = run_stage(target, weights.target, local.cache, lambda: rows, x, active)
-        take = (rank == stages) & (count < chunks) & (drafter.ranks > 0)
-        state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), token, count)
+        cache, x = run_stage_where(active, target, weights.target, local.cache, rows, x)
+        if system.exit:
+            given, take, which = x, active & (rank == system.drafting_rank), mine
+        else:
+            given, take, which = token, (rank == stages) & (count < chunks) & (drafter.ranks > 0), count
+        state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), given, which)
         x = lax.ppermute(x, AXIS, system.shift) if system.shift else x
         return count + 1, x, local.replace(cache=cache, drafter=state)
 

@@ -13,22 +13,34 @@ import numpy as np
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, NoDrafter
+from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.drafters.combined import CombinedDrafter
-from pipedec_jax.drafters.model import ModelDrafter, Noise
+from pipedec_jax.drafters.exit import ExitDrafter
+from pipedec_jax.drafters.model import ModelDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
-from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
+from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.pipeline.split import StageSplit, split_at_exit, split_layers
 from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.schedules.levels import LevelSchedule
 from pipedec_jax.schedules.plain import PlainSchedule
 from pipedec_jax.schedules.static import StaticSchedule
+from pipedec_jax.schedules.synchronous import SynchronousSchedule
+from pipedec_jax.tick_costs import TICKS, Curve, TickCosts
 
-METHODS = ("pp", "stpp", "pipedec", "best-first")
-"""Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, and the best candidates
-first."""
+METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd")
+"""Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, the best candidates
+first, and from the target's own early exit PPSD and its synchronous baseline."""
+
+EXIT_ONLY = ("ppsd", "eesd")
+"""Methods that draft at an exit; those of `EXIT_TOO` may."""
+
+EXIT_TOO = ("pipedec", "best-first")
 
 DRAFTERS = ("model", "ngram", "both")
-"""Who guesses: the draft model, look-up in the text so far, or both into the same tree."""
+"""Who guesses: the draft model (with an exit layer, the exit head), look-up in the text so far, or both into the same
+tree."""
 
 MOST_PLACES = 16384
 """Places of a tree: what says who is above whom is as many bytes squared, on every device."""
@@ -56,10 +68,21 @@ class EngineSettings:
     """Draft steps in a tick of best-first (R)."""
     depth: int = 4
     """Levels of STPP's tree below its root."""
+    exit_layer: int | None = None
+    """Layers of the target after which a head drafts (E), in place of a draft model."""
+    exit_stages: int | None = None
+    """Stages of that exit path (e); by default as many as make a token quickest."""
+    draft_length: int = 4
+    """Tokens that EESD drafts before it verifies (k)."""
     pool: int | None = None
     """Nodes that best-first extends before they are sent (P); by default two batches for every draft step but one."""
     sharpness: float = 1.0
     """Factor on the draft model's logits before they are taken for the target's chances."""
+    costs: TickCosts = TICKS
+    """What a tick costs by the rows in it. Where that grows, fewer rows are computed as such, and best-first sends and
+    drafts only what is worth it."""
+    adaptive: bool = True
+    """Whether best-first sends only what is worth it; otherwise as much as there is place for."""
     noise: Noise = "shared"
     """Under which noise the draft model guesses tokens that are drawn."""
     dtype: Any = jnp.float32
@@ -72,9 +95,9 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("stages", "width", "children", "draft_steps", "depth", "prefill_width"):
+        for name in ("stages", "width", "children", "draft_steps", "depth", "draft_length", "prefill_width"):
             check_count(name, getattr(self, name))
-        for name in ("pool", "capacity"):
+        for name in ("pool", "capacity", "exit_layer", "exit_stages"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.pool is not None and self.pool < self.width:
@@ -82,10 +105,38 @@ class EngineSettings:
         if self.draft_steps > 1 and self.method in ("pipedec", "stpp"):
             other = "use method best-first for more" if self.method == "pipedec" else "its depth says how many"
             raise ValueError(f"draft_steps is not for {self.method}, {other}")
+        self._check_exit()
         if not 0 < self.sharpness < math.inf:
             raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
+        if not isinstance(self.adaptive, bool):
+            raise ValueError(f"adaptive must be True or False, not {self.adaptive!r}")
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
+
+    def _check_exit(self) -> None:
+        """Raise `ValueError` where the exit and the method do not go together."""
+        if self.exit_layer is None:
+            if self.method in EXIT_ONLY:
+                raise ValueError(f"method {self.method!r} drafts at an exit of the target: give exit_layer")
+            if self.exit_stages is not None:
+                raise ValueError("exit_stages is for an exit: give exit_layer too, or leave it out")
+            return
+        if self.method not in (*EXIT_ONLY, *EXIT_TOO):
+            raise ValueError(
+                f"method {self.method!r} has no exit: leave exit_layer out, or choose one of "
+                f"{', '.join((*EXIT_ONLY, *EXIT_TOO))}"
+            )
+        if self.draft_steps > 1:
+            raise ValueError("draft_steps must be 1 at an exit: its head sees each node once, as it passes")
+        if self.pool is not None:
+            raise ValueError(
+                "pool is for guesses extended before they are sent; at an exit there are none: leave it out"
+            )
+        if self.method == "eesd" and (self.width, self.children) != (1, 1):
+            raise ValueError(
+                f"eesd drafts a chain: width and children must be 1, not {self.width} and {self.children} "
+                "(draft_length says how long it is)"
+            )
 
     @property
     def steps(self) -> int:
@@ -100,14 +151,19 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_fit(
-    settings: EngineSettings, target: LlamaConfig, draft: LlamaConfig | None, vocab_size: int, drafter: Drafter | str
+    settings: EngineSettings,
+    target: LlamaConfig,
+    draft: LlamaConfig | None,
+    vocab_size: int,
+    drafter: Drafter | str,
+    head: ExitHeadConfig | None = None,
 ) -> None:
-    """Check that settings and models fit together; needs no weights.
+    """Check that settings and models fit together; needs no weights. `head` is the exit head.
 
     Raises:
         ValueError: when they do not.
     """
-    split_layers(target.layers, settings.stages)
+    make_split(settings, target, head)
     if isinstance(drafter, str):
         if drafter not in DRAFTERS:
             raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
@@ -124,6 +180,25 @@ def check_fit(
             raise ValueError(f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens")
     if settings.method == "pp":
         return
+    if settings.children > vocab_size:
+        raise ValueError(f"children ({settings.children}) must not exceed the number of tokens ({vocab_size})")
+    at_exit = drafter.at_exit if isinstance(drafter, Drafter) else head is not None
+    if at_exit != (settings.exit_layer is not None):
+        raise ValueError(
+            "a drafter at an exit needs exit_layer"
+            if at_exit
+            else f"exit_layer {settings.exit_layer} needs an exit head, or a drafter of your own at an exit"
+        )
+    if settings.exit_layer is not None:
+        if draft is not None:
+            raise ValueError("with an exit the target drafts for itself: leave the draft model out, or exit_layer")
+        if drafter == "ngram":
+            raise ValueError(
+                "drafter 'ngram' does without an exit: choose 'model' (the head) or 'both', or no exit_layer"
+            )
+        if head is not None and head.exit_layer != settings.exit_layer:
+            raise ValueError(f"the exit head is for exit layer {head.exit_layer}, not {settings.exit_layer}")
+        return
     if drafter in ("model", "both") and draft is None:
         raise ValueError(
             f"method {settings.method!r} needs a draft model (draft=...), or a drafter that does without one "
@@ -131,8 +206,6 @@ def check_fit(
         )
     if drafter not in ("model", "both") and draft is not None:
         raise ValueError("give a draft model or a drafter that does without, not both")
-    if settings.children > vocab_size:
-        raise ValueError(f"children ({settings.children}) must not exceed the number of tokens ({vocab_size})")
 
 
 def check_request(
@@ -187,6 +260,19 @@ def tree_slots(settings: EngineSettings) -> int:
     return make_schedule(settings).capacity(settings.stages)
 
 
+def make_split(settings: EngineSettings, target: LlamaConfig, head: ExitHeadConfig | None = None) -> StageSplit:
+    """The target's layers over the stages; with an exit, its head's weights count as part of the exit's stage.
+
+    Raises:
+        ValueError: as `split_layers` and `split_at_exit` do.
+    """
+    if settings.exit_layer is None:
+        return split_layers(target.layers, settings.stages)
+    weights = sum(step_weights(head, target).values()) if head else 0
+    layer = sum(math.prod(shape) for shape in layer_shapes(target).values())
+    return split_at_exit(target.layers, settings.stages, settings.exit_layer, weights / layer, settings.exit_stages)
+
+
 def make_schedule(settings: EngineSettings) -> Schedule:
     """The method's schedule."""
     width = settings.width
@@ -195,29 +281,56 @@ def make_schedule(settings: EngineSettings) -> Schedule:
             return PlainSchedule()
         case "stpp":
             return StaticSchedule(width=1 + settings.depth * width, level=width)
-        case "pipedec":
+        case "pipedec" | "ppsd":
             return LevelSchedule(width)
+        case "eesd":
+            return SynchronousSchedule(width=1, length=settings.draft_length)
         case _:
-            return BestFirstSchedule(width, pool=settings.pool or 2 * (settings.draft_steps - 1) * width)
+            pool = settings.pool or 2 * (settings.draft_steps - 1) * width
+            return BestFirstSchedule(width, pool, price=batch_price(settings))
+
+
+def batch_price(settings: EngineSettings) -> Curve | None:
+    """What a tick costs by the rows of its widest batch, in ticks of one row; `None` where that makes no difference."""
+    stage = settings.costs.stage
+    if not settings.adaptive or len(stage.sizes(settings.width)) == 1:
+        return None
+    return Curve(tuple(cost / stage.cost[1] for cost in stage.cost))
 
 
 def make_drafter(
-    settings: EngineSettings, draft: LlamaConfig | None, drafter: Drafter | str, vocab_size: int
+    settings: EngineSettings,
+    draft: LlamaConfig | None,
+    drafter: Drafter | str,
+    vocab_size: int,
+    target: LlamaConfig | None = None,
+    head: ExitHeadConfig | None = None,
 ) -> Drafter:
-    """Who guesses: the drafter given, or one of `DRAFTERS` by its name."""
+    """Who guesses: the drafter given, or one of `DRAFTERS` by its name. A `head` is one of a `target`."""
     if settings.method == "pp":
         return NoDrafter()
     if isinstance(drafter, Drafter):
         return drafter
     if drafter == "ngram":
         return NGramDrafter(children=settings.children)
-    assert draft is not None  # check_fit
-    model = ModelDrafter(
-        config=draft,
-        children=settings.children,
-        vocab_size=vocab_size,
-        sharpness=settings.sharpness,
-        noise=settings.noise,
-    )
+    if head is not None:
+        assert target is not None
+        model = ExitDrafter(
+            head=head,
+            target=target,
+            children=settings.children,
+            vocab_size=vocab_size,
+            sharpness=settings.sharpness,
+            noise=settings.noise,
+        )
+    else:
+        assert draft is not None  # check_fit
+        model = ModelDrafter(
+            config=draft,
+            children=settings.children,
+            vocab_size=vocab_size,
+            sharpness=settings.sharpness,
+            noise=settings.noise,
+        )
     look_up = NGramDrafter(children=min(settings.children, MOST_LOOKED_UP))
     return CombinedDrafter(model, look_up) if drafter == "both" else model

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from pipedec_jax import vocabulary
 from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.pipeline.split import StageSplit
+from pipedec_jax.sampling import SamplingArrays, SamplingMode
+from pipedec_jax.tick_costs import over_live_rows
 
 
 class TargetParams(struct.PyTreeNode):
@@ -47,43 +50,73 @@ class Target:
 
 
 def run_stage(
-    target: Target,
-    params: TargetParams,
-    cache: StageCache,
-    make_rows: Callable[[], Rows],
-    x: jax.Array,
-    active: jax.Array,
+    target: Target, params: TargetParams, cache: StageCache, rows: Rows, x: jax.Array
 ) -> tuple[StageCache, jax.Array]:
-    """This rank's layers over `x [W, D]` where `active`; otherwise `x` and the cache pass unchanged.
+    """This rank's layers over `x [W, D]`.
 
     Layers are unrolled, each with a cache of its own: scanned, the whole cache would be copied every tick on CPU.
-    A stage shorter than the longest skips its padding. `make_rows` is called where `active` only.
+    A stage shorter than the longest skips its padding.
     """
     count = jnp.asarray(target.split.count, jnp.int32)
     mine = count[jnp.minimum(lax.axis_index(AXIS), target.split.stages - 1)]
+    rope = llama.rope_tables(target.config, rows.position, x.dtype)
+
+    def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+        x, cache = llama.forward_layer(target.config, params.layers[index], x, rope, cache.attend(rows))
+        return cache, x
 
     def skip(cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
         return cache, x
 
-    def run(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
-        rows = make_rows()
-        rope = llama.rope_tables(target.config, rows.position, x.dtype)
-
-        def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
-            x, cache = llama.forward_layer(target.config, params.layers[index], x, rope, cache.attend(rows))
-            return cache, x
-
-        caches = []
+    caches = []
+    with jax.named_scope("stage"):
         for index in range(target.split.longest):
             if index < target.split.shortest:
                 layer_cache, x = step(index, cache[index], x)
             else:
                 layer_cache, x = lax.cond(index < mine, functools.partial(step, index), skip, cache[index], x)
             caches.append(layer_cache)
-        return tuple(caches), x
+    return tuple(caches), x
 
-    def rest(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
-        return cache, x
 
-    with jax.named_scope("stage"):
-        return lax.cond(active, run, rest, cache, vary(x))
+def run_head(
+    target: Target,
+    params: TargetParams,
+    mode: SamplingMode,
+    sampling: SamplingArrays,
+    hidden_WD: jax.Array,
+    position_W: jax.Array,
+    live_W: jax.Array,
+    sizes: Sequence[int],
+) -> vocabulary.ChoicePart:
+    """This rank's part of the target's choices for rows that leave the last stage; skipped when none is alive.
+
+    Args:
+        target: static description.
+        params: this rank's.
+        mode: how tokens are drawn, at compile time.
+        sampling: the same at run time.
+        hidden_WD: of the rows, after the last layer.
+        position_W: of the tokens being drawn.
+        live_W: which rows count.
+        sizes: as for `tick_costs.over_live_rows`.
+    """
+
+    def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        hidden, position = rows
+        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
+        return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
+
+    _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))
+    return vocabulary.choice_part(mode, sampling, logit, noise, target.vocab_size)
+
+
+def run_stage_where(
+    active: jax.Array, target: Target, params: TargetParams, cache: StageCache, rows: Rows, x: jax.Array
+) -> tuple[StageCache, jax.Array]:
+    """`run_stage` where `active`; otherwise `x` and the cache pass unchanged."""
+
+    def run(cache: StageCache, x: jax.Array) -> tuple[StageCache, jax.Array]:
+        return run_stage(target, params, cache, rows, x)
+
+    return lax.cond(active, run, lambda cache, x: (cache, x), cache, vary(x))

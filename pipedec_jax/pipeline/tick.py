@@ -2,6 +2,7 @@
 
     send      the schedule's next batch enters the pipe; its embeddings are summed over the ranks
     compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
+              (an exit head right after the layers of its stage, on their rows)
     exchange  activations move one stage on (ppermute); the guesses and the last stage's rows are broadcast, and the
               rows meet every rank's slice of the head
     update    the same on all ranks: add the guesses, record the target's choices, walk the root, prune
@@ -13,7 +14,6 @@ and activations differ between ranks. Collectives stand at the top level of `tic
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -25,10 +25,10 @@ from pipedec_jax import transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
-from pipedec_jax.model.llama import wide
-from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
+from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.tick_costs import TICKS, TickCosts, over_live_rows
 from pipedec_jax.transcript import Transcript
 from pipedec_jax.tree import PredictionTree
 
@@ -43,6 +43,8 @@ class System:
     sampling: SamplingMode
     draft_steps: int = 1
     """Draft steps in a tick (R)."""
+    costs: TickCosts = TICKS
+    """What a tick costs by the rows in it."""
 
     @property
     def stages(self) -> int:
@@ -55,9 +57,19 @@ class System:
         return self.stages + self.drafter.ranks
 
     @property
+    def exit(self) -> int:
+        """Stages of the exit path (e), whose last one drafts; 0 where the target has no exit."""
+        return self.target.split.exit
+
+    @property
+    def drafts_alone(self) -> bool:
+        """Whether one rank drafts; otherwise all do the same."""
+        return bool(self.drafter.ranks or self.exit)
+
+    @property
     def drafting_rank(self) -> int:
-        """The drafter's rank; the first one where the drafter has none and all ranks do the same."""
-        return self.stages if self.drafter.ranks else 0
+        """The drafter's rank: its own, or the exit path's last; the first one where all ranks do the same."""
+        return self.stages if self.drafter.ranks else max(0, self.exit - 1)
 
     @property
     def shift(self) -> list[tuple[int, int]]:
@@ -76,6 +88,8 @@ class Shared(struct.PyTreeNode):
     """[N, W] int32: the node of every row at every stage, as processed in the last tick; C for none or pruned."""
     tick: jax.Array
     """[] int32: ticks since the first root's entry."""
+    cost: jax.Array
+    """[] float32: what these ticks have cost (`System.costs`)."""
     sent: jax.Array
     """[] int32: nodes sent so far."""
     sampling: SamplingArrays
@@ -110,31 +124,43 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
 
     # Compute: no collective in here, so every rank works on its own at the same time.
     batch = shared.pipe[jnp.minimum(rank, system.stages - 1)]
-    active = jnp.any(batch < shared.tree.capacity) & (rank < system.stages)
     x = jnp.where(rank == 0, embedded, local.x)
-    rows = functools.partial(tree_rows, shared.tree, shared.committed, batch)
-    cache, x = run_stage(target, weights.target, local.cache, rows, x, active)
-    state, drafts = draft(system, weights.drafter, local.drafter, shared)
+
+    def stage(cache: StageCache, rows: tuple[jax.Array, jax.Array]) -> tuple[StageCache, jax.Array]:
+        batch, x = rows
+        return run_stage(target, weights.target, cache, tree_rows(shared.tree, shared.committed, batch), x)
+
+    live = (batch < shared.tree.capacity) & (rank < system.stages)
+    cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))
+    state, drafts = draft(system, weights.drafter, local.drafter, shared, x)
 
     # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one.
     hidden, drafts = broadcast([(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank)])
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
     leaving = shared.pipe[-1]
-    part = choice_part(system, weights.target, shared, hidden, leaving)
+    part = run_head(
+        target,
+        weights.target,
+        system.sampling,
+        shared.sampling,
+        hidden,
+        tree.at(shared.tree.position, leaving, 0) + 1,
+        leaving < shared.tree.capacity,
+        system.costs.head.sizes(system.schedule.width),
+    )
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
 
-    # Update.
-    nodes = tree.record(grow(system, shared, drafts), leaving, choice, log_prob)
-    return walk(shared.replace(tree=nodes)), Local(x=received, cache=cache, drafter=state)
+    shared = update(system, shared, drafts, choice, log_prob)
+    return shared, Local(x=received, cache=cache, drafter=state)
 
 
-def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
-    """The tick's draft steps, on the drafter's rank alone if it has one."""
+def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, list[Proposals]]:
+    """The tick's draft steps, on the drafter's rank alone if it has one; `x [W, D]` is what this rank's stage gave."""
 
     def run(state: Any) -> tuple[Any, list[Proposals]]:
-        return draft_here(system, params, state, shared)
+        return draft_here(system, params, state, shared, x)
 
-    if not system.drafter.ranks or not system.draft_steps:
+    if not system.drafts_alone or not system.draft_steps:
         return run(state)
 
     def rest(state: Any) -> tuple[Any, list[Proposals]]:
@@ -145,7 +171,9 @@ def draft(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any,
     return lax.cond(mine, lambda state: vary(run(state)), rest, vary(state))
 
 
-def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, list[Proposals]]:
+def draft_here(
+    system: System, params: Any, state: Any, shared: Shared, x: jax.Array | None = None
+) -> tuple[Any, list[Proposals]]:
     """The tick's draft steps, each over the tree that the one before has grown."""
     nodes, drafts = shared.tree, []
     for _ in range(system.draft_steps):
@@ -155,8 +183,10 @@ def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple
             text=shared.text,
             committed=shared.committed,
             frontier=frontier,
+            hidden=x if system.exit else None,
             sampling=shared.sampling,
             mode=system.sampling,
+            sizes=system.costs.draft.sizes(frontier.shape[0]),
         )
         state, proposals = system.drafter.propose(params, state, view)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
@@ -164,17 +194,25 @@ def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple
     return state, drafts
 
 
-def grow(system: System, shared: Shared, drafts: list[Proposals]) -> PredictionTree:
-    """The tree after the tick's draft steps, from what they proposed: what the drafter did, on every rank."""
-    nodes = shared.tree
+def update(
+    system: System, shared: Shared, drafts: list[Proposals], choice_W: jax.Array, log_prob_W: jax.Array
+) -> Shared:
+    """End a tick, on every rank alike: add the guesses, record the target's choices, walk the root, prune."""
+    nodes, drafting = shared.tree, jnp.zeros((), jnp.float32)
     for proposals in drafts:
         nodes, frontier = extend(system, shared, nodes)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
-    return nodes
+        drafting += system.costs.draft.of(jnp.sum(frontier < nodes.capacity, dtype=jnp.int32))
+    rows = jnp.sum(shared.pipe < nodes.capacity, axis=1, dtype=jnp.int32)
+    cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1])
+    nodes = tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W)
+    return walk(system.schedule, shared.replace(tree=nodes, cost=cost))
 
 
 def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
-    """Pick the frontier of a draft step and give its nodes their slots."""
+    """Pick the frontier of a draft step and give its nodes their slots; at an exit it is what passes there now."""
+    if system.exit:
+        return nodes, shared.pipe[system.exit - 1]
     nodes, frontier = system.schedule.frontier(nodes)
     return give_slots(nodes, shared.committed, frontier)
 
@@ -192,39 +230,19 @@ def send(system: System, shared: Shared) -> Shared:
     )
 
 
-def choice_part(
-    system: System, params: TargetParams, shared: Shared, hidden_WD: jax.Array, leaving: jax.Array
-) -> vocabulary.ChoicePart:
-    """This rank's part of the target's choices for the rows that leave the last stage; skipped when none is alive."""
-    target = system.target
-    position = tree.at(shared.tree.position, leaving, 0) + 1  # of the token being drawn
-
-    def compute(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden_WD, target.vocab_size)
-        noise = vocabulary.noise_part(system.sampling, shared.sampling, logit, position, target.vocab_size)
-        return vary((logit, noise))
-
-    def skip(hidden_WD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        shape = (hidden_WD.shape[0], params.head.shape[0])
-        zeros = jnp.zeros(shape, wide(hidden_WD.dtype))
-        return vary((zeros, zeros))
-
-    any_row = jnp.any(leaving < shared.tree.capacity)
-    logit, noise = lax.cond(any_row, compute, skip, hidden_WD)
-    return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
-
-
-def walk(shared: Shared) -> Shared:
+def walk(schedule: Schedule, shared: Shared) -> Shared:
     """Move the root forward along the target's choices until one is not known yet, or the answer is complete.
 
     A choice that was sent as a child of the root is a hit: the child becomes the root and the rest is pruned. On a
     miss the choice becomes a new root, to be sent next, and everything in flight is dropped; what was drafted below
     it, where it is a node that waits, stays. Rows of pruned nodes become "none" here, in the same
-    update that frees their places.
+    update that frees their places. A schedule that drafts first and verifies then holds the walk back until all it has
+    sent is verified.
     """
+    ready = schedule.ready(shared.tree)
 
     def more(shared: Shared) -> jax.Array:
-        return shared.tree.known[shared.tree.root] & ~shared.text.done
+        return ready & shared.tree.known[shared.tree.root] & ~shared.text.done
 
     def step(shared: Shared) -> Shared:
         old = shared.tree
@@ -240,7 +258,7 @@ def walk(shared: Shared) -> Shared:
         )
         return shared.replace(
             tree=new,
-            text=transcript.commit(shared.text, token, shared.tick, delay, old.choice_log_prob[old.root]),
+            text=transcript.commit(shared.text, token, shared.tick, shared.cost, delay, old.choice_log_prob[old.root]),
             committed=shared.committed.at[old.slot[old.root]].set(True, mode="drop"),
             pipe=jnp.where(there & tree.at(new.alive, shared.pipe, False), shared.pipe, old.capacity),
         )

@@ -34,15 +34,23 @@ class Schedule:
         """Places the tree needs (C): what is in flight, the batch being sent, the pool and the root."""
         return (stages + 1) * self.width + self.pool + 1
 
+    def ready(self, tree: PredictionTree) -> jax.Array:
+        """`[]` bool: whether the root may follow the target's choices at the end of this tick; here, at any."""
+        return jnp.ones((), bool)
+
     def score(self, tree: PredictionTree) -> jax.Array:
         """`[C, 1 + K]` how much candidates are wanted: every node, then its guesses; minus infinity for none."""
         wanted = jnp.where(is_root(tree), jnp.inf, tree.log_prob)  # nothing goes on without the root
         node = jnp.where(tree.waiting, wanted, -jnp.inf)
         return jnp.concatenate((node[:, None], trees.open_guesses(tree)), axis=1)
 
+    def worthwhile(self, tree: PredictionTree, score: jax.Array) -> jax.Array:
+        """The scores of the candidates that are worth a place in a batch, here all; minus infinity for others."""
+        return score
+
     def next_batch(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
         """The nodes `[W]` to send in this tick, C for none, in a tree where they are nodes."""
-        return take(tree, self.score(tree), self.width, tree.sent)
+        return take(tree, self.worthwhile(tree, self.score(tree)), self.width, tree.sent)
 
     def frontier(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
         """The nodes `[W]` the drafter shall extend, C for none: what was sent first, then the best candidates.
@@ -56,7 +64,7 @@ class Schedule:
         waiting = tree.waiting & ~is_root(tree)
         kept = mask_of_best(jnp.where(waiting, tree.log_prob, -jnp.inf), self.pool - self.width)
         tree = trees.drop(tree, waiting & ~kept)
-        score = self.score(tree)
+        score = self.worthwhile(tree, self.score(tree))
         node = jnp.where(tree.drafted, -jnp.inf, jnp.where(sent, jnp.inf, score[:, 0]))
         return take(tree, score.at[:, 0].set(node), self.width, tree.drafted)
 

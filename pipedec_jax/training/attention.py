@@ -62,14 +62,11 @@ _attend_block.defvjp(_attend_block_forward, _attend_block_backward)
 def causal_attention(query_BTHA: jax.Array, key_BTGA: jax.Array, value_BTGA: jax.Array, block: int = 128) -> jax.Array:
     """Causal grouped-query attention of whole sequences, `[B, T, H, A]`, equal to `llama.attention` up to rounding.
 
-    `block` is the number of positions whose queries are handled together; it must divide T or exceed it.
+    `block` is the number of positions whose queries are handled together; the last block may be shorter.
     """
     B, T, H, A = query_BTHA.shape
     G = key_BTGA.shape[-2]
     Q = H // G
-    block = min(block, T)
-    if T % block:
-        raise ValueError(f"block ({block}) must divide the sequence length ({T})")
     query = query_BTHA * jnp.asarray(A**-0.5, query_BTHA.dtype)
     # [B, T, G, Q, A] -> [B, G, Q, T, A]: the query heads of one KV head become rows of one matrix.
     query = query.reshape(B, T, G, Q, A).transpose(0, 2, 3, 1, 4)
@@ -77,8 +74,9 @@ def causal_attention(query_BTHA: jax.Array, key_BTGA: jax.Array, value_BTGA: jax
     value = value_BTGA.transpose(0, 2, 1, 3)
     blocks = []
     for start in range(0, T, block):
-        stop = start + block
-        rows = query[:, :, :, start:stop].reshape(B, G, Q * block, A)
-        mixed = jnp.asarray(_attend_block(rows, key[:, :, :stop], value[:, :, :stop], block))
-        blocks.append(mixed.reshape(B, G, Q, block, A))
+        stop = min(start + block, T)
+        size = stop - start
+        rows = query[:, :, :, start:stop].reshape(B, G, Q * size, A)
+        mixed = jnp.asarray(_attend_block(rows, key[:, :, :stop], value[:, :, :stop], size))
+        blocks.append(mixed.reshape(B, G, Q, size, A))
     return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, H, A)

@@ -94,10 +94,22 @@ def agreement(student: Model, text: np.ndarray, prompt: int, end: int, batch: in
         np.asarray(score(config, params, text[at : at + batch], max(TOPS))[0]).astype(np.int32)
         for at in range(0, len(text) - batch + 1, batch)
     ]
-    choice = np.concatenate(found)[:, prompt - 1 : -1]
+    return count_agreement(np.concatenate(found), text, prompt, [end])
+
+
+def count_agreement(choice: np.ndarray, text: np.ndarray, prompt: int, ends: Sequence[int]) -> dict[str, float]:
+    """As `agreement`, from the student's best tokens.
+
+    Args:
+        choice: `[texts, T, max(TOPS)]` best next tokens after every position, the best first.
+        text: `[texts or more, T]` prompts with the target's continuations.
+        prompt: Tokens of a prompt.
+        ends: Tokens that end a text.
+    """
     written = text[: len(choice), prompt:]
-    ended = np.cumsum(written == end, axis=1) - (written == end) > 0
-    hit = choice == written[..., None]
+    end = np.isin(written, ends)
+    ended = np.cumsum(end, axis=1) - end > 0
+    hit = choice[:, prompt - 1 : -1] == written[..., None]
     return {str(top): round(float(hit[..., :top].any(-1)[~ended].mean()), 4) for top in TOPS}
 
 
@@ -180,4 +192,15 @@ def table(report: Mapping[str, Any]) -> str:
             f"{name:8} {row['parameters']:11,} {row['step_weights']:10,} {row['loss_per_token']:10.3f} "
             f"{row['loss_per_byte']:10.3f}   {tops}"
         )
+    if "exits" in report:
+        lines += ["", agreement_table(report["exits"])]
+    return "\n".join(lines)
+
+
+def agreement_table(agreement: Mapping[str, Mapping[str, float]]) -> str:
+    """The agreement of exit heads with the target, by name, as lines of text."""
+    lines = [f"{'exit head':24}   top 1, 2, 4, 8 (%)"]
+    lines += [
+        f"{name:24} " + "".join(f"{100 * share:7.1f}" for share in row.values()) for name, row in agreement.items()
+    ]
     return "\n".join(lines)

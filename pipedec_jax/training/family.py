@@ -18,10 +18,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.exit_store import stored_exit_heads
+from pipedec_jax.loading import load
+from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import Parameters, initialize
 from pipedec_jax.training import corpus
 from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.evaluate import EvaluationConfig, evaluate
+from pipedec_jax.training.exit_run import measure_stored
 from pipedec_jax.training.export import export, load_exported
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
 from pipedec_jax.training.tokenizer import (
@@ -186,10 +190,20 @@ def thin(params: Parameters, layers: int) -> Parameters:
 
 
 def evaluate_directory(directory: Path, settings: EvaluationConfig, root: Path | None = None) -> dict[str, Any]:
-    """Evaluate an exported family (`target/`, `middle/`, `draft/`, `heldout_files.txt`) on its held-out files."""
+    """Evaluate an exported family (`target/`, `middle/`, `draft/`, `heldout_files.txt`) on its held-out files.
+
+    Exit heads stored beside the target are measured too, and the untrained ones at their exits.
+    """
     root = root or corpus.library_root()
     tokenizer = load_tokenizer(directory / "target")
     texts = [corpus.read_text(root, file) for file in corpus.read_list(directory / "heldout_files.txt")]
     models = {name: load_exported(directory / name) for name in ("target", *STUDENTS) if (directory / name).exists()}
     sizes = [len(text.encode()) for text in texts]
-    return evaluate(models, encode_files(tokenizer, texts), sizes, tokenizer, settings)
+    report = evaluate(models, encode_files(tokenizer, texts), sizes, tokenizer, settings)
+    if heads := stored_exit_heads(directory / "target"):
+        exits = sorted({head.exit_layer for head in heads})
+        untrained = [ExitHeadConfig(number, "target") for number in exits]
+        target = load(directory / "target")
+        held_out = [f"@{directory / 'heldout_files.txt'}"]
+        report["exits"] = measure_stored(target, [*heads, *untrained], held_out, settings, root)
+    return report

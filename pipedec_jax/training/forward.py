@@ -11,6 +11,7 @@ Dimension letters as in `model.llama`; N = B * T rows of a batch.
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -69,27 +70,56 @@ def _rope_constants(config: LlamaConfig, T: int) -> tuple[np.ndarray, np.ndarray
     return np.cos(angle)[:, None, :].astype(np.float32), np.sin(angle)[:, None, :].astype(np.float32)
 
 
+def layer(
+    config: LlamaConfig,
+    weights: Parameters,
+    x_ND: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    shape: tuple[int, int],
+    block: int = 128,
+) -> jax.Array:
+    """One decoder layer over the rows of `shape` = (B, T) whole sequences; `rope` as `rope_constants` gives it."""
+    B, T = shape
+    D, H, G, A = config.width, config.heads, config.kv_heads, config.head_size
+    with jax.named_scope("attention"):
+        y = llama.rms_norm(x_ND, weights["attention_norm"], config.norm_eps)
+        joined = jnp.concatenate([weights[name].reshape(D, -1) for name in ("query", "key", "value")], axis=1)
+        heads = linear(y, joined).reshape(B, T, H + 2 * G, A)
+        turned = llama.rotate(heads[:, :, : H + G], rope)
+        parts = (turned[:, :, :H], turned[:, :, H:], heads[:, :, H + G :])
+        # Plain exponentials and their sums need float32.
+        query, key, value = (part.astype(llama.wide(x_ND.dtype)) for part in parts)
+        mixed = causal_attention(query, key, value, block).astype(x_ND.dtype)
+        x = x_ND + linear(mixed.reshape(B * T, H * A), weights["output"].reshape(H * A, D))
+    with jax.named_scope("feed_forward"):
+        y = llama.rms_norm(x, weights["feed_forward_norm"], config.norm_eps)
+        return x + linear(gated(linear(y, weights["gate"]), linear(y, weights["up"])), weights["down"])
+
+
+def rope_constants(config: LlamaConfig, T: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Rotary tables `[T, 1, A / 2]` of positions 0 .. T - 1 as constants of the program."""
+    cos, sin = _rope_constants(config, T)
+    return jnp.asarray(cos, dtype), jnp.asarray(sin, dtype)
+
+
 def hidden(config: LlamaConfig, params: Parameters, token_BT: jax.Array, block: int = 128) -> jax.Array:
     """Last hidden states `[B * T, D]` of whole sequences, before the final norm."""
+    return hidden_after(config, params, token_BT, [config.layers], block)[config.layers]
+
+
+def hidden_after(
+    config: LlamaConfig, params: Parameters, token_BT: jax.Array, exits: Collection[int], block: int = 128
+) -> dict[int, jax.Array]:
+    """Hidden states `[B * T, D]` after each number of layers in `exits`; no layer beyond the last of them runs."""
     B, T = token_BT.shape
-    D = config.width
-    H, G, A = config.heads, config.kv_heads, config.head_size
     x = params["embedding"][token_BT.reshape(-1)]
-    cos, sin = _rope_constants(config, T)
-    rope = jnp.asarray(cos, x.dtype), jnp.asarray(sin, x.dtype)
-    for index in range(config.layers):
-        layer = params["layers"][str(index)]
-        with jax.named_scope("attention"):
-            y = llama.rms_norm(x, layer["attention_norm"], config.norm_eps)
-            joined = jnp.concatenate([layer[name].reshape(D, -1) for name in ("query", "key", "value")], axis=1)
-            heads = linear(y, joined).reshape(B, T, H + 2 * G, A)
-            turned = llama.rotate(heads[:, :, : H + G], rope)
-            mixed = causal_attention(turned[:, :, :H], turned[:, :, H:], heads[:, :, H + G :], block)
-            x = x + linear(mixed.reshape(B * T, H * A), layer["output"].reshape(H * A, D))
-        with jax.named_scope("feed_forward"):
-            y = llama.rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
-            x = x + linear(gated(linear(y, layer["gate"]), linear(y, layer["up"])), layer["down"])
-    return x
+    rope = rope_constants(config, T, x.dtype)
+    found = {}
+    for index in range(max(exits)):
+        x = layer(config, params["layers"][str(index)], x, rope, (B, T), block)
+        if index + 1 in exits:
+            found[index + 1] = x
+    return found
 
 
 def forward(config: LlamaConfig, params: Parameters, token_BT: jax.Array, block: int = 128) -> jax.Array:

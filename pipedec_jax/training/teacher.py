@@ -7,6 +7,7 @@ sees is such text: continuations of training prompts, greedy and sampled.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -115,6 +116,12 @@ class TeacherWindows:
             raise FileNotFoundError(f"no records in {directory}; let the target write them first")
         self._records = {length: join(records) for length, records in by_length.items()}
         self._seed = seed
+
+    @property
+    def digest(self) -> str:
+        """A hash of all recorded tokens."""
+        tokens = (self._records[length].token.tobytes() for length in sorted(self._records))
+        return hashlib.sha256(b"".join(tokens)).hexdigest()
 
     def __call__(self, window: int, B: int, T: int) -> Batch:
         """Sequences number `window .. window + B - 1` of length `T`, with the teacher's choices."""

@@ -7,23 +7,20 @@ weights as one that is not.
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from optax.contrib import MuonDimensionNumbers, muon
-from tqdm import tqdm
 
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.parameters import Parameters, flatten, nest
 from pipedec_jax.training.forward import forward
+from pipedec_jax.training.loop import Carry, Checkpoints, Log, run_steps
 
 Batch = dict[str, np.ndarray]
 """`token [B, T]` and either `target [B, T]`, or `choice [B, T, K]` with `log_prob [B, T, K]` of the teacher."""
@@ -117,6 +114,7 @@ MATRIX_AXES = {
     "gate": MuonDimensionNumbers(0, 1),
     "up": MuonDimensionNumbers(0, 1),
     "down": MuonDimensionNumbers(0, 1),
+    "map": MuonDimensionNumbers(0, 1),
 }
 """Input and output axes of the arrays that Muon treats as matrices."""
 
@@ -129,7 +127,36 @@ def matrix_axes(params: Parameters) -> Any:
     return nest(axes)
 
 
-def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+class Rates(Protocol):
+    """What the optimizer reads of a training's configuration."""
+
+    @property
+    def learning_rate(self) -> float:
+        """As `TrainingConfig.learning_rate`."""
+        ...
+
+    @property
+    def adam_learning_rate(self) -> float:
+        """As `TrainingConfig.adam_learning_rate`."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """As `TrainingConfig.weight_decay`."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """As `TrainingConfig.momentum`."""
+        ...
+
+    @property
+    def clip(self) -> float:
+        """As `TrainingConfig.clip`."""
+        ...
+
+
+def make_optimizer(config: Rates) -> optax.GradientTransformation:
     """Gradient clipping, then Muon for matrices and AdamW for the rest, at their peak rates."""
     axes: Any = matrix_axes  # optax's annotation knows no nested trees
     return optax.chain(
@@ -191,34 +218,6 @@ def make_step(model: LlamaConfig, optimizer: optax.GradientTransformation, hard:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-class Checkpoints:
-    """Orbax checkpoints of a run in one folder: parameters and optimizer state under their step."""
-
-    def __init__(self, directory: Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
-
-    def latest(self) -> int | None:
-        """The last saved step, or `None`."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, params: Parameters, state: Any) -> None:
-        """Save what is needed to go on at `step`."""
-        if step == self.latest():
-            return
-        leaves = {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(state))}
-        self._manager.save(step, args=ocp.args.StandardSave({"params": params, "state": leaves}))
-        self._manager.wait_until_finished()
-
-    def restore(self, step: int, params: Parameters, state: Any) -> tuple[Parameters, Any]:
-        """Read a step back into trees of the given structure."""
-        leaves = {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(state))}
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"params": params, "state": leaves})
-        saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        ordered = [saved["state"][str(index)] for index in range(len(leaves))]
-        return saved["params"], jax.tree.unflatten(jax.tree.structure(state), ordered)
-
-
 def train(
     name: str,
     model: LlamaConfig,
@@ -228,7 +227,7 @@ def train(
     directory: Path,
     save_seconds: float = 180.0,
     stop_after: int | None = None,
-    log: Callable[[dict[str, Any]], None] | None = None,
+    log: Log | None = None,
 ) -> Parameters:
     """Train from `initial` (as deep as the first phase), or go on from the last checkpoint in `directory`.
 
@@ -241,7 +240,7 @@ def train(
         directory: The run's checkpoints.
         save_seconds: Time between checkpoints.
         stop_after: Save and stop after this step, as if killed there.
-        log: Called about every fifty steps with step, loss, tokens per second.
+        log: Called every twenty steps with step, loss, tokens per second.
 
     Returns:
         The parameters after the last step (or after `stop_after`).
@@ -259,11 +258,11 @@ def train(
     else:
         state = optimizer.init(params)
     end = min(config.steps, stop_after or config.steps)
-    saved, recent = time.monotonic(), []
     step_of: dict[Phase, Callable[..., Any]] = {}
-    progress = tqdm(range(start, end), initial=start, total=config.steps, desc=name, disable=not sys.stderr.isatty())
-    tick, seen = time.monotonic(), 0
-    for number in progress:
+
+    def advance(number: int, carry: Carry) -> tuple[Carry, dict[str, jax.Array], int]:
+        nonlocal step_of
+        params, state = carry
         phase, window = config.locate(number)
         if len(params["layers"]) != phase.layers:
             params = grow(params, phase.layers)
@@ -273,19 +272,7 @@ def train(
             step_of = {shape: make_step(dataclasses.replace(model, layers=phase.layers), optimizer, config.hard)}
         batch = batches(window, phase.batch, phase.length)
         params, state, loss = step_of[shape](params, state, batch, np.float32(config.fraction(number)))
-        recent.append(loss)
-        seen += batch["token"].size
-        if (number + 1) % 20 == 0 or number + 1 == end:
-            mean = float(np.mean(jax.device_get(recent)))
-            if not np.isfinite(mean):
-                raise ValueError(f"the loss of {name} is {mean} at step {number + 1}; lower learning_rate")
-            speed = seen / (time.monotonic() - tick)
-            progress.set_postfix(loss=f"{mean:.3f}", tokens_per_s=round(speed))
-            if log is not None:
-                log({"model": name, "step": number + 1, "loss": round(mean, 4), "tokens_per_s": round(speed)})
-            recent, tick, seen = [], time.monotonic(), 0
-        if number + 1 == end or time.monotonic() - saved > save_seconds:
-            jax.block_until_ready(params)
-            checkpoints.save(number + 1, params, state)
-            saved = time.monotonic()
-    return params
+        return (params, state), {"loss": loss}, batch["token"].size
+
+    steps = range(min(start, end), end)
+    return run_steps(name, steps, config.steps, (params, state), advance, checkpoints, save_seconds, log)[0]

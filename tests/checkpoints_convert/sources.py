@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints_convert import export_hugging_face
+from checkpoint_trials.synthetic import write_tokenizer
+from checkpoints_convert import conversion, export_hugging_face, manifest
 from pipedec_jax.config import LlamaConfig, RopeScaling
 from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
 
@@ -59,11 +60,11 @@ def hugging_face_model(geometry: dict, seed: int = 0):
 
 
 def save(model, directory: Path, dtype: str = "float32", **settings) -> Path:
-    """Save a transformers model with a stand-in for its tokenizer."""
+    """Save a transformers model with a small tokenizer."""
     import torch
 
     model.to(getattr(torch, dtype)).save_pretrained(directory, **settings)
-    (directory / "tokenizer.json").write_text("{}")
+    write_tokenizer(directory)
     return directory
 
 
@@ -76,7 +77,7 @@ TINY = LlamaConfig(
 def tiny_source(directory: Path, config: LlamaConfig = TINY, dtype: str = "float32", seed: int = 0) -> Path:
     """A Hugging Face directory of a few kilobytes, made without torch."""
     export_hugging_face(config, tiny_tree(config, seed), directory, dtype, bos_token_id=1, eos_token_id=[2, 3])
-    (directory / "tokenizer.json").write_text('{"stands": "in"}')
+    write_tokenizer(directory)
     (directory / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     return directory
 
@@ -91,3 +92,24 @@ def edit_json(path: Path, **changes) -> None:
     """Set keys of a JSON file; `...` removes one."""
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+def edit_manifest(converted: Path, **changes) -> None:
+    """Set keys of a converted checkpoint's manifest, its own checksum included."""
+    path = converted / "pipedec_jax.json"
+    values = json.loads(path.read_text()) | changes
+    del values["manifest"]
+    path.write_text(json.dumps(values | {"manifest": manifest._digest(values)}, indent=1) + "\n")
+
+
+def stop_at(monkeypatch, count: int, error: type[BaseException] | BaseException) -> None:
+    """Let the conversion raise `error` when it reads its chunk number `count`."""
+    seen, cast = [], conversion.cast
+
+    def failing(*arguments):
+        seen.append(arguments)
+        if len(seen) == count:
+            raise error
+        return cast(*arguments)
+
+    monkeypatch.setattr(conversion, "cast", failing)

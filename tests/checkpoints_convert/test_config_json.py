@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints_convert.config_json import config_json, llama_config, read_json, token_ids
-from pipedec_jax.config import LlamaConfig, RopeScaling
+from pipedec_jax.config import MOST_LAYERS, LlamaConfig, RopeScaling
 from tests.checkpoints_convert.sources import COMMON, GEOMETRIES, LLAMA3_ROPE
 
 OLD = {
@@ -83,7 +83,7 @@ configs = st.builds(
         heads=heads * groups, kv_heads=heads, head_size=2 * half, rope_scaling=scaling, **rest
     ),
     heads=st.integers(1, 64), groups=st.integers(1, 8), half=st.integers(1, 256),
-    vocab_size=whole, width=whole, feed_forward=whole, layers=whole, context=whole,
+    vocab_size=whole, width=whole, feed_forward=whole, layers=st.integers(1, MOST_LAYERS), context=whole,
     rope_theta=positive, norm_eps=positive, tied_embeddings=st.booleans(),
     scaling=st.none() | st.builds(RopeScaling, positive, st.floats(0.1, 1), st.floats(2, 8), whole),
 )  # fmt: skip

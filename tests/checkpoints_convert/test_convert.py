@@ -3,6 +3,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import (
+    cache,
     conversion,
     convert,
     convert_cached,
@@ -24,7 +27,7 @@ from checkpoints_convert import (
 )
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.source import same_bits
-from checkpoints_convert.verify import differences
+from checkpoints_convert.verify import damage, differences
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import flatten, parameter_shapes
 from tests.checkpoints_convert.sources import (
@@ -33,6 +36,7 @@ from tests.checkpoints_convert.sources import (
     edit_json,
     hugging_face_model,
     save,
+    stop_at,
     tiny_source,
     tiny_tree,
 )
@@ -72,7 +76,7 @@ def test_any_geometry_goes_out_and_comes_back(config, dtype, tmp_path_factory):
     directory = tmp_path_factory.mktemp("any")
     tree = jax.tree.map(lambda array: np.asarray(array).astype(DTYPES[dtype]), tiny_tree(config))
     export_hugging_face(config, tree, directory / "source")
-    (directory / "source" / "tokenizer.model").touch()
+    write_tokenizer(directory / "source", min(config.vocab_size, 6))
     checkpoint = open_checkpoint(convert(directory / "source", directory / "converted"))
     assert (checkpoint.config, checkpoint.dtype) == (config, dtype)
     for path, array in flatten(tree):
@@ -125,6 +129,7 @@ def test_large_arrays_are_stored_in_chunks(source, tmp_path, monkeypatch):
     monkeypatch.setattr("checkpoints_convert.store.CHUNK_BYTES", 100)
     converted = convert(source, tmp_path / "converted")
     assert len(list((converted / "parameters" / "embedding").glob("[0-9]*"))) > 8
+    assert not list(damage(converted))
     assert not list(differences(source, converted))
 
 
@@ -222,23 +227,15 @@ def test_an_empty_destination_and_new_parents_are_fine(source, tmp_path):
     assert is_converted(convert(source, tmp_path / "a" / "b" / "c"))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device"), MemoryError])
+@pytest.mark.parametrize("error", [OSError("input/output error"), MemoryError, ValueError("bad")])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_conversion_that_stops_in_the_middle_changes_nothing(error, overwrite, source, tmp_path, others, monkeypatch):
+def test_a_conversion_that_fails_in_the_middle_changes_nothing(error, overwrite, source, tmp_path, others, monkeypatch):
     destination = tmp_path / "converted"
     if overwrite:
         convert(source, destination, "bfloat16")
-    read, before = conversion.read_as, others()
-    seen = []
-
-    def failing(*arguments):
-        seen.append(arguments)
-        if len(seen) == 7:
-            raise error
-        return read(*arguments)
-
-    monkeypatch.setattr(conversion, "read_as", failing)
-    with pytest.raises(error if isinstance(error, type) else OSError):
+    before = others()
+    stop_at(monkeypatch, 7, error)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
         convert(source, destination, overwrite=overwrite)
     assert others() == before
     if overwrite:
@@ -251,7 +248,7 @@ def test_cache_converts_once_and_again_when_the_source_changes(source, tmp_path,
     assert first.parent == tmp_path / "cache"
     assert not list(differences(source, first))
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "convert", None)
+        patch.setattr(cache, "convert", None)
         assert convert_cached(source) == first
     edit_json(source / "config.json", rope_theta=123456.0)
     second = convert_cached(source)
@@ -261,33 +258,30 @@ def test_cache_converts_once_and_again_when_the_source_changes(source, tmp_path,
         convert_cached(tmp_path / "nowhere")
 
 
-def test_the_loser_of_a_race_uses_the_winners_conversion(source, tmp_path, monkeypatch):
-    write_config = conversion.write_config
-    winners = []
+def test_processes_that_ask_the_cache_at_once_convert_once(source, tmp_path, monkeypatch):
+    written, write = [], conversion.write_array
 
-    def racing(*arguments):
-        # Just before the first process is done, a second one starts and finishes.
-        monkeypatch.setattr(conversion, "write_config", write_config)
-        winners.append(convert_cached(source, tmp_path / "cache"))
-        marker = winners[0] / "won"
-        marker.touch()
-        write_config(*arguments)
+    def counting(*arguments):
+        written.append(arguments[1])
+        return write(*arguments)
 
-    monkeypatch.setattr(conversion, "write_config", racing)
-    found = convert_cached(source, tmp_path / "cache")
-    assert [found] == winners
-    assert (found / "won").exists()
-    assert list((tmp_path / "cache").iterdir()) == winners
+    monkeypatch.setattr(conversion, "write_array", counting)
+    with ThreadPoolExecutor(4) as threads:
+        found = set(threads.map(lambda _: convert_cached(source, tmp_path / "cache"), range(4)))
+    assert len(found) == 1
+    assert list((tmp_path / "cache").iterdir()) == list(found)
+    assert not list(differences(source, found.pop()))
+    assert sorted(written) == sorted(parameter_shapes(TINY))
 
 
-def test_neither_torch_nor_transformers_is_imported(source, tmp_path):
+def test_neither_torch_nor_a_model_of_transformers_is_imported(source, tmp_path):
     code = (
         "import sys, checkpoints_convert as c\n"
         "from checkpoints_convert.__main__ import main\n"
         f"assert main(['convert', {str(source)!r}, {str(tmp_path / 'converted')!r}]) == 0\n"
         f"assert main(['inspect', {str(tmp_path / 'converted')!r}]) == 0\n"
         f"assert main(['verify', '--no-logits', {str(source)!r}, {str(tmp_path / 'converted')!r}]) == 0\n"
-        "sys.exit(sorted({'torch', 'transformers'} & sys.modules.keys()) or 0)"
+        "sys.exit(sorted({'torch', 'transformers.modeling_utils'} & sys.modules.keys()) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

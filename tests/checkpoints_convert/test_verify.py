@@ -5,9 +5,17 @@ import pytest
 
 from checkpoints_convert import convert
 from checkpoints_convert.__main__ import main
-from checkpoints_convert.verify import differences, logit_difference
+from checkpoints_convert.verify import damage, differences, logit_difference
 from pipedec_jax.model.parameters import parameter_count, parameter_shapes
-from tests.checkpoints_convert.sources import GEOMETRIES, TINY, edit_json, hugging_face_model, save, tiny_source
+from tests.checkpoints_convert.sources import (
+    GEOMETRIES,
+    TINY,
+    edit_json,
+    edit_manifest,
+    hugging_face_model,
+    save,
+    tiny_source,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,7 @@ def only_chunk(converted, path):
 
 def test_a_good_conversion_has_no_differences(pristine):
     assert list(differences(*pristine)) == []
+    assert list(damage(pristine[1])) == []
 
 
 @pytest.mark.parametrize("path", parameter_shapes(TINY))
@@ -39,14 +48,35 @@ def test_a_single_flipped_bit_is_found_and_named(path, pair):
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    assert list(differences(*pair)) == [f"array {path!r} differs from the source"]
+    for (found,) in (list(damage(pair[1])), list(differences(*pair))):
+        assert found.startswith(f"cannot read array {path!r} of ")
+        assert found.endswith("chunk 0 of 1 does not have the checksum that pipedec_jax.json says")
 
 
-def test_two_exchanged_arrays_are_found(pair):
+def test_a_flipped_bit_is_found_in_every_file(pair):
+    """Also in what no array is read from."""
+    for number, file in enumerate(sorted(path for path in pair[1].rglob("*") if path.is_file())):
+        whole = file.read_bytes()
+        place = number * len(whole) // 64
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << number % 8]) + whole[place + 1 :])
+        try:
+            assert list(damage(pair[1])), (file.name, place)
+        except ValueError as error:
+            assert "pipedec_jax.json" in str(error)  # noqa: PT017  # Both ways of telling are right.
+        file.write_bytes(whole)
+    assert number < 64
+    assert list(damage(pair[1])) == []
+
+
+def test_two_exchanged_arrays_are_found_though_the_checksums_agree(pair):
     gate, up = (only_chunk(pair[1], f"layers/0/{name}") for name in ("gate", "up"))
     data = gate.read_bytes()
     gate.write_bytes(up.read_bytes())
     up.write_bytes(data)
+    arrays = json.loads((pair[1] / "pipedec_jax.json").read_text())["arrays"]
+    arrays["layers/0/gate"], arrays["layers/0/up"] = arrays["layers/0/up"], arrays["layers/0/gate"]
+    edit_manifest(pair[1], arrays=arrays)
+    assert list(damage(pair[1])) == []
     assert [text.split("'")[1] for text in differences(*pair)] == ["layers/0/gate", "layers/0/up"]
 
 
@@ -59,23 +89,31 @@ def test_lost_data_is_found_and_named(spoil, pair):
         chunk.unlink()
     else:
         shutil.rmtree(chunk.parent)
-    (found,) = differences(*pair)
-    assert found.startswith("cannot read array 'layers/1/query' of ")
+    for found in (list(damage(pair[1])), list(differences(*pair))):
+        assert found[-1].startswith("cannot read array 'layers/1/query' of ")
+        assert len(found) == 1 + (spoil == "remove array")
 
 
-def test_array_of_another_shape_is_found(pair):
-    edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", shape=[11])
-    (found,) = differences(*pair)
-    assert "cannot read array 'final_norm'" in found
-    assert "float32 (11,), pipedec_jax.json says float32 (12,)" in found
+@pytest.mark.parametrize("change", [{"shape": [11]}, {"chunks": [2**40]}])
+def test_an_array_of_another_layout_is_found(change, pair):
+    edit_json(only_chunk(pair[1], "final_norm").parent / ".zarray", **change)
+    metadata, found = differences(*pair)
+    assert metadata == "file parameters/final_norm/.zarray differs from what was converted"
+    # TensorStore is not asked: it would believe any size, and end the process.
+    assert found.startswith("cannot read array 'final_norm' of ")
+    assert found.endswith("final_norm/.zarray differs from what was converted")
 
 
 def test_files_config_and_end_tokens_are_compared(pair):
     source, converted = pair
     (converted / "tokenizer.json").write_text("{}")
     (converted / "generation_config.json").unlink()
+    (converted / "parameters" / "_METADATA").unlink()
+    assert [text.split(" ")[1] for text in damage(converted)] == [
+        "generation_config.json", "tokenizer.json", "parameters/_METADATA",
+    ]  # fmt: skip
     values = json.loads((converted / "pipedec_jax.json").read_text())
-    edit_json(converted / "pipedec_jax.json", eos_token_ids=[2], model=values["model"] | {"rope_theta": 1.0})
+    edit_manifest(converted, eos_token_ids=[2], model=values["model"] | {"rope_theta": 1.0})
     found = "\n".join(differences(source, converted))
     for expected in ("file tokenizer.json differs", "file generation_config.json is missing", "eos_token_ids is [2]"):
         assert expected in found
@@ -94,7 +132,7 @@ def test_logits_are_compared_and_can_be_wrong(dtype, tmp_path):
     assert logit_difference(source, converted) <= 1e-4
     # The same weights under another RoPE: only the logits can tell.
     values = json.loads((converted / "pipedec_jax.json").read_text())
-    edit_json(converted / "pipedec_jax.json", model=values["model"] | {"rope_theta": 1e4})
+    edit_manifest(converted, model=values["model"] | {"rope_theta": 1e4})
     assert logit_difference(source, converted) > 1e-2
 
 
@@ -102,8 +140,12 @@ def test_command_reports_success_and_failure(pristine, pair, capsys):
     source, converted = map(str, pristine)
     assert main(["verify", "--no-logits", source, converted]) == 0
     assert "all tensors are as in the source" in capsys.readouterr().out
+    assert main(["verify", converted]) == 0
+    assert "all tensors are as in the manifest" in capsys.readouterr().out
     only_chunk(pair[1], "head").write_bytes(b"")
     assert main(["verify", "--no-logits", *map(str, pair)]) == 1
+    assert "wrong: cannot read array 'head'" in capsys.readouterr().err
+    assert main(["verify", str(pair[1])]) == 1
     assert "wrong: cannot read array 'head'" in capsys.readouterr().err
     assert main(["verify", source, source]) == 2
     assert "error: " in capsys.readouterr().err
@@ -119,7 +161,9 @@ def test_inspect_works_on_both_sides(pristine, capsys):
         assert f"{parameter_count(TINY):,}" in text
         assert "rope_theta" in text
     source, converted = facts
-    assert (source.pop("format"), converted.pop("format")) == ("hugging_face", "converted")
+    assert (source.pop("format"), converted.pop("format")) == ("huggingface-safetensors", "converted")
+    assert converted.pop("source")["name"] == "source"
+    assert converted.pop("tool").startswith("pipedec_jax ")
     assert source == converted
     assert source["bytes"] == 4 * source["parameters"] == 4 * parameter_count(TINY)
     assert source["model"] == TINY.to_dict()

@@ -95,14 +95,17 @@ def test_a_request_carries_what_the_engine_needs(pp):
 
 def test_modeled_time_follows_the_ticks(pipedec):
     answer = pipedec.generate(PROMPTS[0], max_new_tokens=16)
-    assert answer.modeled_speedup_vs_pp == pipedec.modeled_speedup_vs_pp(answer.ticks_per_token)
+    costs = pipedec.settings.costs
+    assert 0 < answer.modeled_cost < answer.ticks * (costs.stage.cost[-1] + costs.head.cost[-1]) * (1 + 1e-5)
+    assert answer.modeled_speedup_vs_pp == pipedec.modeled_speedup_vs_pp(answer.modeled_cost / 16)
     assert pipedec.modeled_speedup_vs_pp(1.0) == pytest.approx(2 * pipedec.modeled_speedup_vs_pp(2.0))
 
 
 def test_calibration_takes_the_place_of_bytes(target, draft):
-    seconds = {"layer": 2.0, "head": 0.0, "pp_layer": 1.0, "pp_head": 0.0, "draft": 1.0}
-    decoder = Decoder(target, draft, stages=2, calibration=seconds)
-    assert decoder.modeled_speedup_vs_pp(1.0) == 4 * 1.0 / (2 * 2.0)
+    seconds = {"layer": {"1": 1.0, "4": 2.0}, "head": 0.0, "draft": 0.1}
+    decoder = Decoder(target, draft, stages=2, width=6, calibration=seconds)
+    assert decoder.settings.costs.stage.cost == (0.0, 2.0, 4.0, 4.0, 4.0, 4.0, 4.0)
+    assert decoder.modeled_speedup_vs_pp(4.0) == 4 * 1.0 / 4.0
     with pytest.raises(ValueError, match=r"unknown key 'heads' in calibration; did you mean 'head'"):
         Decoder(target, draft, stages=2, calibration={**seconds, "heads": 1.0})
 
@@ -131,7 +134,7 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, r"method must be one of pp, stpp, pipedec, best-first, not 'magic'"),
+        ({"method": "magic"}, r"method must be one of pp, stpp, pipedec, best-first, ppsd, eesd, not 'magic'"),
         ({"stages": 5}, r"stages \(5\) must not exceed the target's layers \(4\)"),
         ({"stages": 0}, r"stages must be a whole number of at least 1, not 0"),
         ({"width": 0}, r"width must be"),
@@ -144,7 +147,18 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
         ({"devices": []}, r"5 devices are needed .* but 0 are given"),
         ({"draft": None}, r"method 'best-first' needs a draft model"),
         ({"draft": "a/path"}, r"draft must be a model, such as pipedec_jax.load\('a/path'\) gives"),
-        ({"drafter": None}, r"drafter must be one of model, ngram, both, or an object of a Drafter, not None"),
+        ({"drafter": 3}, r"drafter must be one of model, ngram, both, or an object of a Drafter, not 3"),
+        ({"exit_layer": 2, "exit_head": "target"}, r"with an exit the target drafts for itself"),
+        ({"exit_head": "target"}, r"exit_head is for an exit: give exit_layer too"),
+        (
+            {
+                "draft": None,
+                "exit_layer": 2,
+                "exit_head": "target",
+                "calibration": {"layer": 1.0, "head": 1.0},
+            },
+            r"the calibration lacks exit_head",
+        ),
         ({"drafter": NGramDrafter, "draft": None}, r"drafter must be one of .* an object of a Drafter, not <class"),
         ({"width": 5000}, r"the tree would need \d+ places, and 16384 are the most"),
     ],

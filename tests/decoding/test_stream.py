@@ -44,6 +44,7 @@ class FakeEngine:
         return Progress(
             tokens=self.answer[:n],
             ticks=self.ticks[:n],
+            costs=[0.5 * tick for tick in self.ticks[:n]],
             delays=[1 if hit else -1 for hit in self.hits[:n]],
             logprobs=[-0.5 * i for i in range(n)],
             nodes=n,
@@ -72,7 +73,7 @@ def open_stream(tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1,
         **options,
     )
     engine = FakeEngine(answer, ticks, hits, burst)
-    return Stream(engine, tokenizer, request, method, lambda ticks_per_token: 4 / ticks_per_token, chunk), answer
+    return Stream(engine, tokenizer, request, method, lambda cost_per_token: 4 / cost_per_token, chunk), answer
 
 
 def drain(stream):
@@ -94,7 +95,8 @@ def test_an_answer_of_full_length(tokenizer):
     assert (result.hits, result.misses, result.late_hits) == (2, 2, 0)
     assert [token.hit for token in result.tokens] == [False, True, True, False, None]
     assert [token.delay for token in result.tokens] == [None, 1, 1, None, None]
-    assert result.modeled_speedup_vs_pp == pytest.approx(4 / (14 / 5))
+    assert result.modeled_cost == 7
+    assert result.modeled_speedup_vs_pp == pytest.approx(4 / (7 / 5))
 
 
 def test_the_end_token_is_a_token_but_not_text(tokenizer):
@@ -205,5 +207,5 @@ def test_figures_are_json_ready(tokenizer):
     assert figures["text"] == "abc"
     assert set(figures) == {
         *("prompt_tokens", "new_tokens", "token_ids", "text", "finish_reason", "ticks", "ticks_per_token", "hits"),
-        *("misses", "late_hits", "modeled_speedup_vs_pp", "compile_s", "ttft_s", "tpot_s"),
+        *("misses", "late_hits", "modeled_cost", "modeled_speedup_vs_pp", "compile_s", "ttft_s", "tpot_s"),
     }

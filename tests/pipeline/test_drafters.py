@@ -17,7 +17,7 @@ from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import METHODS, EngineSettings
+from pipedec_jax.pipeline.settings import EXIT_ONLY, METHODS, EngineSettings
 from pipedec_jax.sampling import Sampling, SamplingMode
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import FIVE, VOCAB, Pair, as_source, plain_steps, prompt_of, target_weights
@@ -72,9 +72,10 @@ def with_bigrams(method: str, width: int, children: int, stages: int = 3) -> Eng
     )
 
 
-@pytest.mark.parametrize(
-    ("method", "draw"), list(zip([method for method in METHODS if method != "pp"], [DRAWN, GREEDY, DRAWN], strict=True))
-)
+GUESSING = [method for method in METHODS if method not in ("pp", *EXIT_ONLY)]
+
+
+@pytest.mark.parametrize(("method", "draw"), list(zip(GUESSING, [DRAWN, GREEDY, DRAWN], strict=True)))
 def test_a_drafter_of_ones_own_works_with_every_schedule(method: str, draw: Draw) -> None:
     with jax.enable_x64(True):
         engine = with_bigrams(method, width=4, children=3)
@@ -125,6 +126,7 @@ def view_of(text: list[int], path: list[int]) -> View:
         frontier=jnp.asarray(frontier),
         sampling=Sampling().arrays(),
         mode=SamplingMode(),
+        sizes=(WIDTH,),
     )
 
 

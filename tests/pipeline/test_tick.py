@@ -11,6 +11,7 @@ import pytest
 from pipedec_jax import transcript, tree
 from pipedec_jax.pipeline.tick import Shared, walk
 from pipedec_jax.sampling import Sampling
+from pipedec_jax.schedules.base import Schedule
 
 CAPACITY, SLOTS, STAGES, WIDTH, PROMPT = 12, 20, 3, 4, 5
 CHAIN = [10, 11, 12, 13]
@@ -59,6 +60,7 @@ def chain(known: int, limit: int = 100, end_tokens: tuple[int, ...] = ()) -> Sha
         committed=np.arange(SLOTS) < PROMPT - 1,
         pipe=pipe,
         tick=np.int32(7),
+        cost=np.float32(9.5),
         sent=np.int32(len(order)),
         sampling=Sampling().arrays(),
     )
@@ -66,7 +68,7 @@ def chain(known: int, limit: int = 100, end_tokens: tuple[int, ...] = ()) -> Sha
 
 def walked(shared: Shared) -> tuple[Any, list[int]]:
     """The state after a walk, on the host, and the tokens it committed."""
-    after = jax.device_get(jax.jit(walk)(jax.tree.map(jax.numpy.asarray, shared)))
+    after = jax.device_get(jax.jit(walk, static_argnums=0)(Schedule(width=1), jax.tree.map(jax.numpy.asarray, shared)))
     return after, after.text.token[PROMPT : int(after.text.length)].tolist()
 
 

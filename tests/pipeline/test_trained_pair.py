@@ -1,4 +1,4 @@
-"""The shipped, trained pair against plain decoding in NumPy: its trees are deep and hit, as random ones' do not."""
+"""The shipped models against plain decoding in NumPy: what trained ones guess hits deep, as random ones' does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from importlib.resources import files
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 import safetensors.numpy
 
 import pipedec_jax
+from pipedec_jax.analysis.exit_cost import ppsd_ticks
+from pipedec_jax.exit_store import load_exit_head
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
@@ -25,13 +28,19 @@ PROMPTS = ("def quicksort(items):\n", "x", "    for name in names:\n        try:
 """Of several lengths, in one process; the second is a single token."""
 DRAWS = {"sampled": Draw(0.7, seed=5), "greedy": GREEDY}
 METHODS = {
-    "pipedec, uneven stages": ("model", EngineSettings(method="pipedec", stages=3, width=8, children=4)),
+    "pipedec, uneven stages": ("model", "sampled", EngineSettings(method="pipedec", stages=3, width=8, children=4)),
     "best-first, two draft steps": (
         "both",
+        "greedy",
         EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
     ),
+    "ppsd, an exit path of four stages": (
+        "model",
+        "greedy",
+        EngineSettings(method="ppsd", stages=16, exit_layer=4, width=1, children=1),
+    ),
 }
-"""The drafter, and the settings."""
+"""The drafter, how tokens are drawn, and the settings."""
 
 
 @functools.cache
@@ -51,15 +60,18 @@ def expected(prompt: tuple[int, ...], draw: Draw, vocab_size: int) -> list[int]:
 @functools.cache
 def engine(method: str) -> Engine:
     """Weights in float64: a test without rounding."""
-    target, draft = pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
-    drafter, settings = METHODS[method]
+    target = pipedec_jax.load_demo("target")
+    drafter, _, settings = METHODS[method]
     settings = dataclasses.replace(settings, dtype=np.dtype(np.float64))
-    return Engine(target.source, draft.source, settings, vocab_size=target.vocab_size, drafter=drafter)
+    models: dict[str, Any] = {"draft": pipedec_jax.load_demo("draft").source}
+    if settings.exit_layer is not None:
+        models = {"draft": None, "exit_head": load_exit_head(target, settings.exit_layer)}
+    return Engine(target.source, settings=settings, vocab_size=target.vocab_size, drafter=drafter, **models)
 
 
-@pytest.mark.parametrize(("method", "kind"), list(zip(METHODS, DRAWS, strict=True)))
-def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str, kind: str) -> None:
-    target, draw = pipedec_jax.load_demo("target"), DRAWS[kind]
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str) -> None:
+    target, draw = pipedec_jax.load_demo("target"), DRAWS[METHODS[method][1]]
     hits = []
     with jax.enable_x64(True):
         decoder = engine(method)
@@ -71,4 +83,7 @@ def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str, kind: str
                 check_state(decoder)
             assert progress.tokens == expected(prompt, draw, target.vocab_size)
             hits += progress.hits[:-1]
+            if method.startswith("ppsd"):
+                counts = sum(progress.hits[:-1]), NEW - 1 - sum(progress.hits[:-1])
+                assert progress.ticks[-1] == ppsd_ticks(16, 4, *counts)
     assert 0.3 < np.mean(hits) < 1

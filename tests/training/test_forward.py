@@ -27,7 +27,7 @@ def token_BT():
 
 
 @pytest.mark.parametrize("size", [1.0, 300.0])
-@pytest.mark.parametrize("block", [4, 16, 128])
+@pytest.mark.parametrize("block", [4, 6, 128])
 def test_blocks_of_causal_attention_equal_masked_attention(block, size):
     """Also where scores reach hundreds, as those of trained models do, and in the gradients."""
     query, key, value = (
@@ -48,12 +48,6 @@ def test_blocks_of_causal_attention_equal_masked_attention(block, size):
     np.testing.assert_allclose(found, expected, atol=1e-4)
     for one, two in zip(gradients(lambda *x: causal_attention(*x, block)), gradients(masked), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-4 * size)
-
-
-def test_a_block_that_does_not_divide_the_length_is_refused():
-    x = jnp.zeros((1, 12, 2, 4))
-    with pytest.raises(ValueError, match="must divide"):
-        causal_attention(x, x, x, 8)
 
 
 def test_logits_and_gradients_equal_those_of_the_model(params, token_BT):

@@ -1,0 +1,126 @@
+"""The way back: a converted checkpoint as Hugging Face safetensors, bit for bit the tensors it was made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from checkpoints_convert.checkpoint import DTYPES
+from checkpoints_convert.config_json import config_json
+from checkpoints_convert.hugging_face import tensor_name, to_hugging_face
+from checkpoints_convert.layout import contiguous
+from checkpoints_convert.paths import remove_tree
+from checkpoints_convert.store import ConvertedCheckpoint, open_checkpoint
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import plain
+from pipedec_jax.model.parameters import ParameterSource, parameter_count, parameter_shapes
+
+SHARD_BYTES = 2**30
+"""Most bytes of a file, unless a single tensor has more. One file is in memory at a time."""
+
+
+def export(converted: str | Path, directory: str | Path) -> Path:
+    """Write a converted checkpoint as a Hugging Face directory; shows progress where standard error is a terminal.
+
+    `directory` appears complete or not at all. Int8 layers are multiplied out in the checkpoint's dtype: what is
+    exported then are not the tensors that it was made from.
+
+    Args:
+        converted: what `convert` wrote.
+        directory: to create.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        FileExistsError: when `directory` is in use.
+        FileNotFoundError: when `converted` is no converted checkpoint.
+        OSError: when it cannot be written.
+        ValueError: when `converted` is damaged.
+    """
+    checkpoint = open_checkpoint(converted)
+    directory = Path(directory).resolve()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} exists; choose another directory")
+    weights = plain(checkpoint, DTYPES[checkpoint.dtype])
+    need = parameter_count(checkpoint.config) * DTYPES[checkpoint.dtype].itemsize
+    free = shutil.disk_usage(_existing(directory)).free
+    if free < need:
+        raise OSError(f"{directory.parent} has {free / 2**30:.2f} GiB free, {need / 2**30:.2f} are needed")
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    remove_tree(partial)
+    partial.mkdir(parents=True)
+    try:
+        _write_weights(weights, DTYPES[checkpoint.dtype].itemsize, partial)
+        _write_others(checkpoint, partial)
+        partial.rename(directory)
+    except BaseException:
+        remove_tree(partial)
+        raise
+    return directory
+
+
+def _write_weights(weights: ParameterSource, item_bytes: int, directory: Path) -> None:
+    shards = _shards(weights.config, item_bytes)
+    total = parameter_count(weights.config) * item_bytes
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    weight_map: dict[str, str] = {}
+    with tqdm(desc="export", total=total, unit="B", unit_scale=True, disable=None) as bar:
+        for name, paths in zip(names, shards, strict=True):
+            tensors: dict[str, np.ndarray] = {}
+            for path in paths:
+                tensors[tensor_name(path)] = contiguous(to_hugging_face(path, weights.read(path)))
+            save_file(tensors, directory / name, metadata={"format": "pt"})
+            # safetensors lets the owner alone read what it writes.
+            (directory / name).chmod(0o666 & ~_umask())
+            weight_map |= dict.fromkeys(tensors, name)
+            bar.update(sum(tensor.nbytes for tensor in tensors.values()))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_others(checkpoint: ConvertedCheckpoint, directory: Path) -> None:
+    ends = checkpoint.eos_token_ids
+    values = config_json(checkpoint.config, checkpoint.dtype) | {
+        "bos_token_id": checkpoint.bos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
+    }
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    for name in checkpoint.manifest.files:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes((checkpoint.directory / name).read_bytes())
+
+
+def _shards(config: LlamaConfig, item_bytes: int) -> list[list[str]]:
+    """Paths in model order, cut into files of at most `SHARD_BYTES`."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for path, shape in parameter_shapes(config).items():
+        bytes_ = math.prod(shape) * item_bytes
+        if shards[-1] and size + bytes_ > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(path)
+        size += bytes_
+    return shards
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above `path` that exists."""
+    return next(parent for parent in path.parents if parent.is_dir())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

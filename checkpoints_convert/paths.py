@@ -1,0 +1,49 @@
+"""Which files of a source directory may be opened, and paths of object stores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from etils import epath
+
+
+def inside(file: Path, directory: Path) -> Path:
+    """`file` itself, which must lie in `directory` once symbolic links are followed.
+
+    In a snapshot of the Hugging Face cache, whose files are links into the repository's `blobs/`, these may be meant
+    as well.
+
+    Raises:
+        ValueError: when the file is somewhere else.
+    """
+    real, home = Path(os.path.realpath(file)), Path(os.path.realpath(directory))
+    snapshots = [place.parent for place in (home, *home.parents) if place.parent.name == "snapshots"]
+    allowed = [home, *(place.parent / "blobs" for place in snapshots)]
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise ValueError(f"{file} is a link to {real}, outside of {directory}; copy the file itself there")
+    return file
+
+
+def is_cloud(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` names an object store (`gs://...`), where nothing can be renamed in one step."""
+    return "://" in os.fspath(path)
+
+
+def any_path(path: str | os.PathLike[str]) -> Path:
+    """A local path, or one of an object store, as the path library that Orbax uses has it (the same methods)."""
+    return cast(Path, epath.Path(path)) if is_cloud(path) else Path(path)
+
+
+def key_value_store(directory: Path) -> str | dict[str, Any]:
+    """TensorStore's description of a directory."""
+    if is_cloud(directory):
+        return f"{os.fspath(directory)}/"
+    return {"driver": "file", "path": f"{os.path.abspath(directory)}/"}  # noqa: PTH100  (no link may be followed)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory, wherever it is; nothing when there is none."""
+    if directory.is_dir():
+        epath.Path(directory).rmtree(missing_ok=True)

@@ -1,0 +1,136 @@
+"""PyTorch's pickled tensor files, read with its weights-only loader: no code in them can run.
+
+The one module that needs torch, which is imported when such a file is opened.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints_convert.checkpoint import DTYPES
+from checkpoints_convert.shard_index import check_index, weight_files
+from checkpoints_convert.tensor_files import TensorInfo
+
+SINGLE = "pytorch_model.bin"
+
+RELOAD_BYTES = 2**28
+"""Pages that may stay mapped from tensors already read; then the file is mapped anew, which drops them."""
+
+DIRECTORY_BYTES = 2**26
+"""Most bytes of a file that are not tensor data; a thousand tensors take about a tenth of a megabyte."""
+
+
+class PickledFiles:
+    """All tensors of some pickled files, no name twice."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Read everything but the tensors' data.
+
+        Raises:
+            ImportError: when torch is not installed.
+            ValueError: for a damaged file, one that would run code, or a tensor in two files.
+        """
+        self.files = list(files)
+        self.tensors: dict[str, TensorInfo] = {}
+        self._opened: tuple[Path, dict[str, Any]] | None = None
+        self._touched = 0
+        for file in self.files:
+            for offset, (name, tensor) in enumerate(self._load(file).items()):
+                if name in self.tensors:
+                    raise ValueError(f"tensor {name!r} is in two files, {self.tensors[name].file.name} and {file.name}")
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                self.tensors[name] = TensorInfo(tuple(tensor.shape), dtype, file, offset)
+        self._opened = None
+
+    def view(self, name: str) -> np.ndarray:
+        """One tensor, mapped (see `TensorFiles`). Its dtype must be one of `DTYPES`."""
+        info = self.tensors[name]
+        tensor = self._load(info.file).get(name)
+        if tensor is None or tuple(tensor.shape) != info.shape or str(tensor.dtype) != f"torch.{info.dtype}":
+            raise ValueError(f"cannot read tensor {name!r}: {info.file} has changed since it was opened")
+        self._touched += tensor.nbytes
+        import torch
+
+        # NumPy knows no bfloat16 of torch's, so the bits travel as integers.
+        bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+        return tensor.detach().view(bits).numpy().view(DTYPES[info.dtype])
+
+    def _load(self, file: Path) -> dict[str, Any]:
+        """The tensors of a file by name, mapped."""
+        if self._opened is None or self._opened[0] != file or self._touched > RELOAD_BYTES:
+            self._opened = None
+            self._touched = 0
+            self._opened = (file, _load_tensors(file))
+        return self._opened[1]
+
+
+class PickledDirectory(PickledFiles):
+    """All tensors of `pytorch_model.bin`, or of the shards that `pytorch_model.bin.index.json` names."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read everything but the tensors' data; raises as `PickledFiles` does, and for a wrong index."""
+        files, weight_map = weight_files(directory, SINGLE)
+        super().__init__(files)
+        if weight_map is not None:
+            check_index(directory, SINGLE, weight_map, self.tensors)
+
+
+def _load_tensors(file: Path) -> dict[str, Any]:
+    _check_archive(file)
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{file} is a pickled PyTorch file, which only PyTorch reads safely: pip install 'pipedec_jax[torch]', or "
+            "take the model's safetensors files"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # The loader raises errors of many kinds for a damaged file.
+        raise ValueError(f"{file} was refused by PyTorch's weights-only loader: {_reason(error)}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+        raise ValueError(f"{file} must hold a dictionary of named tensors, not a {type(loaded).__name__}")
+    for name, tensor in loaded.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{file} holds something other than a plain tensor under {name!r}")
+        # A view that repeats its data could be of any size.
+        if not tensor.is_contiguous() or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{file}: tensor {name!r} is not stored in one piece; save it with .contiguous()")
+    return loaded
+
+
+def _check_archive(file: Path) -> None:
+    """Raise `ValueError` unless `file` is a zip archive, nothing compressed, of little beside tensor data."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise ValueError(
+            f"{file} is no complete PyTorch file ({error}); it is damaged or its download was cut short (files of "
+            "PyTorch before 1.6: load and save them again with torch.save)"
+        ) from error
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        raise ValueError(f"{file} is compressed; PyTorch does not write such files")
+    if sum(entry.file_size for entry in entries if "/data/" not in entry.filename) > DIRECTORY_BYTES:
+        raise ValueError(f"{file} has more than {DIRECTORY_BYTES >> 20} MiB that are not tensor data")
+    size = file.stat().st_size
+    if any(entry.header_offset + entry.file_size > size for entry in entries):
+        raise ValueError(f"{file} is shorter than its directory says; fetch it again")
+
+
+def _reason(error: Exception) -> str:
+    """The line of torch's message that says what is wrong; the others advise to load the file unsafely."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    unsafe = [line for line in lines if "nsupported" in line or "GLOBAL" in line]
+    first = (unsafe or lines or [type(error).__name__])[0]
+    if unsafe:
+        return f"it would run code or holds more than tensors ({first[:200]})"
+    return first[:300]

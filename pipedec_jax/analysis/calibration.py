@@ -1,0 +1,184 @@
+"""Seconds of a model's parts by the rows of a batch, measured on this machine's devices with random weights.
+
+Time does not depend on the weights' values, so any geometry can be measured without its checkpoint. All ranks run the
+same at once, as the stages of a pipe do; where they share cores or memory, they slow each other down as they will then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+
+from pipedec_jax.cache import LayerCache, Rows
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.exchange import vary
+from pipedec_jax.model import llama
+from pipedec_jax.model.parameters import Parameters, initialize
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.placement import OWN, SAME
+
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+"""Rows of the batches that are measured."""
+SHORTEST = 0.05
+"""Seconds that a timed call takes at least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSeconds:
+    """Median seconds of one pass, by rows."""
+
+    layer: dict[int, float]
+    """One decoder layer."""
+    head: dict[int, float]
+    """Final norm and the whole LM head."""
+
+
+def measure_parts(
+    config: LlamaConfig,
+    *,
+    rows: Sequence[int] = ROWS,
+    layers: int = 2,
+    slots: int = 1024,
+    dtype: Any = jnp.float32,
+    ranks: int = 1,
+    repeats: int = 5,
+) -> PartSeconds:
+    """Measure a layer and the head of a geometry.
+
+    Args:
+        config: the geometry.
+        rows: of the batches.
+        layers: that are run one after the other and divided by (as a stage holds several).
+        slots: of the cache that attention reads.
+        dtype: of weights, activations and caches.
+        ranks: devices that run at once.
+        repeats: of every measurement, in turn, after one that warms up.
+
+    Raises:
+        ValueError: when there are fewer devices.
+    """
+    mesh = placement.make_mesh(ranks)
+    few = dataclasses.replace(config, layers=layers)
+    make = jax.jit(lambda: initialize(few, jax.random.key(0), dtype), out_shardings=NamedSharding(mesh, SAME))
+    params = make()
+    cache = placement.place_caches(mesh, config, layers, slots, dtype)
+    programs: dict[tuple[str, int], Callable[[int], float]] = {}
+    for size in rows:
+        programs["layer", size] = _program(mesh, few, _layers, params, cache, size)
+        programs["head", size] = _program(mesh, few, _head, params, cache, size)
+    counts = {key: _count(run) for key, run in programs.items()}
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in programs}
+    for _ in range(repeats):
+        for key, run in programs.items():
+            seconds[key].append(run(counts[key]) / counts[key])
+    return PartSeconds(
+        layer={size: statistics.median(seconds["layer", size]) / layers for size in rows},
+        head={size: statistics.median(seconds["head", size]) for size in rows},
+    )
+
+
+def _count(run: Callable[[int], float]) -> int:
+    """Passes that take long enough to be timed."""
+    run(1)
+    count = 4
+    while run(count) < SHORTEST:
+        count *= 2
+    return count
+
+
+Part = Callable[[LlamaConfig, Parameters, tuple[LayerCache, ...], Rows, jax.Array], tuple[Any, jax.Array]]
+
+
+def _layers(
+    config: LlamaConfig, params: Parameters, cache: tuple[LayerCache, ...], rows: Rows, x: jax.Array
+) -> tuple[tuple[LayerCache, ...], jax.Array]:
+    rope = llama.rope_tables(config, rows.position, x.dtype)
+    caches = []
+    for index in range(config.layers):
+        x, new = llama.forward_layer(config, params["layers"][str(index)], x, rope, cache[index].attend(rows))
+        caches.append(new)
+    return tuple(caches), x
+
+
+def _head(
+    config: LlamaConfig, params: Parameters, cache: tuple[LayerCache, ...], _: Rows, x: jax.Array
+) -> tuple[tuple[LayerCache, ...], jax.Array]:
+    found = llama.logits(config, params["final_norm"], llama.head_matrix(params), x)
+    return cache, x * jnp.max(found).astype(x.dtype)
+
+
+def _program(
+    mesh: Mesh, config: LlamaConfig, part: Part, params: Parameters, cache: tuple[LayerCache, ...], size: int
+) -> Callable[[int], float]:
+    """A function that runs a part a number of times on the devices, and gives the seconds it took."""
+    slots = cache[0].value.shape[1]
+    used = slots // 2
+    rows = Rows(
+        position=jnp.full(size, used, jnp.int32),
+        slot=jnp.arange(used, used + size, dtype=jnp.int32),
+        mask=jnp.broadcast_to(jnp.arange(slots) < used, (size, slots)),
+    )
+    dtype = cache[0].value.dtype
+
+    def loop(params: Parameters, cache: tuple[LayerCache, ...], rows: Rows, count: jax.Array) -> Any:
+        begin = vary(jnp.ones((size, config.width), dtype))
+
+        def step(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            cache, x = carry
+            cache, y = part(config, params, vary(cache), rows, x)
+            return vary(cache), begin + 0 * y  # a pass waits for the one before, and activations do not grow
+
+        return lax.fori_loop(0, count, step, (vary(cache), begin))
+
+    specs = (SAME, OWN, SAME, SAME)
+    spread = jax.shard_map(loop, mesh=mesh, in_specs=specs, out_specs=(OWN, OWN))
+    compiled = jax.jit(spread).lower(params, cache, rows, jnp.int32(1)).compile()
+
+    def run(count: int) -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(params, cache, rows, jnp.int32(count)))
+        return time.perf_counter() - begun
+
+    return run
+
+
+def calibrate(
+    target: LlamaConfig,
+    draft: LlamaConfig | None,
+    *,
+    exchange: float = 0.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `analysis.cost.calibrated_costs` takes: seconds of the target's parts and of a whole draft step.
+
+    Args:
+        target: its geometry.
+        draft: the draft's; `None` where there is none.
+        exchange: seconds that a tick adds to its ranks' work.
+        **options: of `measure_parts`.
+    """
+    parts = measure_parts(target, **options)
+    times: dict[str, Any] = {"layer": _never_falling(parts.layer), "head": _never_falling(parts.head)}
+    if draft is not None:
+        small = measure_parts(draft, **options)
+        whole = {size: draft.layers * small.layer[size] + small.head[size] for size in small.layer}
+        times["draft"] = _never_falling(whole)
+    return times | {"exchange": exchange}
+
+
+def _never_falling(seconds: dict[int, float]) -> dict[int, float]:
+    """More rows cost no less: where fewer were measured to take longer, they can be computed as more."""
+    least, result = math.inf, {}
+    for rows in sorted(seconds, reverse=True):
+        least = min(least, seconds[rows])
+        result[rows] = least
+    return dict(sorted(result.items()))

@@ -1,0 +1,85 @@
+"""Drafting at an exit: the closed forms of PPSD and EESD (arXiv 2509.19368) in ticks and layers, and what a tick costs.
+
+An exit path of e of N stages (E of L layers) guesses the next token; a is the rate at which the target accepts it.
+
+    PPSD    a e + (1 - a) N ticks a token: a hit is sent once its parent has passed the exit path, a miss refills the
+            pipe. For equal stages its speedup over plain decoding is L / (a E + (1 - a) L): at least 1 at any rate.
+    EESD    k e + N ticks a round of k drafts, which gives 1 + a + .. + a^k tokens: more ticks a token than N where
+            few drafts are accepted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipedec_jax.analysis.cost import Costs, at_rows, pp_token_cost
+from pipedec_jax.pipeline.split import StageSplit
+from pipedec_jax.tick_costs import Curve, TickCosts
+
+
+def ppsd_ticks(stages: int, exit_stages: int, hits: int, misses: int) -> int:
+    """Ticks of an answer with a chain: the fill, e for each hit, a refill for each miss.
+
+    Hits and misses are counted after every token but the last, so the answer has `hits + misses + 1` tokens.
+    """
+    return stages + exit_stages * hits + stages * misses
+
+
+def ppsd_ticks_per_token(rate: float, stages: int, exit_stages: int) -> float:
+    """Limit of that for long answers."""
+    return rate * exit_stages + (1 - rate) * stages
+
+
+def ppsd_speedup(rate: float, layers: int, exit_layer: int) -> float:
+    """PPSD's speedup over plain decoding in layers, for equal stages and a head that costs nothing."""
+    return layers / (rate * exit_layer + (1 - rate) * layers)
+
+
+def eesd_ticks_per_token(rate: float, stages: int, exit_stages: int, length: int) -> float:
+    """Ticks of a round of `length` drafts over the tokens that it gives on average."""
+    return (length * exit_stages + stages) / sum(rate**k for k in range(length + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycle:
+    """The longest stage of a target with an exit, which is how long a tick lasts."""
+
+    stage: int
+    """Which one it is, from 1."""
+    layers: float
+    """Its work in layers of the target, the exit head included where it is the exit's stage."""
+    head: float
+    """The exit head's own work in layers, its product with the vocabulary included."""
+
+
+def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
+    """The longest stage by these costs, where the widest batch has so many rows."""
+    layer = at_rows(costs.layer, rows)
+    head = at_rows(costs.exit_head, rows) / layer
+    work = [count + head * (k + 1 == split.exit) for k, count in enumerate(split.count)]
+    return Cycle(stage=work.index(max(work)) + 1, layers=max(work), head=head)
+
+
+def exit_tick_costs(costs: Costs, split: StageSplit, width: int) -> TickCosts:
+    """What a tick costs by the rows in it, up to `width`.
+
+    A tick lasts as long as its longest stage, the exit head included; a slice of the target's own head, and the
+    exchange, come after it.
+    """
+    rows = range(1, width + 1)
+    return TickCosts(
+        stage=Curve((0.0, *(cycle(costs, split, count).layers * at_rows(costs.layer, count) for count in rows))),
+        head=Curve((0.0, *(at_rows(costs.head, count) / split.stages for count in rows))),
+        exchange=costs.exchange,
+    )
+
+
+def eesd_tick_costs(costs: Costs, split: StageSplit, length: int) -> TickCosts:
+    """Mean cost of a tick of EESD: a draft costs the exit path alone, a verdict all stages, and nothing overlaps.
+
+    A verdict on a whole chain costs what one on a token does: the weights are read once.
+    """
+    path = sum(split.count[: split.exit]) * at_rows(costs.layer, 1) + at_rows(costs.exit_head, 1)
+    drafting = length * (path + split.exit * costs.exchange)
+    verdict = pp_token_cost(costs, sum(split.count), split.stages)
+    return TickCosts(Curve(((drafting + verdict) / (length * split.exit + split.stages),)))

@@ -1,0 +1,87 @@
+"""The early-exit head: the target's first layers draft for the rest of it (PPSD, arXiv 2509.19368).
+
+The head sits behind the last stage of the exit path, on that stage's rank, and turns the hidden rows of the nodes that
+have just passed it into guesses. The exit path is the target's own first E layers with their own cache: a node is
+computed once, as a guess's source and as the beginning of its verification. A head with a transformer block has one
+more layer of cache, written as the nodes pass and filled with the prompt at prefill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import struct
+
+from pipedec_jax.cache import LayerCache, Rows, empty_layers
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.drafters.chances import Noise, most_likely
+from pipedec_jax.model import llama
+from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary
+from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.tick_costs import over_live_rows
+
+
+class ExitParams(struct.PyTreeNode):
+    """The head's weights, replicated."""
+
+    layers: Parameters
+    """All before its last norm (`model.exit_head.head_shapes`); empty without map and block."""
+    final_norm: jax.Array
+    """[R]"""
+    head: jax.Array
+    """[V, R]; the target's LM head where it is tied or untrained."""
+
+
+ExitState = tuple[LayerCache, ...]
+"""The block's cache; empty without a block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitDrafter(Drafter):
+    """Proposes the `children` tokens that the target will most likely choose after each node that passed the exit."""
+
+    head: ExitHeadConfig
+    target: LlamaConfig
+    children: int
+    vocab_size: int
+    """Ids that are tokens; padding rows beyond it are never proposed."""
+    sharpness: float = 1.0
+    """Factor on the head's logits before they are taken for the target's chances."""
+    noise: Noise = "shared"
+
+    @property
+    def at_exit(self) -> bool:
+        """Yes."""
+        return True
+
+    def new_state(self, slots: int, dtype: Any) -> ExitState:
+        """An empty cache of one layer for a block; nothing for other heads."""
+        if self.head.variant != "block":
+            return ()
+        return empty_layers(self.head.model(self.target), 1, slots, dtype)
+
+    def prefill(self, params: ExitParams, state: ExitState, chunk: jax.Array, rows: Rows) -> ExitState:
+        """Take the hidden rows of a chunk of the prompt into the block's cache."""
+        return self._path(params, state, chunk, rows)[0]
+
+    def propose(self, params: ExitParams, state: ExitState, view: View) -> tuple[ExitState, Proposals]:
+        """The head over the rows that passed the exit; nothing is computed where there are none."""
+
+        def run(state: ExitState, rows: tuple[jax.Array, jax.Array]) -> tuple[ExitState, Proposals]:
+            node_W, x_WD = rows
+            state, x = self._path(params, state, x_WD, view.rows(node_W))
+            logit_WV = llama.logits(self.head.model(self.target), params.final_norm, params.head, x)
+            logit_WV = logit_WV[:, : self.vocab_size]
+            return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
+
+        live = view.frontier < view.tree.capacity
+        return over_live_rows(view.sizes, live, run, state, (view.frontier, view.hidden))
+
+    def _path(self, params: ExitParams, state: ExitState, x: jax.Array, rows: Rows) -> tuple[ExitState, jax.Array]:
+        rope = llama.rope_tables(self.target, rows.position, x.dtype)
+        attend = state[0].attend(rows) if state else None
+        x, cache = before_vocabulary(self.head, self.target, params.layers, x, rope, attend)
+        return (cache,) if state else (), x

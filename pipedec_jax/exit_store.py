@@ -1,0 +1,226 @@
+"""Exit heads on disk, beside the target they belong to.
+
+    TARGET/exits/4-block/head.safetensors   the head's arrays under their paths (`model.exit_head.head_shapes`)
+    TARGET/exits/4-block/head.json          what the head is, which target it belongs to, how it was trained;
+                                            written last
+
+TARGET is a converted checkpoint or a Hugging Face directory. A head knows its target by geometry, compared before any
+weight is read, and by a fingerprint of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (registers bfloat16, which safetensors then returns as NumPy)
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from checkpoints_convert.checkpoint import DTYPES, check_dtype
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.loading import Model
+from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes
+from pipedec_jax.model.parameters import Parameters, ParameterSource, flatten, nest, parameter_shapes
+
+FOLDER = "exits"
+WEIGHTS = "head.safetensors"
+DESCRIPTION = "head.json"
+VERSION = 1
+"""Version of the layout above; a reader refuses any other."""
+
+SAMPLE = 65536
+"""Elements of each array that a target's fingerprint covers, evenly spread over it."""
+
+
+def fingerprint(source: ParameterSource) -> str:
+    """A hash of a model's geometry and of a sample of every array, the same for every way to store equal values.
+
+    Up to `SAMPLE` elements an array, compared as float32: another model, or a fine-tune of the same one, differs in
+    them, and a large array need not be hashed whole. Reads every array once.
+    """
+    digest = hashlib.sha256(json.dumps(source.config.to_dict(), sort_keys=True).encode())
+    for path in parameter_shapes(source.config):
+        flat = np.asarray(source.read(path)).reshape(-1)
+        picked = np.linspace(0, flat.size - 1, min(flat.size, SAMPLE)).astype(np.int64)
+        digest.update(np.ascontiguousarray(flat[picked].astype(np.float32)).tobytes())
+    return digest.hexdigest()
+
+
+def save_exit_head(
+    directory: str | Path,
+    config: ExitHeadConfig,
+    target: LlamaConfig,
+    params: Parameters,
+    target_fingerprint: str,
+    dtype: str,
+    training: Mapping[str, Any] | None = None,
+    agreement: Mapping[str, float] | None = None,
+) -> Path:
+    """Store a head in the target's directory; one of the same name is replaced.
+
+    Args:
+        directory: The target's.
+        config: The head.
+        target: The target's geometry.
+        params: The head's arrays.
+        target_fingerprint: `fingerprint` of the target's weights.
+        dtype: What the arrays are stored in: `bfloat16`, `float16` or `float32`.
+        training: How it was trained; JSON-ready, for the reader's information.
+        agreement: As `ExitHead.agreement`.
+
+    Returns:
+        The head's folder.
+
+    Raises:
+        ValueError: for an untrained head, an unknown dtype, or arrays that are not the head's.
+    """
+    if config.variant == "target":
+        raise ValueError("the untrained 'target' head has no weights to save")
+    arrays = {path: np.asarray(value) for path, value in flatten(params)}
+    _check_shapes(config, target, arrays, "the head's parameter tree")
+    check_dtype(dtype)
+    folder = Path(directory) / FOLDER / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    description = folder / DESCRIPTION
+    description.unlink(missing_ok=True)  # Until it is back, the head does not exist.
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file({path: np.ascontiguousarray(value.astype(DTYPES[dtype])) for path, value in arrays.items()}, partial)
+    partial.chmod(0o644)  # safetensors lets the owner alone read what it writes.
+    partial.replace(folder / WEIGHTS)
+    values = {
+        "version": VERSION,
+        "head": _given(config),
+        "dtype": dtype,
+        "target": {"fingerprint": target_fingerprint, "geometry": target.to_dict()},
+        "agreement": dict(agreement or {}),
+        "training": dict(training or {}),
+    }
+    partial = folder / f"{DESCRIPTION}.partial"
+    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    partial.replace(description)
+    return folder
+
+
+def stored_exit_heads(target: Model | str | Path) -> list[ExitHeadConfig]:
+    """The heads stored beside a target, by exit layer and name; an empty list when there are none."""
+    folders = (_directory(target) / FOLDER).glob(f"*/{DESCRIPTION}")
+    found = [ExitHeadConfig.from_dict(_describe(folder.parent)["head"]) for folder in folders]
+    return sorted(found, key=lambda head: (head.exit_layer, head.name))
+
+
+def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> ExitHeadConfig:
+    """Choose the head of an exit, by what the files say: no weight is read.
+
+    Args:
+        target: The target.
+        exit_layer: Layers of the exit path (E).
+        head: The head's name without the exit layer (`block`, `norm-linear`, `block-64`, ...), or `target` for the
+            untrained one. Not given: the stored head that agrees most with the target.
+
+    Raises:
+        FileNotFoundError: when no such head is stored.
+        ValueError: for an exit layer that the target does not have, a damaged description, or a head that belongs to
+            a target of another geometry.
+    """
+    if head == "target":
+        config = ExitHeadConfig(exit_layer, "target")
+        config.check(target.config)
+        return config
+    ExitHeadConfig(exit_layer, "target").check(target.config)
+    stored = stored_exit_heads(target)
+    fitting = [one for one in stored if one.exit_layer == exit_layer and head in (None, one.name.split("-", 1)[1])]
+    if not fitting:
+        names = ", ".join(one.name for one in stored) or "none"
+        wanted = f"{exit_layer}-{head}" if head else f"any for exit layer {exit_layer}"
+        raise FileNotFoundError(
+            f"{_directory(target)} has no exit head {wanted} (stored: {names}); train it with "
+            f"scripts/train_exit_head.py --exit-layer {exit_layer}, or use the untrained one ('target')"
+        )
+
+    def measured(config: ExitHeadConfig) -> float:
+        return _describe(_folder(target, config))["agreement"].get("1", 0.0)
+
+    chosen = max(fitting, key=measured)
+    geometry = _describe(_folder(target, chosen))["target"]["geometry"]
+    if LlamaConfig.from_dict(geometry) != target.config:
+        raise ValueError(
+            f"the exit head in {_folder(target, chosen)} belongs to a target of another geometry; train one for this"
+        )
+    return chosen
+
+
+def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> ExitHead:
+    """Read a head and make sure that it belongs to this target; reads the target's weights for their fingerprint.
+
+    Args:
+        target: The target.
+        exit_layer: As in `find_exit_head`.
+        head: As in `find_exit_head`.
+
+    Raises:
+        FileNotFoundError: when no such head is stored.
+        ValueError: as `find_exit_head`, and for damaged weights or a head of another target.
+    """
+    config = find_exit_head(target, exit_layer, head)
+    if config.variant == "target":
+        return ExitHead(config, {}, {})
+    folder = _folder(target, config)
+    description = _describe(folder)
+    try:
+        arrays = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read {folder / WEIGHTS} ({error}); train the head again") from error
+    _check_shapes(config, target.config, arrays, str(folder / WEIGHTS))
+    if description["target"]["fingerprint"] != fingerprint(target.source):
+        raise ValueError(
+            f"the exit head in {folder} belongs to another target: its weights are not those of {target.name}; "
+            "train one for this target with scripts/train_exit_head.py"
+        )
+    return ExitHead(
+        config, nest({path: arrays[path] for path in head_shapes(config, target.config)}), description["agreement"]
+    )
+
+
+def _directory(target: Model | str | Path) -> Path:
+    return Path(target.name if isinstance(target, Model) else target)
+
+
+def _folder(target: Model, config: ExitHeadConfig) -> Path:
+    return _directory(target) / FOLDER / config.name
+
+
+def _given(config: ExitHeadConfig) -> dict[str, Any]:
+    """The head's description without what it leaves to the target."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if value not in (None, False)}
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    """A head's description, checked for version and keys."""
+    path = folder / DESCRIPTION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["version"]
+        complete = version != VERSION or {"head", "dtype", "target", "agreement"} <= set(values)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); train the head again") from error
+    if version != VERSION:
+        raise ValueError(f"{path} has version {version!r}, this program reads {VERSION}; train the head again")
+    if not complete:
+        raise ValueError(f"{path} is incomplete; train the head again")
+    return values
+
+
+def _check_shapes(config: ExitHeadConfig, target: LlamaConfig, arrays: Mapping[str, np.ndarray], what: str) -> None:
+    shapes = head_shapes(config, target)
+    if set(arrays) != set(shapes):
+        missing, unknown = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
+        raise ValueError(f"{what} lacks {missing} and has unknown {unknown}")
+    for path, shape in shapes.items():
+        if arrays[path].shape != shape:
+            raise ValueError(f"{path!r} of {what} has shape {arrays[path].shape}, a {config.name} head has {shape}")

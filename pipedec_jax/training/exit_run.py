@@ -1,0 +1,252 @@
+"""A whole run of exit-head training: data, the target's own text, training, measuring, saving beside the target."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints_convert.checkpoint import DTYPES, check_dtype
+from pipedec_jax.exit_store import fingerprint, load_exit_head, save_exit_head
+from pipedec_jax.loading import Model, load
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.parameters import Parameters, ParameterSource, nest, parameter_shapes
+from pipedec_jax.training.evaluate import EvaluationConfig
+from pipedec_jax.training.exit_data import ExitData, begin_token, encode_documents, open_data, read_files
+from pipedec_jax.training.exit_evaluate import exit_agreement, target_texts
+from pipedec_jax.training.exits import ExitPlan, Heads, train_exit_heads
+from pipedec_jax.training.loop import Log
+from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
+from pipedec_jax.training.trainer import Batches
+
+Agreement = dict[str, dict[str, float]]
+"""For every head's name, the agreement with the target by shortlist size."""
+
+
+def to_float32(tree: Parameters) -> Parameters:
+    """A tree of arrays in float32."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tree)
+
+
+def read_float32(source: ParameterSource) -> Parameters:
+    """A model's whole parameter tree in float32."""
+    return nest({path: jnp.asarray(source.read(path), jnp.float32) for path in parameter_shapes(source.config)})
+
+
+class ExitRun:
+    """Training exit heads for one target. Making one checks everything that can be checked without weights.
+
+    Args:
+        target: The target's directory.
+        plan: Heads and training.
+        data: Text files, lists (`@LIST`) or one directory of records; see `exit_data.open_data`.
+        held_out: Text files or lists to measure on; the last training documents when empty.
+        root: Where the files of lists lie.
+        portions: What the target writes from the text before training, which then learns from that; nothing when
+            empty (heads learn from the text itself).
+        directory: The run's folder; a killed run goes on when it is started with the same folder again.
+        settings: What is measured at the end.
+        store_dtype: What the heads are stored in; what the target is stored in when not given.
+        save_seconds: Time between checkpoints.
+
+    Raises:
+        FileNotFoundError: when target or data are missing.
+        ValueError: for an exit layer outside the target, unfitting data, or a folder of another run.
+    """
+
+    def __init__(
+        self,
+        target: str | Path,
+        plan: ExitPlan,
+        data: Sequence[str],
+        held_out: Sequence[str] = (),
+        *,
+        root: Path | None = None,
+        portions: Sequence[Portion] = (),
+        directory: Path | None = None,
+        settings: EvaluationConfig | None = None,
+        store_dtype: str | None = None,
+        save_seconds: float = 180.0,
+    ) -> None:
+        self.target: Model = load(target)
+        self.plan = plan
+        for head in plan.heads:
+            head.check(self.target.config)
+        self.store_dtype = check_dtype(store_dtype or self.target.dtype)
+        self.settings = settings or EvaluationConfig()
+        self.save_seconds = save_seconds
+        end = self.target.end_tokens
+        self.data: ExitData = open_data(
+            self.target.tokenizer, end[0] if end else None, data, held_out, root, plan.training.seed
+        )
+        self.portions = list(portions)
+        self._check_lengths()
+        self.identity = {
+            "target": str(Path(target).resolve()),
+            "plan": plan.to_dict(),
+            "data": self.data.digest,
+            "portions": [dataclasses.asdict(portion) for portion in self.portions],
+        }
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        self.directory = directory or Path("runs") / f"exits-{digest}"
+        self._check_directory()
+
+    def train(self, log: Log | None = None, every: int = 0, stop_after: int | None = None) -> Heads:
+        """Train the heads, or go on where the run was killed.
+
+        Args:
+            log: Called with the run's figures.
+            every: Steps between measurements on held-out text; 0 for none.
+            stop_after: Save and stop after this step, as if killed there.
+
+        Raises:
+            ValueError: when the target's weights changed since the run began, or a loss is not finite.
+        """
+        self._begin()
+        own = self.own
+        texts = (
+            self._texts(dataclasses.replace(self.settings, prompts=min(32, self.settings.prompts))) if every else None
+        )
+
+        def report(done: int, heads: Heads) -> dict[str, Any]:
+            if texts is None or done % every:
+                return {}
+            return {"agreement": self._agreement(heads, texts)}
+
+        return train_exit_heads(
+            self.plan, self.target.config, own, self._batches(), self.directory / "checkpoints", self.save_seconds,
+            stop_after, log, report,
+        )  # fmt: skip
+
+    def measure(self, heads: Heads) -> Agreement:
+        """Agreement of the heads as they will be stored, and of the untrained head at each exit, on held-out text."""
+        stored = jax.tree.map(lambda value: np.asarray(value).astype(DTYPES[self.store_dtype]), heads)
+        return self._agreement(to_float32(stored), self._texts(self.settings), untrained=True)
+
+    def save(self, heads: Heads, agreement: Agreement) -> list[Path]:
+        """Store the heads beside the target; returns their folders."""
+        known = fingerprint(self.target.source)
+        plan = self.plan.to_dict()
+        about = {"plan": plan["training"], "data": self.identity["data"], "portions": self.identity["portions"]}
+        measured = {"measured": dataclasses.asdict(self.settings)}
+        return [
+            save_exit_head(
+                self.target.name, head, self.target.config, heads[head.name], known, self.store_dtype,
+                about | measured, agreement[head.name],
+            )
+            for head in self.plan.heads
+        ]  # fmt: skip
+
+    @functools.cached_property
+    def own(self) -> Parameters:
+        """The target's parameters in float32; read when first used."""
+        return read_float32(self.target.source)
+
+    @property
+    def _identity_file(self) -> Path:
+        return self.directory / "run.json"
+
+    def _begin(self) -> None:
+        """Note in the folder whose run it is; raise `ValueError` when the target's weights changed since it began."""
+        weights = fingerprint(self.target.source)
+        if self._identity_file.is_file():
+            found = json.loads(self._identity_file.read_text(encoding="utf-8"))
+            if found.get("fingerprint") != weights:
+                raise ValueError(
+                    f"{self.directory} holds a run for other weights than {self.target.name} has; name another (--run)"
+                )
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        partial = self._identity_file.with_suffix(".partial")
+        values = self.identity | {"fingerprint": weights}
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self._identity_file)
+
+    def _check_directory(self) -> None:
+        """Raise `ValueError` when the folder holds another run."""
+        if not self._identity_file.is_file():
+            return
+        found = json.loads(self._identity_file.read_text(encoding="utf-8"))
+        here = json.loads(json.dumps(self.identity))  # Tuples become lists.
+        differing = sorted(key for key in here if found.get(key) != here[key])
+        if differing:
+            raise ValueError(
+                f"{self.directory} holds a run with another {' and '.join(differing)}; name another folder (--run)"
+            )
+
+    def _check_lengths(self) -> None:
+        """Raise `ValueError` when some step could not get its sequences."""
+        training = self.plan.training
+        for stretch in training.stretches:
+            if stretch.length > self.target.config.context:
+                raise ValueError(
+                    f"length {stretch.length} exceeds the target's context of {self.target.config.context} tokens"
+                )
+            if self.portions:
+                rows = sum(portion.sequences for portion in self.portions if portion.length == stretch.length)
+                if rows < stretch.batch * training.accumulate:
+                    raise ValueError(
+                        f"the target is to write {rows} sequences of length {stretch.length}, fewer than one step's "
+                        f"{stretch.batch * training.accumulate}"
+                    )
+            else:
+                self.data.batches(0, stretch.batch * training.accumulate, stretch.length)
+        if self.portions and self.data.windows is None:
+            raise ValueError("the target writes its text from text files: name some with --data, not records")
+
+    def _batches(self) -> Batches:
+        if not self.portions:
+            return self.data.batches
+        folder = self.directory / "records"
+        assert self.data.windows is not None
+        write_records(self.target.config, self.own, self.data.windows, self.portions, folder)
+        return TeacherWindows(folder, self.plan.training.seed)
+
+    def _texts(self, settings: EvaluationConfig) -> np.ndarray:
+        return target_texts(self.target.config, self.own, self.data.held_out, self.data.begin, settings)
+
+    def _agreement(self, heads: Heads, texts: np.ndarray, untrained: bool = False) -> Agreement:
+        exits = sorted({head.exit_layer for head in self.plan.heads})
+        configs = [*self.plan.heads, *(ExitHeadConfig(number, "target") for number in exits if untrained)]
+        batch = min(self.settings.batch, len(texts))
+        return exit_agreement(
+            configs, self.target.config, heads, self.own, texts, self.settings.prompt, self.target.end_tokens, batch
+        )
+
+
+def measure_stored(
+    target: Model,
+    heads: Sequence[ExitHeadConfig],
+    held_out: Sequence[str],
+    settings: EvaluationConfig,
+    root: Path | None = None,
+) -> Agreement:
+    """Agreement of heads that are stored beside a target, and of untrained ones (`target`), on held-out text.
+
+    Args:
+        target: The target.
+        heads: Heads of it.
+        held_out: Text files or lists, as `exit_data.read_files` takes them.
+        settings: What is measured.
+        root: Where the files of lists lie.
+
+    Raises:
+        FileNotFoundError: when a file or a head is missing.
+        ValueError: for a head of another target, or unfitting text.
+    """
+    end = target.end_tokens
+    documents = encode_documents(target.tokenizer, read_files(held_out, root), end[0] if end else None)
+    params = {head.name: load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).params for head in heads}
+    params = to_float32(params)
+    own = read_float32(target.source)
+    texts = target_texts(target.config, own, documents, begin_token(target.tokenizer), settings)
+    batch = min(settings.batch, len(texts))
+    return exit_agreement(heads, target.config, params, own, texts, settings.prompt, target.end_tokens, batch)

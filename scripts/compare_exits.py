@@ -1,0 +1,106 @@
+"""Early exits of the demo target on held-out source: acceptance, ticks and modeled time, as a Markdown table.
+
+Every exit with every head, as the paper's chain and as trees, beside EESD with its best draft length and PP. A tick is
+charged the longest stage, the exit head with its vocabulary included; EESD for what does not overlap.
+
+Ticks are simulated: the exit path and its head run, the rest of the target does not, its tokens are known from plain
+decoding. They equal the engine's (tests/pipeline/test_exits.py); `--engine` runs that instead and checks every token.
+
+python scripts/compare_exits.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pipedec_jax
+from pipedec_jax.analysis.held_out import held_out_prompts
+
+
+def settings(trees: list[int], lengths: list[int]) -> Iterator[dict[str, Any]]:
+    """PPSD as a chain, as levels and best first, and EESD."""
+    yield {"method": "ppsd", "width": 1, "children": 1}
+    for width in trees:
+        tree = {"width": width, "children": min(width, 8), "drafter": "model"}
+        yield {"method": "ppsd"} | tree
+        yield {"method": "best-first"} | tree
+    for length in lengths:
+        yield {"method": "eesd", "draft_length": length}
+
+
+def main() -> None:
+    """Parse arguments, run the grid and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--heads", nargs="+", help="heads by name, such as target for the untrained ones (the best)")
+    parser.add_argument("--trees", type=int, nargs="*", default=[4, 16], help="widths of trees (4 16)")
+    parser.add_argument("--draft-lengths", type=int, nargs="*", default=[1, 2, 4, 8], help="of EESD; the best is shown")
+    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
+    parser.add_argument("--out", type=Path, help="also write all rows as JSON to this file")
+    args = parser.parse_args()
+
+    pipedec_jax.use_cpu_devices(max(args.stages))
+    from pipedec_jax.analysis.method_table import MethodRow, plain_answers, run, simulate
+
+    prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
+    make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"))
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    answers = plain_answers(make, prompts, **options)
+    print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
+    print(f"temperature {args.temperature}; ticks {'of the engine' if args.engine else 'simulated'}")
+    print(
+        "| stages | exit | layers by stage | head | longest stage | method | width | hit rate | ticks per token |",
+        end="",
+    )
+    print(" ticks: PP / this | modeled time: PP / this |")
+    print("|" + " --- |" * 11)
+    found = []
+
+    def report(decoder: pipedec_jax.Decoder, row: MethodRow) -> None:
+        assert decoder.cycle is not None
+        assert decoder.exit_head is not None
+        layers = "+".join(map(str, decoder.split.count[: decoder.split.exit]))
+        layers += " | " + "+".join(map(str, decoder.split.count[decoder.split.exit :]))
+        name = row.method if row.method != "eesd" else f"eesd, {decoder.settings.draft_length} drafts"
+        print(
+            f"| {row.stages} | {decoder.settings.exit_layer} | {layers.replace('|', 'then')} | "
+            f"{decoder.exit_head.config.name.split('-', 1)[1]} | {decoder.cycle.layers:.2f} | {name} | {row.width} | "
+            f"{row.hit_rate:.3f} | {row.ticks_per_token:.2f} | {row.ticks_speedup_vs_pp:.2f} | "
+            f"{row.modeled_speedup_vs_pp:.2f} |",
+            flush=True,
+        )
+
+    for stages in args.stages:
+        for exit_layer in args.exits:
+            for head in args.heads or [None]:
+                rows = []
+                for setting in settings(args.trees, args.draft_lengths):
+                    decoder = make(stages=stages, exit_layer=exit_layer, exit_head=head, **setting)
+                    row = (run if args.engine else simulate)(decoder, prompts, answers, **options)
+                    rows.append((decoder, row))
+                    if row.method != "eesd":
+                        report(decoder, row)
+                eesd = [pair for pair in rows if pair[1].method == "eesd"]
+                if eesd:
+                    report(*max(eesd, key=lambda pair: pair[1].modeled_speedup_vs_pp))
+                for decoder, row in rows:
+                    extra = {"exit_layer": exit_layer, "layers_by_stage": decoder.split.count}
+                    extra |= {"exit_stages": decoder.split.exit, "draft_length": decoder.settings.draft_length}
+                    found.append(row.to_dict() | extra)
+    if args.out is not None:
+        args.out.write_text(json.dumps({"argv": sys.argv[1:], "rows": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

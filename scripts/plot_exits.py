@@ -1,0 +1,112 @@
+"""PPSD and EESD over the acceptance rate: where drafting first and verifying then falls below plain decoding.
+
+Lines are the closed forms of `pipedec_jax.analysis.exit_cost`, in ticks: PP's over the method's. Dots are counted: the
+replay drafter stands at the exit and is right with the given rate, ticks are simulated. The same for any model, and for
+equal stages PPSD's is L / (a E + (1 - a) L) in layers. Needs the extra `plots` (matplotlib) for the picture.
+
+python scripts/plot_exits.py --out scripts/figures/exits.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import pipedec_jax
+
+VOCAB = 97
+
+
+def main() -> None:
+    """Parse arguments, simulate, print a table and draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", type=int, default=8, help="of the demo target's 16 layers (8)")
+    parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
+    parser.add_argument("--draft-lengths", type=int, nargs="+", default=[1, 4, 8], help="of EESD (1 4 8)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1])
+    parser.add_argument("--tokens", type=int, default=500, help="tokens of the replayed text (500)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
+    args = parser.parse_args()
+
+    from pipedec_jax.analysis import exit_cost
+    from pipedec_jax.analysis.simulator import Simulator
+    from pipedec_jax.drafters.replay import Replay, ReplayAtExit
+    from pipedec_jax.pipeline.settings import EngineSettings
+
+    target = pipedec_jax.load_demo("target").config
+    random = np.random.default_rng(args.seed)
+    text = random.integers(VOCAB, size=args.tokens + 1).astype(np.int32)
+    order = random.permutation(len(text))
+
+    def counted(simulator: Simulator, rate: float) -> float:
+        place = np.zeros(len(text), np.int32)
+        place[order[: round((1 - rate) * len(text))]] = 1
+        replay = Replay(token=text, place=place)  # pyright: ignore[reportArgumentType]
+        return simulator.run(text[:1].tolist(), text[1:].tolist(), drafter_params=replay).ticks[-1] / args.tokens
+
+    methods = [("ppsd", 1), *(("eesd", length) for length in args.draft_lengths)]
+    counts: dict[tuple[int, str], list[float]] = {}
+    forms: dict[tuple[int, str], list[float]] = {}
+    fine = np.linspace(0, 1, 101).tolist()
+    print(f"PP's ticks over the method's on {args.stages} stages, by acceptance rate: ", end="")
+    print(f"simulated with {args.tokens} tokens / closed form")
+    print("| exit layer | exit stages | method | " + " | ".join(map(str, args.rates)) + " |")
+    print("|" + " --- |" * (3 + len(args.rates)))
+    for layer in args.exits:
+        for method, length in methods:
+            settings = EngineSettings(
+                method=method, stages=args.stages, exit_layer=layer, width=1, children=1, draft_length=length
+            )
+            drafter = ReplayAtExit(children=1, vocab_size=VOCAB)
+            simulator = Simulator(target, None, settings, vocab_size=VOCAB, drafter=drafter)
+            e = simulator.exit_stages
+
+            def form(rate: float, method: str = method, n: int = args.stages, e: int = e, k: int = length) -> float:
+                if method == "ppsd":
+                    return n / exit_cost.ppsd_ticks_per_token(rate, n, e)
+                return n / exit_cost.eesd_ticks_per_token(rate, n, e, k)
+
+            name = method if method == "ppsd" else f"eesd, {length} drafts"
+            counts[layer, name] = [args.stages / counted(simulator, rate) for rate in args.rates]
+            forms[layer, name] = [form(rate) for rate in fine]
+            both = zip(args.rates, counts[layer, name], strict=True)
+            cells = [f"{found:.2f} / {form(rate):.2f}" for rate, found in both]
+            print(f"| {layer} | {e} | {name} | " + " | ".join(cells) + " |", flush=True)
+    if args.out is not None:
+        draw(counts, forms, args.exits, args.rates, fine, args.out)
+
+
+def draw(
+    counts: dict[tuple[int, str], list[float]],
+    forms: dict[tuple[int, str], list[float]],
+    exits: list[int],
+    rates: list[float],
+    fine: list[float],
+    out: Path,
+) -> None:
+    """A panel per exit: closed forms as lines, counted ticks as dots, plain decoding at 1."""
+    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
+
+    figure, panels = plt.subplots(1, len(exits), figsize=(4.6 * len(exits), 3.8), squeeze=False)
+    for panel, layer in zip(panels[0], exits, strict=True):
+        for (number, name), values in forms.items():
+            if number == layer:
+                (line,) = panel.plot(fine, values, label=name)
+                panel.plot(rates, counts[layer, name], ".", color=line.get_color())
+        panel.axhline(1, color="black", linewidth=0.8, linestyle="--", label="plain decoding (pp)")
+        panel.set_title(f"exit after {layer} layers")
+        panel.set_xlabel("acceptance rate")
+        panel.set_yscale("log", base=2)
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("ticks of PP / ticks (dots: simulated)")
+    panels[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    main()

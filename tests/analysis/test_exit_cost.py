@@ -1,0 +1,111 @@
+"""Closed forms of PPSD and EESD against counted ticks, and what a tick with an exit costs."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipedec_jax.analysis import exit_cost
+from pipedec_jax.analysis.cost import Costs, byte_costs, head_bytes, layer_bytes, pp_token_cost
+from pipedec_jax.analysis.exit_cost import Cycle
+from pipedec_jax.analysis.simulator import Simulator
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.drafters.replay import Replay, ReplayAtExit
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.pipeline.settings import EngineSettings
+from pipedec_jax.pipeline.split import StageSplit
+
+TARGET = LlamaConfig(vocab_size=97, width=16, feed_forward=24, layers=12, heads=2, kv_heads=1, head_size=8, context=512)
+TOKENS = 201
+TEXT = np.random.default_rng(0).integers(97, size=TOKENS + 1).astype(np.int32)
+SIZES = {"ppsd": [(6, 4)], "eesd": [(4, 3)]}
+"""Stages and exit layer: exit paths of 2 stages and of 1, all stages equal."""
+
+
+@functools.cache
+def simulator(method: str, stages: int, exit_layer: int) -> Simulator:
+    settings = EngineSettings(
+        method=method, stages=stages, exit_layer=exit_layer, width=1, children=1, draft_length=3, capacity=256
+    )
+    drafter = ReplayAtExit(children=1, vocab_size=97)
+    return Simulator(TARGET, None, settings, vocab_size=97, drafter=drafter)
+
+
+def run(method: str, stages: int, exit_layer: int, right: np.ndarray) -> tuple[int, list[bool], int]:
+    """Ticks, hits and stages of the exit path where the guesses of these positions are right."""
+    found = simulator(method, stages, exit_layer)
+    replay = Replay(token=jnp.asarray(TEXT), place=jnp.asarray(np.where(right, 0, 1), jnp.int32))
+    progress = found.run(TEXT[:1].tolist(), TEXT[1:].tolist(), drafter_params=replay)
+    return progress.ticks[-1], progress.hits, found.exit_stages
+
+
+@pytest.mark.parametrize("rate", [0, 0.3, 0.6, 0.8, 0.9, 1])
+@pytest.mark.parametrize(("stages", "exit_layer"), SIZES["ppsd"])
+def test_a_chain_takes_the_ticks_of_the_closed_form(stages: int, exit_layer: int, rate: float) -> None:
+    right = np.zeros(TOKENS + 1, bool)
+    right[np.random.default_rng(1).permutation(TOKENS - 1)[: round(rate * (TOKENS - 1))] + 1] = True
+    ticks, hits, e = run("ppsd", stages, exit_layer, right)
+    assert e == 2
+    assert hits[:-1] == right[1:-1].tolist()
+    wrong = TOKENS - 1 - sum(right[1:-1])
+    assert ticks == exit_cost.ppsd_ticks(stages, e, sum(right[1:-1]), wrong)
+    per_token = exit_cost.ppsd_ticks_per_token(rate, stages, e)
+    assert ticks / TOKENS == pytest.approx(per_token, abs=stages / TOKENS)
+    # For equal stages, and a head that costs nothing, it is the form in layers as well.
+    assert stages / per_token == pytest.approx(exit_cost.ppsd_speedup(rate, TARGET.layers, exit_layer))
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, 0.8, 1])
+@pytest.mark.parametrize(("stages", "exit_layer"), SIZES["eesd"])
+def test_rounds_of_eesd_take_the_ticks_of_the_closed_form(stages: int, exit_layer: int, rate: float) -> None:
+    right = np.random.default_rng(2).random(TOKENS + 1) < rate
+    ticks, hits, e = run("eesd", stages, exit_layer, right)
+    rounds = accepted = 0
+    for hit, guess in zip(hits[:-1], right[1:-1], strict=True):
+        assert hit == (guess and accepted < 3)
+        accepted = accepted + 1 if hit else 0
+        rounds += not hit
+    assert ticks == (rounds + 1) * (3 * e + stages)
+    expected = exit_cost.eesd_ticks_per_token(np.mean(right[1:-1]), stages, e, 3)
+    assert ticks / TOKENS == pytest.approx(expected, rel=0.08)
+
+
+def test_ppsd_is_never_slower_than_plain_decoding_and_eesd_is() -> None:
+    rates = np.linspace(0, 1, 21)
+    ppsd = [exit_cost.ppsd_ticks_per_token(rate, 8, 2) for rate in rates]
+    eesd = [exit_cost.eesd_ticks_per_token(rate, 8, 2, 4) for rate in rates]
+    assert max(ppsd) == 8
+    assert [ticks > 8 for ticks in eesd] == [rate < 0.52 for rate in rates]
+    assert all(one <= other for one, other in zip(ppsd, eesd, strict=True))
+    assert exit_cost.ppsd_speedup(0.8056, 32, 8) == pytest.approx(2.53, abs=0.005)  # The paper's HumanEval: 2.58.
+
+
+def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head() -> None:
+    head = ExitHeadConfig(3, "norm-linear")
+    costs = byte_costs(TARGET, None, 4, head)
+    layer = layer_bytes(TARGET, 4)
+    # Norm and vocabulary.
+    assert costs.exit_head == 4 * (16 + 16 * 97)
+    weight = costs.exit_head / layer
+    assert exit_cost.cycle(costs, StageSplit((3, 3, 3, 3), 1)) == Cycle(1, 3 + weight, weight)
+    assert exit_cost.cycle(costs, StageSplit((1, 1, 4, 6), 2)) == Cycle(4, 6, weight)
+    ticks = exit_cost.exit_tick_costs(costs, StageSplit((3, 3, 3, 3), 1), 2)
+    assert ticks.stage.cost == pytest.approx([0, (3 + weight) * layer, (3 + weight) * layer])
+    assert ticks.head.cost == pytest.approx([0, head_bytes(TARGET, 4) / 4, head_bytes(TARGET, 4) / 4])
+    # Where rows cost, the head's do as well, and another stage may be the longest.
+    rising = Costs(layer={1: 1.0, 4: 2.0}, head=4.0, exit_head={1: 2.0, 4: 5.0}, exchange=0.5)
+    ticks = exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3)
+    assert (ticks.stage.cost, ticks.head.cost, ticks.exchange) == ((0, 6, 12, 12), (0, *[4 / 3] * 3), 0.5)
+    assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5)
+
+
+def test_eesd_is_charged_for_what_does_not_overlap() -> None:
+    costs = byte_costs(TARGET, None, 4, ExitHeadConfig(3, "norm-linear"))
+    split = StageSplit((2, 1, 3, 3, 3), 2)
+    draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head
+    (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).stage.cost
+    # A round of four drafts on an exit path of two of five stages.
+    assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))

@@ -1,0 +1,66 @@
+"""What was converted goes back bit for bit, as a directory that transformers loads."""
+
+import json
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from checkpoints_convert import convert, export, open_source
+from checkpoints_convert.__main__ import main
+from checkpoints_convert.source import same_bits
+from tests.checkpoints_convert.sources import GEOMETRIES, edit_json, hugging_face_model, save
+
+
+def tensors(directory):
+    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+@pytest.mark.parametrize("shard_bytes", [2**30, 50_000])
+@pytest.mark.parametrize("name", ["LLaMA 2 70B: grouped queries", "LLaMA 3.2: tied, scaled RoPE"])
+def test_convert_and_export_give_the_same_bits(name, shard_bytes, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr("checkpoints_convert.hugging_face_export.SHARD_BYTES", shard_bytes)
+    source = save(hugging_face_model(GEOMETRIES[name]), tmp_path / "source", "bfloat16")
+    back = export(convert(source, tmp_path / "converted"), tmp_path / "back")
+    expected, found = tensors(source), tensors(back)
+    assert found.keys() == expected.keys()
+    assert all(same_bits(found[name], expected[name]) for name in expected)
+    assert (len(list(back.glob("*.safetensors"))) > 1) == (shard_bytes < 2**30)
+    assert (back / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert len({path.stat().st_mode for path in back.iterdir()}) == 1
+
+    loaded, info = LlamaForCausalLM.from_pretrained(back, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(info.values())
+    original = LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    with torch.no_grad():
+        tokens = torch.arange(100)[None]
+        assert torch.equal(loaded(tokens).logits, original(tokens).logits)
+    assert open_source(back).config == open_source(source).config
+
+
+def test_end_tokens_go_back(source, tmp_path):
+    (source / "generation_config.json").unlink()
+    back = export(convert(source, tmp_path / "converted"), tmp_path / "back")
+    assert (open_source(back).bos_token_id, open_source(back).eos_token_ids) == (1, [2, 3])
+    edit_json(source / "config.json", eos_token_id=7)
+    back = export(convert(source, tmp_path / "other"), tmp_path / "again")
+    assert json.loads((back / "config.json").read_text())["eos_token_id"] == 7
+
+
+def test_a_damaged_checkpoint_is_not_exported(source, tmp_path, others):
+    converted = convert(source, tmp_path / "converted")
+    (chunk,) = (converted / "parameters" / "layers.1.down").glob("[0-9]*")
+    chunk.write_bytes(b"\1" + chunk.read_bytes()[1:])
+    with pytest.raises(ValueError, match="cannot read array 'layers/1/down'"):
+        export(converted, tmp_path / "back")
+    assert others() == ["converted"]
+
+
+def test_command(source, tmp_path, capsys):
+    convert(source, tmp_path / "converted")
+    assert main(["export", str(tmp_path / "converted"), str(tmp_path / "back")]) == 0
+    assert "exported" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "converted"), str(tmp_path / "back")]) == 2
+    assert "back exists; choose another directory" in capsys.readouterr().err

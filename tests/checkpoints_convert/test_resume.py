@@ -1,0 +1,204 @@
+"""A conversion that is stopped, however, goes on where it was and ends with the same bytes."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from checkpoints_convert import conversion, convert, is_converted, open_checkpoint, workplace
+from checkpoints_convert.verify import damage
+from tests.checkpoints_convert.sources import edit_json, stop_at, tiny_source
+
+
+def contents(directory):
+    """Every file below `directory` by its path there."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+class Stopped(BaseException):
+    """As if the process ended here: nothing catches it."""
+
+
+@pytest.fixture
+def expected(source, tmp_path_factory):
+    return contents(convert(source, tmp_path_factory.mktemp("whole") / "converted"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 21])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_goes_on_where_it_was(count, in_place, source, tmp_path, others, expected, monkeypatch):
+    # In place is how object stores are written.
+    monkeypatch.setattr(workplace, "is_cloud", lambda _: in_place)
+    destination = tmp_path / "converted"
+    with monkeypatch.context() as patch:
+        stop_at(patch, count, Stopped)
+        with pytest.raises(Stopped):
+            convert(source, destination)
+    assert not is_converted(destination)
+    with pytest.raises(FileNotFoundError, match="is no converted checkpoint"):
+        open_checkpoint(destination)
+
+    written, write = [], conversion.write_array
+
+    def counting(*arguments):
+        written.append(arguments[1])
+        return write(*arguments)
+
+    monkeypatch.setattr(conversion, "write_array", counting)
+    convert(source, destination)
+    assert len(written) == 21 - (count - 1)
+    assert contents(destination) == expected
+    assert others() == ["converted"]
+
+
+@pytest.mark.parametrize("step", ["write_tree_metadata", "Manifest.write", "finish", "remove"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stopped_while_finishing(step, overwrite, source, tmp_path, others, expected, monkeypatch):
+    destination = tmp_path / "converted"
+    if overwrite:
+        convert(source, destination, "bfloat16")
+
+    def stop(*_):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        owner = workplace.Workplace if step in ("finish", "remove") else conversion
+        if step == "Manifest.write":
+            owner, step = conversion.Manifest, "write"
+        patch.setattr(owner, step, stop)
+        with pytest.raises(Stopped):
+            convert(source, destination, overwrite=overwrite)
+    assert is_converted(destination) == (overwrite or step == "remove")
+    convert(source, destination, overwrite=overwrite)
+    assert contents(destination) == expected
+    assert others() == ["converted"]
+
+
+def test_stopped_between_the_two_renames_of_an_overwrite(source, tmp_path, others, expected, monkeypatch):
+    destination = convert(source, tmp_path / "converted", "bfloat16")
+    rename = type(destination).rename
+
+    def once(path, target):
+        if path.name == "checkpoint":
+            raise Stopped
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(destination), "rename", once)
+        with pytest.raises(Stopped):
+            convert(source, destination, overwrite=True)
+    assert not destination.exists()
+    convert(source, destination, overwrite=True)
+    assert contents(destination) == expected
+    assert others() == ["converted"]
+
+
+@pytest.mark.parametrize("change", ["source", "dtype"])
+def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9, Stopped)
+        with pytest.raises(Stopped):
+            convert(source, tmp_path / "converted")
+    if change == "source":
+        tiny_source(source, seed=1)
+    dtype = "bfloat16" if change == "dtype" else None
+    convert(source, tmp_path / "converted", dtype)
+    assert contents(tmp_path / "converted") == contents(convert(source, tmp_path / "again", dtype))
+    assert others() == ["again", "converted"]
+
+
+def test_records_that_were_cut_short_are_done_again(source, tmp_path, expected, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9, Stopped)
+        with pytest.raises(Stopped):
+            convert(source, tmp_path / "converted")
+    records = sorted((workplace.workplace_of(tmp_path / "converted") / "done").iterdir())
+    records[0].write_bytes(records[0].read_bytes()[:20])
+    records[1].write_bytes(b"")
+    convert(source, tmp_path / "converted")
+    assert contents(tmp_path / "converted") == expected
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(source, tmp_path, others, monkeypatch):
+    write = conversion.write_tree_metadata
+
+    def changing(*arguments):
+        write(*arguments)
+        os.utime(source / "model.safetensors", ns=(0, 0))
+
+    monkeypatch.setattr(conversion, "write_tree_metadata", changing)
+    with pytest.raises(ValueError, match="changed while it was converted"):
+        convert(source, tmp_path / "converted")
+    assert others() == []
+
+
+def test_two_processes_do_not_convert_to_one_place(source, tmp_path, others):
+    with (
+        workplace.workplace(tmp_path / "converted", {}),
+        pytest.raises(FileExistsError, match="another process is converting to 'converted'"),
+    ):
+        convert(source, tmp_path / "converted")
+    assert others() == []
+
+
+def test_a_full_disk_is_told_before_and_while_writing(source, tmp_path, others, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
+        with pytest.raises(OSError, match=r"needs 0\.00 GiB more in .* make room"):
+            convert(source, tmp_path / "converted")
+    assert others() == []
+    # The disk is full in the middle: as the system says it when a file would grow beyond a limit.
+    code = (
+        "import resource, signal, sys\n"
+        "from checkpoints_convert.__main__ import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"sys.exit(main(['convert', {str(source)!r}, {str(tmp_path / 'converted')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: [Errno 27] cannot write array" in done.stderr
+    assert others() == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_at_random_moments(end, source, tmp_path, others, expected):
+    """As `scripts/kill_conversions.py` does a hundred times."""
+    command = [sys.executable, "-m", "checkpoints_convert", "convert", str(source), str(tmp_path / "converted")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # Not before there is something to go on with.
+    while process.poll() is None and not (tmp_path / ".converted.partial" / "plan.json").exists():
+        time.sleep(0.001)
+    time.sleep(random.Random(0).random() / 20)
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(end)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode in (0, -end, 143)
+    if process.returncode:
+        assert not is_converted(tmp_path / "converted")
+        assert end == signal.SIGKILL or messages.decode().startswith("interrupted; the same command again goes on")
+        convert(source, tmp_path / "converted")
+    assert contents(tmp_path / "converted") == expected
+    assert others() == ["converted"]
+
+
+def test_the_manifest_holds_what_it_should(source, tmp_path):
+    converted = convert(source, tmp_path / "converted")
+    values = json.loads((converted / "pipedec_jax.json").read_text())
+    assert values["tool"].startswith("pipedec_jax ")
+    assert values["source"]["files"]["model.safetensors"]["bytes"] == (source / "model.safetensors").stat().st_size
+    assert set(values["files"]) == {"tokenizer.json", "generation_config.json"}
+    assert values["arrays"]["layers/0/query"]["shape"] == [12, 4, 6]
+    assert list(damage(converted)) == []
+    edit_json(converted / "pipedec_jax.json", source=..., tool=1)
+    with pytest.raises(ValueError, match=r"'source' must be of type dict"):
+        open_checkpoint(converted)

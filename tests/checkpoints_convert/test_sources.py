@@ -1,0 +1,405 @@
+"""Every format that a LLaMA model comes in becomes the same checkpoint, told apart without flags."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from checkpoint_trials.synthetic import sentencepiece_model
+from checkpoints_convert import convert, open_checkpoint, open_source, pickle_reader
+from checkpoints_convert.__main__ import main
+from checkpoints_convert.source import same_bits
+from checkpoints_convert.verify import differences
+from pipedec_jax.config import RopeScaling
+from pipedec_jax.model import llama
+from pipedec_jax.model.parameters import parameter_shapes
+from tests.checkpoints_convert.meta_files import save_as_meta, write_tiktoken
+from tests.checkpoints_convert.sources import GEOMETRIES, edit_json, hugging_face_model, save
+
+LLAMA_1, LLAMA_2, ONE_KV = (
+    "LLaMA 1: as many KV heads as heads",
+    "LLaMA 2 70B: grouped queries",
+    "one KV head",
+)
+EVEN = 528
+"""A vocabulary that several files can share, with room for a tokenizer of bytes and special tokens."""
+PROMPT = np.random.default_rng(0).integers(EVEN, size=(1, 500), dtype=np.int32)
+
+
+def save_pickled(model, directory: Path, dtype: str = "float32", shards: int = 1) -> Path:
+    """As transformers saved models before safetensors."""
+    save(model, directory, dtype)
+    (directory / "model.safetensors").unlink()
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if shards == 1:
+        torch.save(tensors, directory / "pytorch_model.bin")
+        return directory
+    weight_map = {}
+    for index in range(shards):
+        file = f"pytorch_model-{index + 1:05d}-of-{shards:05d}.bin"
+        part = dict(list(tensors.items())[index::shards])
+        torch.save(part, directory / file)
+        weight_map |= dict.fromkeys(part, file)
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+def same_arrays(a, b) -> bool:
+    assert (a.config, a.dtype) == (b.config, b.dtype)
+    return all(same_bits(a.read(path), b.read(path)) for path in parameter_shapes(a.config))
+
+
+def logits_agree(model, checkpoint) -> None:
+    with torch.no_grad():
+        prompt = PROMPT % model.config.vocab_size
+        expected = model.float()(torch.from_numpy(prompt).long()).logits.numpy()
+    weights = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), checkpoint.read_all())
+    forward = jax.jit(functools.partial(llama.forward, checkpoint.config))
+    found = np.asarray(forward(weights, jnp.asarray(prompt)))
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_pickled_files_equal_safetensors(shards, dtype, tmp_path):
+    model = hugging_face_model(GEOMETRIES[LLAMA_2])
+    theirs = open_source(save(model, tmp_path / "safetensors", dtype))
+    source = save_pickled(model, tmp_path / "pickled", dtype, shards)
+    converted = convert(source, tmp_path / "converted")
+    assert open_source(source).format == "huggingface-pickle"
+    assert same_arrays(open_checkpoint(converted), theirs)
+    assert list(differences(source, converted)) == []
+    # The conversions differ in what they say of their sources, and in nothing else.
+    other = convert(tmp_path / "safetensors", tmp_path / "other")
+    values = [json.loads((place / "pipedec_jax.json").read_text()) for place in (converted, other)]
+    assert values[0].pop("source") != values[1].pop("source")
+    assert values[0].pop("manifest") != values[1].pop("manifest")
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("geometry", [LLAMA_2, "LLaMA 3.2: tied, scaled RoPE"])
+def test_logits_of_pickled_files(geometry, tmp_path):
+    model = hugging_face_model(GEOMETRIES[geometry])
+    logits_agree(model, open_checkpoint(convert(save_pickled(model, tmp_path / "a"), tmp_path / "b")))
+
+
+META = {
+    "one file": (LLAMA_1, 1, False, {}),
+    "four files, LLaMA 1 and 2's embedding": (LLAMA_1, 4, False, {}),
+    "two files, grouped queries": (LLAMA_2, 2, False, {}),
+    "more files than KV heads": (ONE_KV, 4, True, {}),
+    "LLaMA 3": ("LLaMA 3: large theta", 2, True, {"rope_theta": 500000.0}),
+    "LLaMA 3.1": ("LLaMA 3.1: scaled RoPE", 2, True, {"rope_theta": 500000.0, "use_scaled_rope": True}),
+    "LLaMA 3.2": ("LLaMA 3.2: tied, scaled RoPE", 1, True, {"rope_theta": 500000.0, "use_scaled_rope": True}),
+}
+
+
+def as_published(geometry: dict, scaled: bool) -> dict:
+    """The geometry with the released models' original context, which Meta's files do not state."""
+    if not scaled:
+        return geometry | {"vocab_size": EVEN}
+    return (
+        geometry
+        | {"vocab_size": EVEN, "max_position_embeddings": 16384}
+        | {"rope_parameters": geometry["rope_parameters"] | {"original_max_position_embeddings": 8192}}
+    )
+
+
+@pytest.mark.parametrize("name", META)
+def test_metas_files_equal_hugging_faces(name, tmp_path):
+    geometry, ranks, llama3, params = META[name]
+    model = hugging_face_model(as_published(GEOMETRIES[geometry], "use_scaled_rope" in params))
+    source = save_as_meta(
+        model, tmp_path / "meta", ranks, llama3, max_seq_len=model.config.max_position_embeddings, **params
+    )
+    theirs = open_source(save(model, tmp_path / "hugging_face"))
+    converted = convert(source, tmp_path / "converted")
+    assert open_source(source).format == "meta"
+    assert same_arrays(open_checkpoint(converted), theirs)
+    assert list(differences(source, converted)) == []
+    # Of the others, Hugging Face's file has the same bits, and logits of its own test.
+    if (ranks > 1 and (llama3 or geometry == LLAMA_1)) or "3.2" in geometry:
+        logits_agree(model, open_checkpoint(converted))
+
+
+def test_metas_files_in_bfloat16(tmp_path):
+    model = hugging_face_model(as_published(GEOMETRIES[LLAMA_2], False)).to(torch.bfloat16)
+    source = save_as_meta(model, tmp_path / "meta", 2, False, max_seq_len=1024)
+    assert same_arrays(open_source(source), open_source(save(model, tmp_path / "hugging_face", "bfloat16")))
+
+
+@pytest.mark.parametrize(
+    ("params", "context", "scaling"),
+    [
+        ({"norm_eps": 1e-6}, 2048, None),
+        ({"norm_eps": 1e-5}, 4096, None),
+        ({"rope_theta": 1e6}, 16384, None),
+        ({"rope_theta": 5e5}, 8192, None),
+        ({"rope_theta": 5e5, "use_scaled_rope": True}, 131072, RopeScaling(8.0, 1.0, 4.0, 8192)),
+        ({"rope_theta": 5e5, "use_scaled_rope": True, "rope_scaling_factor": 16.0, "max_seq_len": 77}, 77,
+         RopeScaling(16.0, 1.0, 4.0, 8192)),
+    ],
+)  # fmt: skip
+def test_what_params_json_leaves_out_is_known_from_the_release(params, context, scaling, tmp_path):
+    found = open_source(save_as_meta(hugging_face_model(GEOMETRIES[LLAMA_1]), tmp_path, **params)).config
+    assert (found.context, found.rope_scaling) == (context, scaling)
+    assert found.rope_theta == params.get("rope_theta", 1e4)
+
+
+def test_special_tokens_of_metas_files(tmp_path):
+    model = hugging_face_model(GEOMETRIES[LLAMA_1])
+    newer = open_source(save_as_meta(model, tmp_path / "3"))
+    assert (newer.bos_token_id, newer.eos_token_ids) == (262, [263, 270, 271])
+    older = save_as_meta(model, tmp_path / "1" / "7B", llama3=False)
+    assert (open_source(older).bos_token_id, open_source(older).eos_token_ids) == (1, [2])
+    # LLaMA 1 came with one tokenizer beside the directories of all sizes.
+    (older / "tokenizer.model").rename(older.parent / "tokenizer.model")
+    assert open_source(older).eos_token_ids == [2]
+    assert (convert(older, tmp_path / "converted") / "tokenizer.model").read_bytes() == sentencepiece_model()
+
+
+def spoil_meta(**changes):
+    return lambda source: edit_json(source / "params.json", **changes)
+
+
+def edit_rank(source, rank=1, **changes):
+    file = source / f"consolidated.{rank:02d}.pth"
+    tensors = torch.load(file) | {name.replace("__", "."): value for name, value in changes.items()}
+    torch.save({name: value for name, value in tensors.items() if value is not None}, file)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+BAD_META = {
+    "missing rank": (lambda s: (s / "consolidated.00.pth").unlink(), r"lacks consolidated\.00\.pth"),
+    "missing tensor": (lambda s: edit_rank(s, norm__weight=None), r"01\.pth: the checkpoint lacks tensors 'norm\.w"),
+    "norms that differ": (lambda s: edit_rank(s, norm__weight=torch.ones(64)), "'norm.weight' should be the same"),
+    "unknown tensor": (lambda s: edit_rank(s, bias=torch.ones(3)), "01.pth: the checkpoint has unknown tensors 'bias'"),
+    "misshapen part": (
+        lambda s: edit_rank(s, output__weight=torch.ones(3, 64)), r"'output\.weight' has shape \(3, 64\), params.json"),
+    "integers": (lambda s: edit_rank(s, norm__weight=torch.ones(64, dtype=torch.int8)), "is stored as int8"),
+    "truncated": (lambda s: truncate(s / "consolidated.01.pth"), r"01\.pth is no complete PyTorch file"),
+    "no width": (spoil_meta(dim=...), r"params\.json: the configuration lacks 'dim'"),
+    "heads": (spoil_meta(n_heads=7), r"dim \(64\) is no multiple of n_heads \(7\)"),
+    "layers": (spoil_meta(n_layers=10**9), "layers must be at most"),
+    "vocabulary": (spoil_meta(vocab_size=99), "vocab_size is 99, but the embedding has 528 rows"),
+    "quantized": (spoil_meta(quantization_args={"scheme": "int4"}), "quantization_args is present"),
+    "scaled RoPE": (spoil_meta(use_scaled_rope="yes"), "use_scaled_rope must be true or false, not 'yes'"),
+    "tokenizer": (lambda s: (s / "tokenizer.model").write_bytes(b"YQ== 0\nYg== 5\n"), "not numbered from 0"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def meta(tmp_path_factory):
+    model = hugging_face_model(GEOMETRIES[LLAMA_1] | {"vocab_size": EVEN})
+    return save_as_meta(model, tmp_path_factory.mktemp("meta") / "source", 2)
+
+
+@pytest.mark.parametrize("name", BAD_META)
+def test_bad_files_of_metas_are_named(name, meta, tmp_path, capsys):
+    spoil, message = BAD_META[name]
+    source = shutil.copytree(meta, tmp_path / "source")
+    spoil(source)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        convert(source, tmp_path / "converted")
+    assert main(["convert", str(source), str(tmp_path / "converted")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+class Harmful:
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.file),)
+
+
+@pytest.fixture(scope="module")
+def pickled(tmp_path_factory):
+    return save_pickled(hugging_face_model(GEOMETRIES[LLAMA_1]), tmp_path_factory.mktemp("pickled") / "source")
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(pickled, tmp_path, monkeypatch):
+    source = shutil.copytree(pickled, tmp_path / "source")
+    tensors = torch.load(source / "pytorch_model.bin")
+    torch.save(tensors | {"extra": Harmful(tmp_path / "ran")}, source / "pytorch_model.bin")
+    # Not even where the user asks torch for the old behaviour.
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused .* it would run code") as error:
+        convert(source, tmp_path / "converted")
+    assert "weights_only" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+BAD_PICKLES = {
+    "truncated": (lambda file: truncate(file), "no complete PyTorch file"),
+    "no archive": (lambda file: file.write_bytes(b"\x80\x02}q\x00."), "no complete PyTorch file"),
+    "a list": (lambda file: torch.save([torch.ones(2)], file), "must hold a dictionary of named tensors, not a list"),
+    "numbers": (lambda file: torch.save({"model.norm.weight": 3}, file), "other than a plain tensor under 'model.norm"),
+    "repeated data": (
+        lambda file: torch.save({"a": torch.ones(1).expand(10**6)}, file), "tensor 'a' is not stored in one piece"),
+    "sparse": (lambda file: torch.save({"a": torch.ones(2, 2).to_sparse()}, file), "plain tensor|refused"),
+    "compressed": (lambda file: compress(file), "is compressed"),
+}  # fmt: skip
+
+
+def compress(file):
+    import zipfile
+
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("name", BAD_PICKLES)
+def test_bad_pickles_are_named(name, pickled, tmp_path):
+    spoil, message = BAD_PICKLES[name]
+    source = shutil.copytree(pickled, tmp_path / "source")
+    spoil(source / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        open_source(source)
+
+
+def test_pages_of_pickled_files_are_let_go(pickled, monkeypatch):
+    loads, load = [], pickle_reader._load_tensors
+    monkeypatch.setattr(pickle_reader, "_load_tensors", lambda file: loads.append(file) or load(file))
+    monkeypatch.setattr(pickle_reader, "RELOAD_BYTES", 50_000)
+    checkpoint = open_source(pickled)
+    for path in checkpoint.reading_order():
+        checkpoint.read(path)
+    assert 5 <= len(loads) <= 15
+    assert checkpoint.nbytes > 200_000
+
+
+def test_missing_torch_is_a_clear_message(pickled, tmp_path):
+    code = (
+        "import sys\nsys.modules['torch'] = None\n"
+        "from checkpoints_convert.__main__ import main\n"
+        f"sys.exit(main(['convert', {str(pickled)!r}, {str(tmp_path / 'converted')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "only PyTorch reads safely: pip install 'pipedec_jax[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def cache_snapshot(source: Path, cache: Path, name: str = "org/model") -> Path:
+    """Lay a directory out as the Hugging Face cache does: links into blobs."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for index, file in enumerate(sorted(source.iterdir())):
+        shutil.copyfile(file, blobs / f"{index:064x}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{index:064x}")
+    return snapshot
+
+
+def test_snapshots_of_the_hugging_face_cache_load(source, tmp_path):
+    snapshot = cache_snapshot(source, tmp_path / "hub")
+    assert list(differences(source, convert(snapshot, tmp_path / "converted"))) == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("in_cache", [False, True])
+def test_links_that_lead_elsewhere_are_refused(file, in_cache, source, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    directory = cache_snapshot(source, tmp_path / "hub") if in_cache else source
+    (directory / file).resolve().replace(elsewhere / file)
+    (directory / file).unlink(missing_ok=True)
+    (directory / file).symlink_to(elsewhere / file)
+    with pytest.raises(ValueError, match=rf"{file} is a link to .*elsewhere.*, outside of "):
+        convert(directory, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_links_inside_of_the_directory_load(source, tmp_path):
+    (source / "model.safetensors").rename(source / "weights")
+    (source / "model.safetensors").symlink_to("weights")
+    expected = load_file(source / "weights")["model.norm.weight"]
+    assert same_bits(open_checkpoint(convert(source, tmp_path / "converted")).read("final_norm"), expected)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, which cannot be reached."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_hub_repository_is_found_in_the_local_cache(source, tmp_path, hub, capsys):
+    snapshot = cache_snapshot(source, hub)
+    assert list(differences(source, convert("org/model", tmp_path / "converted"))) == []
+    assert main(["inspect", "--json", "org/model"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "huggingface-safetensors"
+    assert main(["verify", "--no-logits", "org/model", str(tmp_path / "converted")]) == 0
+    # Interrupted downloads leave no weights.
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="org/model is no directory here, not in the local Hugging Face cache"):
+        convert("org/model", tmp_path / "again")
+
+
+def test_what_is_downloaded(source, tmp_path, hub, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    class Api:
+        def list_repo_files(self, name):
+            return ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "original/params.json"]
+
+    def download(name, *, local_files_only=False, allow_patterns=None):
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no")
+        asked[name] = allow_patterns
+        return str(source)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert list(differences(source, convert("org/model", tmp_path / "converted"))) == []
+    assert "model.safetensors" in asked["org/model"]
+    assert "config.json" in asked["org/model"]
+    assert "pytorch_model.bin" not in asked["org/model"]
+
+
+def test_paths_that_are_no_repository_are_not_asked_for(tmp_path):
+    for path in (str(tmp_path / "nowhere"), "../nowhere", "nowhere", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="is not a directory"):
+            convert(path, tmp_path / "converted")
+
+
+def test_the_original_folder_of_a_repository_is_pointed_to(meta, tmp_path):
+    shutil.copytree(meta, tmp_path / "original")
+    with pytest.raises(FileNotFoundError, match=r"\(but .*original is one\)"):
+        open_source(tmp_path)
+
+
+def test_tiktoken_files_without_a_gap(tmp_path):
+    from pipedec_jax.tiktoken_file import is_tiktoken, read_ranks
+
+    write_tiktoken(tmp_path / "tokenizer.model")
+    assert is_tiktoken(tmp_path / "tokenizer.model")
+    assert read_ranks(tmp_path / "tokenizer.model")[b"hello"] == 259
+    (tmp_path / "tokenizer.model").write_text("aGVsbG8 0\n")
+    with pytest.raises(ValueError, match="line 1 is not valid base64"):
+        read_ranks(tmp_path / "tokenizer.model")

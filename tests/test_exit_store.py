@@ -1,0 +1,126 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from checkpoints_convert import convert
+from pipedec_jax.exit_store import (
+    find_exit_head,
+    fingerprint,
+    load_exit_head,
+    save_exit_head,
+    stored_exit_heads,
+)
+from pipedec_jax.loading import load
+from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
+from pipedec_jax.model.parameters import nest
+
+HEAD = ExitHeadConfig(2, "block", width=16)
+
+
+def save(directory, head=HEAD, dtype="float32", agreement=None):
+    """Store a random head beside the target in `directory`; returns its arrays."""
+    target = load(directory)
+    noise = np.random.default_rng(0)
+    shapes = head_shapes(head, target.config)
+    tree = nest({path: noise.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
+    save_exit_head(directory, head, target.config, tree, fingerprint(target.source), dtype, {}, agreement)
+    return tree
+
+
+@pytest.fixture
+def directory(tmp_path, family):
+    return shutil.copytree(family["target"], tmp_path / "target", ignore=shutil.ignore_patterns("exits"))
+
+
+def test_a_stored_head_is_read_back(directory):
+    saved = save(directory, agreement={"1": 0.5})
+    head = load_exit_head(load(directory), 2)
+    assert head.config == HEAD
+    assert head.agreement == {"1": 0.5}
+    np.testing.assert_array_equal(head.params["layers"]["0"]["query"], saved["layers"]["0"]["query"])
+    save(directory, dtype="bfloat16")
+    assert load_exit_head(load(directory), 2, "block-16").params["head"].dtype.name == "bfloat16"
+
+
+def test_of_several_heads_the_one_that_agrees_most_is_taken_unless_one_is_named(directory):
+    save(directory, agreement={"1": 0.7})
+    save(directory, ExitHeadConfig(2, "norm-linear"), agreement={"1": 0.8})
+    save(directory, ExitHeadConfig(1, "norm-linear"))
+    target = load(directory)
+    assert [head.name for head in stored_exit_heads(target)] == ["1-norm-linear", "2-block-16", "2-norm-linear"]
+    assert find_exit_head(target, 2).variant == "norm-linear"
+    assert find_exit_head(target, 2, "block-16") == HEAD
+
+
+def test_the_untrained_head_needs_no_file(directory):
+    head = load_exit_head(load(directory), 3, "target")
+    assert head.config == ExitHeadConfig(3, "target")
+    assert head.params == {}
+
+
+def test_a_head_of_other_weights_is_refused(directory):
+    save(directory)
+    weights = directory / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.3.mlp.up_proj.weight"][0] += 1e-3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="belongs to another target"):
+        load_exit_head(load(directory), 2)
+
+
+def test_a_head_of_another_geometry_is_refused_before_weights_are_read(directory, monkeypatch):
+    save(directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-6}))
+    target = load(directory)
+    monkeypatch.setattr("pipedec_jax.loading.Model.source", property(lambda _: pytest.fail("weights were read")))
+    with pytest.raises(ValueError, match="another geometry"):
+        load_exit_head(target, 2)
+
+
+def test_a_converted_target_has_the_fingerprint_of_its_source(directory, tmp_path):
+    convert(directory, tmp_path / "converted")
+    assert fingerprint(load(tmp_path / "converted").source) == fingerprint(load(directory).source)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "error", "message"),
+    [
+        (3, None, FileNotFoundError, "stored: 2-block-16"),
+        (2, "norm-linear", FileNotFoundError, "no exit head 2-norm-linear"),
+        (4, None, ValueError, "choose 1 to 3"),
+        (4, "target", ValueError, "choose 1 to 3"),
+        (0, None, ValueError, "positive whole number"),
+    ],
+)
+def test_a_head_that_is_not_there_is_an_error(directory, layer, name, error, message):
+    save(directory)
+    with pytest.raises(error, match=message):
+        find_exit_head(load(directory), layer, name)
+
+
+def test_damaged_files_are_an_error(directory):
+    save(directory)
+    folder = directory / "exits" / "2-block-16"
+    whole = (folder / "head.safetensors").read_bytes()
+    (folder / "head.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="train the head again"):
+        load_exit_head(load(directory), 2)
+    (folder / "head.safetensors").write_bytes(whole)
+    description = json.loads((folder / "head.json").read_text())
+    (folder / "head.json").write_text(json.dumps(description | {"version": 2}))
+    with pytest.raises(ValueError, match="has version 2"):
+        load_exit_head(load(directory), 2)
+    (folder / "head.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_exit_head(load(directory), 2)
+
+
+def test_arrays_that_are_not_the_heads_are_not_saved(directory):
+    target = load(directory)
+    with pytest.raises(ValueError, match="lacks"):
+        save_exit_head(directory, HEAD, target.config, {"head": np.zeros((16, 416))}, "", "float32")
+    assert stored_exit_heads(target) == []

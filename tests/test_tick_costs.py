@@ -1,0 +1,76 @@
+"""Costs by rows: the sizes they tell apart, computing live rows alone, and what is worth sending."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipedec_jax import tree
+from pipedec_jax.exchange import AXIS
+from pipedec_jax.schedules.best_first import BestFirstSchedule
+from pipedec_jax.tick_costs import Curve, over_live_rows
+
+W = 6
+
+
+def test_sizes_are_where_the_cost_rises() -> None:
+    assert Curve((0.0, 1.0)).sizes(8) == (8,)
+    assert Curve((0.5, 1, 1, 2, 2, 2, 3)).sizes(6) == (2, 5, 6)
+    assert Curve((0.5, 1, 1, 2, 2, 2, 3)).sizes(4) == (2, 4)
+    assert Curve((1, 2)).sizes(4) == (4,)
+    assert Curve((1.0, 2.0, 3.0)).of(jnp.asarray([0, 1, 2, 9])).tolist() == [1, 2, 3, 3]
+    for cost in ((), (1, -1), (float("nan"),), ("1",), (2, 1)):
+        with pytest.raises(ValueError, match="cost"):
+            Curve(cost)
+
+
+@pytest.mark.parametrize("sizes", [(W,), (1, 3, W)])
+def test_live_rows_alone_are_computed_in_the_least_size_that_holds_them(sizes: tuple[int, ...]) -> None:
+    def run(carry: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return carry + rows.shape[0], 10 * rows
+
+    def program(live: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return over_live_rows(sizes, live, run, jnp.zeros(1, jnp.int32), rows)
+
+    spec = jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    program = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(spec(), spec()), out_specs=spec(AXIS)))
+    rows = np.arange(1, W + 1, dtype=np.int32)
+    for bits in range(2**W):
+        live = np.asarray([bits >> i & 1 for i in range(W)], bool)
+        computed, found = program(live, rows)
+        assert np.array_equal(np.asarray(found)[live], 10 * rows[live])
+        assert int(computed[0]) == (min(size for size in sizes if size >= live.sum()) if bits else 0)
+
+
+@settings(max_examples=50)
+@given(
+    chances=st.lists(st.floats(0.001, 1), max_size=12),
+    steps=st.lists(st.floats(0, 2), min_size=W, max_size=W),
+    root=st.booleans(),
+    flying=st.integers(0, W),
+)
+def test_so_many_are_sent_that_their_chances_exceed_what_they_cost_by_most(
+    chances: list[float], steps: list[float], root: bool, flying: int
+) -> None:
+    price = Curve(tuple(np.cumsum([0.0, *steps]).tolist()))
+    score = np.full((4, 4), -np.inf, np.float32)
+    score.ravel()[: len(chances) + root] = [*[np.inf] * root, *np.log(chances)]
+    # The root and a batch of as many of its children are in flight.
+    nodes = tree.plant(W + 1, W, jnp.int32(0), jnp.int32(0))
+    nodes = tree.guess(nodes, np.zeros(1, np.int32), np.arange(W, dtype=np.int32)[None], -np.ones((1, W), np.float32))
+    nodes, children = tree.add(nodes, np.zeros(flying, np.int32), np.arange(flying, dtype=np.int32))
+    nodes = tree.send(tree.send(nodes, np.zeros(1, np.int32), jnp.int32(1)), children, jnp.int32(2))
+
+    kept = np.asarray(BestFirstSchedule(W, price=price).worthwhile(nodes, jnp.asarray(score)))
+    sent = int(np.sum(kept > -np.inf))
+    assert sorted(kept.ravel())[::-1][:sent] == sorted(score.ravel())[::-1][:sent]
+    assert sent >= root
+    if len(set(chances)) == len(chances):  # equal ones are sent together
+        best = sorted(np.minimum(np.exp(score.ravel()), 1).tolist(), reverse=True)[:W]
+        worth = [sum(best[:count]) - price.cost[max(count, flying, 1)] for count in range(W + 1)]
+        assert worth[sent] >= max(worth[int(root) :]) - 1e-3

@@ -1,0 +1,267 @@
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.exit_store import load_exit_head, stored_exit_heads
+from pipedec_jax.loading import demo_directory, load
+from pipedec_jax.model.exit_head import ExitHeadConfig, initialize_head
+from pipedec_jax.model.parameters import flatten, nest, parameter_shapes
+from pipedec_jax.training.batches import TextWindows
+from pipedec_jax.training.evaluate import EvaluationConfig
+from pipedec_jax.training.exit_run import ExitRun, measure_stored
+from pipedec_jax.training.exits import ExitPlan, ExitTraining, Stretch, distillation_loss, train_exit_heads
+from pipedec_jax.training.teacher import Portion
+from pipedec_jax.training.trainer import loss_of
+
+TARGET = LlamaConfig(vocab_size=64, width=16, feed_forward=24, layers=3, heads=2, kv_heads=1, head_size=8, context=64)
+DOCUMENTS = [np.arange(1, 63, dtype=np.int32).repeat(3) for _ in range(4)]
+SHAPE = (2, 16)
+TRAINING = ExitTraining((Stretch(3, *SHAPE), Stretch(4, *SHAPE)), learning_rate=0.01, adam_learning_rate=0.01)
+LINEAR, BLOCK = ExitHeadConfig(1, "norm-linear"), ExitHeadConfig(2, "block", width=8)
+BOTH = ExitPlan((LINEAR, BLOCK), TRAINING)
+
+
+@pytest.fixture(scope="module")
+def own():
+    noise = np.random.default_rng(0)
+    shapes = parameter_shapes(TARGET)
+    return nest({path: jnp.asarray(noise.normal(0, 0.1, shape), jnp.float32) for path, shape in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def batches():
+    windows = TextWindows(DOCUMENTS, begin=0)
+    return lambda window, B, T: {"token": windows(window, B, T)["token"]}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, own, batches):
+    """The heads of an undisturbed run of two exits."""
+    return train_exit_heads(BOTH, TARGET, own, batches, tmp_path_factory.mktemp("both"))
+
+
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights(tmp_path, own, batches, both):
+    for stop in (2, 5, None):  # Once in each stretch.
+        resumed = train_exit_heads(BOTH, TARGET, own, batches, tmp_path, stop_after=stop)
+    jax.tree.map(np.testing.assert_array_equal, both, resumed)
+
+
+def test_a_head_trained_beside_others_equals_one_trained_alone(tmp_path, own, batches, both):
+    alone = train_exit_heads(ExitPlan((LINEAR,), TRAINING), TARGET, own, batches, tmp_path)
+    for (path, one), (_, two) in zip(flatten(alone[LINEAR.name]), flatten(both[LINEAR.name]), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4, err_msg=path)
+
+
+def test_the_target_stays_as_it_is_and_every_array_of_the_heads_moves(tmp_path, own, batches):
+    before = jax.tree.map(np.array, own)
+    heads = train_exit_heads(BOTH, TARGET, own, batches, tmp_path, stop_after=2)
+    jax.tree.map(np.testing.assert_array_equal, before, own)
+    for head in BOTH.heads:
+        first = dict(flatten(initialize_head(head, TARGET, own, TRAINING.seed)))
+        for path, value in flatten(heads[head.name]):
+            assert (np.asarray(value) != np.asarray(first[path])).any(), path
+
+
+def test_training_teaches_heads_what_the_target_will_say(tmp_path, own, batches):
+    losses = []
+    plan = ExitPlan(BOTH.heads, dataclasses.replace(TRAINING, stretches=(Stretch(60, *SHAPE),)))
+    train_exit_heads(plan, TARGET, own, batches, tmp_path, log=losses.append)
+    for head in plan.heads:
+        assert losses[-1][head.name] < losses[0][head.name] - 0.01
+
+
+def test_bfloat16_learns_in_float32_weights(tmp_path, own, batches):
+    losses = []
+    training = dataclasses.replace(TRAINING, stretches=(Stretch(60, *SHAPE),), dtype="bfloat16")
+    heads = train_exit_heads(ExitPlan((LINEAR,), training), TARGET, own, batches, tmp_path, log=losses.append)
+    assert {value.dtype for value in jax.tree.leaves(heads)} == {jnp.dtype("float32")}
+    assert losses[-1][LINEAR.name] < losses[0][LINEAR.name] - 0.01
+
+
+def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, own, batches):
+    def train(batch, accumulate):
+        training = dataclasses.replace(TRAINING, stretches=(Stretch(2, batch, 16),), accumulate=accumulate)
+        return train_exit_heads(ExitPlan((LINEAR,), training), TARGET, own, batches, tmp_path / str(batch))
+
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-4), train(4, 1), train(2, 2))
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nearly_zero():
+    training = dataclasses.replace(TRAINING, stretches=(Stretch(100, 1, 8),), warmup=0.1)
+    rates = [training.fraction(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_computed_and_recorded_teachers_agree():
+    teacher = jax.random.normal(jax.random.key(1), (32, 64))
+    logits = jax.random.normal(jax.random.key(2), (32, 64))
+    log_prob, choice = jax.lax.top_k(jax.nn.log_softmax(teacher), 63)
+    record = {"choice": choice.reshape(2, 16, 63), "log_prob": log_prob.reshape(2, 16, 63)}
+    for hard in (0.0, 0.6, 1.0):
+        found = jax.jit(distillation_loss)(logits, teacher, hard)
+        # 63 of 64 tokens: the class of all others is the last token.
+        np.testing.assert_allclose(found, jax.jit(loss_of)(logits, record, hard), rtol=1e-4)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A few source files as data."""
+    names = []
+    for number in range(3):
+        path = tmp_path / f"{number}.py"
+        path.write_text(f"def f{number}(x):\n    return x + {number}\n\n\n" * 40)
+        names.append(str(path))
+    return names
+
+
+SETTINGS = EvaluationConfig(prompts=4, prompt=8, new=8, batch=4)
+
+
+def make_run(target, texts, tmp_path, **values):
+    arguments = {"settings": SETTINGS, "directory": tmp_path / "run"} | values
+    plan = arguments.pop("plan", ExitPlan.simple([2], ["norm-linear"], steps=2, batch=2, length=16))
+    return ExitRun(target, plan, arguments.pop("data", texts), arguments.pop("held_out", ()), **arguments)
+
+
+def test_a_run_trains_measures_and_stores_heads_beside_the_target(tmp_path, family, texts):
+    family = dict(family)
+    plan = ExitPlan.simple([1, 3], ["norm-linear"], width=8, steps=2, batch=2, length=16)
+    family["target"] = shutil.copytree(family["target"], tmp_path / "target")
+    run = make_run(family["target"], texts, tmp_path, plan=plan)
+    lines = []
+    heads = run.train(lines.append, every=1)
+    agreement = run.measure(heads)
+    assert set(agreement) == {head.name for head in plan.heads} | {"1-target", "3-target"}
+    assert [line["agreement"] for line in lines if "agreement" in line]
+    run.save(heads, agreement)
+    target = load(family["target"])
+    assert {head.name for head in stored_exit_heads(target)} >= {head.name for head in plan.heads}
+    loaded = load_exit_head(target, 3, "norm-linear-8")
+    assert loaded.agreement == agreement["3-norm-linear-8"]
+    for path, value in flatten(loaded.params):  # The family is stored in float32, and so are its heads.
+        np.testing.assert_array_equal(value, dict(flatten(heads["3-norm-linear-8"]))[path])
+
+
+def test_a_run_learns_from_text_that_the_target_wrote(tmp_path, family, texts):
+    run = make_run(family["target"], texts, tmp_path, portions=[Portion(4, 4, 8, 8, 0.5)])
+    lines = []
+    run.train(lines.append)
+    assert (tmp_path / "run" / "records" / "00-16.npz").is_file()
+    records = str(tmp_path / "run" / "records")
+    again = make_run(family["target"], texts, tmp_path, data=[records], held_out=texts, directory=tmp_path / "other")
+    found = []
+    again.train(found.append)
+    assert found[-1]["2-norm-linear"] == lines[-1]["2-norm-linear"]
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, family, texts):
+    make_run(family["target"], texts, tmp_path).train()
+    other = ExitPlan.simple([3], ["norm-linear"], steps=2, batch=2, length=16)
+    with pytest.raises(ValueError, match="another plan; name another folder"):
+        make_run(family["target"], texts, tmp_path, plan=other)
+    with pytest.raises(ValueError, match="another data"):
+        make_run(family["target"], texts, tmp_path, data=texts[:2])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"plan": ExitPlan.simple([4], length=16)}, "exit layer 4 lies not inside the target's 4 layers"),
+        ({"plan": ExitPlan.simple([2], length=129)}, "length 129 exceeds the target's context of 128"),
+        ({"data": ["absent.py"]}, "absent.py is no file"),
+        ({"data": ["@absent.txt"]}, "absent.txt is no file"),
+        ({"store_dtype": "int8"}, "int8"),
+    ],
+)
+def test_bad_input_is_refused_before_weights_are_read(tmp_path, family, texts, monkeypatch, values, message):
+    monkeypatch.setattr("pipedec_jax.loading.Model.source", property(lambda _: pytest.fail("weights were read")))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_run(family["target"], texts, tmp_path, **values)
+
+
+def test_one_file_alone_leaves_nothing_to_measure_on(tmp_path, family, texts):
+    with pytest.raises(ValueError, match="held-out files"):
+        make_run(family["target"], texts, tmp_path, data=texts[:1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"heads": []}, "at least one exit head"),
+        ({"heads": [{"exit_layer": 2}] * 2}, "2-norm-linear is named twice"),
+        ({"heads": [{"exit_layer": 2, "variant": "target"}]}, "not trained"),
+        ({"training": {"stretches": []}}, "at least one stretch"),
+        ({"training": {"stretches": [{"steps": 0, "batch": 1, "length": 8}]}}, "steps must be a positive"),
+        ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "hard": 2}}, "hard must lie between"),
+        ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "dtype": "int8"}}, "float32, bfloat16"),
+        ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "warm": 2}}, "did you mean 'warmup'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(values, message):
+    whole = {"heads": [{"exit_layer": 2}], "training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}]}}
+    with pytest.raises(ValueError, match=message):
+        ExitPlan.from_dict(whole | values)
+
+
+def test_a_killed_script_leaves_a_run_that_ends_with_the_same_heads(tmp_path, family, texts):
+    """Killed as soon as it has a second checkpoint; whole and resumed runs are made here, from the same options."""
+    plan = ExitPlan.simple([1, 3], ["norm-linear"], steps=12, batch=2, length=16)
+    whole, killed = (shutil.copytree(family["target"], tmp_path / name) for name in ("whole", "killed"))
+    root = Path(__file__).parents[2]
+    script = str(root / "scripts" / "train_exit_head.py")
+    arguments = [
+        "--target", str(killed), "--exit-layer", "1", "3", "--data", *texts, "--steps", "12", "--batch", "2",
+        "--length", "16", "--every", "0", "--run", str(tmp_path / "killed-run"), "--save-seconds", "0",
+    ]  # fmt: skip
+    # The script chooses how products are computed, which this process cannot any more.
+    program = (
+        "import runpy, sys, pipedec_jax.training\n"
+        "pipedec_jax.training.prefer_fast_products = lambda: None\n"
+        f"sys.argv = {[script, *arguments]!r}\n"
+        f"runpy.run_path({script!r}, run_name='__main__')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoints = tmp_path / "killed-run" / "checkpoints"
+    while process.poll() is None and len(list(checkpoints.glob("[0-9]*"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert not (killed / "exits").exists()
+    resumed = make_run(killed, texts, tmp_path, plan=plan, directory=tmp_path / "killed-run").train()
+    undisturbed = make_run(whole, texts, tmp_path, plan=plan, directory=tmp_path / "whole-run").train()
+    jax.tree.map(np.testing.assert_array_equal, undisturbed, resumed)
+
+
+def test_shipped_heads_agree_with_the_target_as_recorded():
+    """On the first tokens after an eighth of the prompts that the record was measured on."""
+    from pipedec_jax.exit_store import load_exit_head, stored_exit_heads
+
+    target = load(demo_directory("target"))
+    stored = stored_exit_heads(target)
+    assert {head.exit_layer for head in stored} == {2, 4, 8}
+    files = [f"@{demo_directory('target').parent / 'heldout_files.txt'}"]
+    found = measure_stored(target, stored, files, EvaluationConfig(prompts=8, new=64, batch=8))
+    for head in stored:
+        recorded = load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).agreement
+        for top, share in recorded.items():
+            assert found[head.name][top] == pytest.approx(share, abs=0.08)
