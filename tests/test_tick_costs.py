@@ -47,7 +47,7 @@ def test_live_rows_alone_are_computed_in_the_least_size_that_holds_them(sizes: t
         assert int(computed[0]) == (min(size for size in sizes if size >= live.sum()) if bits else 0)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(
     chances=st.lists(st.floats(0.001, 1), max_size=12),
     steps=st.lists(st.floats(0, 2), min_size=W, max_size=W),

@@ -330,7 +330,17 @@ def test_array_tree_equals_plain_tree_after_any_operations(sizes: str) -> None:
     run_machine(SIZES[sizes], max_examples=50)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+HARD_TO_CATCH = {
+    *("closed:looks at parents alone", "drop:leaves what is below", "add:extends undrafted parents"),
+    *("add:keeps a dead node's choice known", "add:keeps a dead node's drafted mark", "add:keeps a dead node's slot"),
+    *("add:keeps a dead node's sent tick", "add:extends dead parents"),
+}
+"""Mutants that take so many sequences that only `pytest -m slow` tries them."""
+
+
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(name, marks=[pytest.mark.slow] if name in HARD_TO_CATCH else []) for name in MUTANTS]
+)
 def test_a_broken_operation_is_caught(mutant: str) -> None:
     phases = (hypothesis.Phase.generate,)
     with pytest.raises((AssertionError, hypothesis.errors.FlakyFailure)):

@@ -14,7 +14,8 @@ PROMPTS = ["def quicksort(items):", "class Stack:"]
 @pytest.fixture(scope="module")
 def make(family):
     target, draft = pipedec_jax.load(family["target"]), pipedec_jax.load(family["draft"])
-    return functools.partial(pipedec_jax.Decoder, target, draft, prefill_width=16, capacity=128)
+    # One decoder for each setting: plain decoding is asked for twice.
+    return functools.cache(functools.partial(pipedec_jax.Decoder, target, draft, prefill_width=16, capacity=128))
 
 
 def test_rows_sum_over_prompts_and_count_every_token(make):

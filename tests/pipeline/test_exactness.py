@@ -38,7 +38,7 @@ def test_the_grid_is_as_large_and_as_varied_as_it_claims() -> None:
     assert sum(outcome.late for outcome in everything) > 0, "no late hit was seen"
 
 
-@hypothesis.settings(max_examples=3)
+@hypothesis.settings(max_examples=2)
 @hypothesis.given(combination=any_combination())
 def test_any_settings_give_the_tokens_of_plain_decoding(combination: Combination) -> None:
     """A program to compile each, so few here; `scripts/check_exactness.py --drawn N` tries more."""
