@@ -90,7 +90,7 @@ def main() -> None:
     names = (*NAMES[:2], "copy", "target") if args.depth else NAMES
     measured = choice.measure(
         sources,
-        prompts[0],
+        prompts,
         vocab_size=target.vocab_size,
         devices=jax.devices(),
         dtype=jnp.float32,
@@ -121,7 +121,7 @@ def main() -> None:
                 f"{', '.join(lost)} |",
                 flush=True,
             )
-    print("tokens per tick: counted; its bound: simulated on the first prompt's words; time: modeled from measured")
+    print("tokens per tick: counted; its bound: simulated on the same texts' words; time: modeled from measured")
     print("passes; rollbacks and undone tokens: counted, per token, of each model but the target")
     if args.depth:
         return

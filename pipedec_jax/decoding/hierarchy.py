@@ -171,7 +171,7 @@ class HierarchyDecoder:
     def _measure(self, models: Sequence[Model]) -> Measured:
         return measure(
             [model.source for model in models],
-            self.target.tokenizer.encode(MEASURED_PROMPT),
+            [self.target.tokenizer.encode(MEASURED_PROMPT)],
             vocab_size=self.target.vocab_size,
             devices=self.devices,
             dtype=self.dtype,

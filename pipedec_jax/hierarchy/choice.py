@@ -39,8 +39,8 @@ class Measured:
     seconds: tuple[Mapping[int, float], ...]
     """Of a pass of each model, by width."""
     words: np.ndarray
-    """`[k + 1, T]`: what each model says at each position of a text of the target's; the target's row is the text. The
-    first token is given."""
+    """`[k + 1, T]`: what each model says at each position of the target's texts, one after another; the target's row is
+    the texts. The first token is given."""
 
     def pass_seconds(self, model: int, width: int) -> float:
         """Of a pass at any width: interpolated, and beyond the widest in proportion to the last step."""
@@ -75,7 +75,7 @@ class Choice:
 
 def measure(
     sources: Sequence[ParameterSource],
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     *,
     vocab_size: int,
     devices: Sequence[jax.Device],
@@ -84,23 +84,24 @@ def measure(
     sampling: Sampling = GREEDY,
     widths: Sequence[int] = WIDTHS,
 ) -> Measured:
-    """Time passes of each model alone, and see what they say along the target's text after a prompt.
+    """Time passes of each model alone, and see what they say along the target's texts after some prompts.
 
     Args:
         sources: the models' weights, the smallest first, the target last.
-        prompt: token ids.
+        prompts: token ids.
         vocab_size: ids that are tokens.
         devices: one for each model.
         dtype: of weights, activations and caches.
-        new_tokens: of the text.
+        new_tokens: of each text.
         sampling: how tokens are drawn.
         widths: that are timed.
     """
-    capacity = 1 << (len(prompt) + 2 * new_tokens + max(widths) - 1).bit_length()
-    request = make_request(prompt, capacity - len(prompt), capacity, sampling)
+    longest = max(len(prompt) for prompt in prompts)
+    capacity = 1 << (longest + 2 * new_tokens + max(widths) - 1).bit_length()
+    requests = [make_request(prompt, capacity - len(prompt), capacity, sampling) for prompt in prompts]
     seconds: list[dict[int, float]] = [{} for _ in sources]
-    said: list[np.ndarray] = []
-    text: jax.Array | None = None
+    words: list[list[np.ndarray]] = []
+    texts: list[jax.Array] = []
     for index in reversed(range(len(sources))):
         for width in widths if index else sorted({1, max(widths)}):
             program = ModelProgram(
@@ -112,28 +113,34 @@ def measure(
                 vocab_size=vocab_size,
                 prefill_width=128,
             )
-            above = int(text is not None)
-            own = program.start(request, sampling.mode, below=False, above=above)
-            if text is None:
-                program.step(None, [], new_tokens, capacity)
-                text = jax.block_until_ready(program.step(None, [], 0, capacity))
-            # Its own first buffer in place of the target's: nothing is rolled back by it.
-            upper = [] if text is None else [program.put(text)]
-            alone = [program.put(own)] if above else []
-            if index + 1 < len(sources) and width == max(widths):
-                # It reads what the target wrote, and chooses as it goes; then its passes have nothing new to read.
-                program.step(None, upper, -(-new_tokens // width) + 1, capacity)
-                said.insert(0, np.asarray(program.state.said))
-                alone = upper
-            elif above:
-                program.step(None, alone, 1, capacity)
+            above = int(index + 1 < len(sources))
+            said: list[np.ndarray] = []
+            for number, request in enumerate(requests):
+                own = program.start(request, sampling.mode, below=False, above=above)
+                # Its own first buffer in place of the target's: nothing is rolled back by it.
+                alone = [program.put(own)] if above else []
+                if not above and len(texts) < len(requests):
+                    program.step(None, [], new_tokens, capacity)
+                    texts.append(jax.block_until_ready(program.step(None, [], 0, capacity)))
+                    said.append(np.asarray(texts[-1])[len(FIGURES) :])
+                elif above and width == max(widths):
+                    # It reads what the target wrote, and chooses as it goes; then its passes have nothing new to read.
+                    alone = [program.put(texts[number])]
+                    program.step(None, alone, -(-new_tokens // width) + 1, capacity)
+                    said.append(np.asarray(program.state.said))
+                else:
+                    program.step(None, alone, 1, capacity)
+                    break
             seconds[index][width] = _time(program, alone, capacity)
-    assert text is not None
-    first = len(prompt) - 1
-    span = slice(first, first + new_tokens + 1)
-    words = np.stack([*said, np.asarray(text)[len(FIGURES) :]])[:, span].astype(np.int32)
-    words[:, 0] = words[-1, 0]
-    return Measured(seconds=tuple(seconds), words=words)
+            if said:
+                # What was said of each text's first token does not count; of the first text it is given.
+                spans = [
+                    slice(len(prompt) - bool(k == 0), len(prompt) + new_tokens) for k, prompt in enumerate(prompts)
+                ]
+                words.insert(0, np.concatenate([one[span] for one, span in zip(said, spans, strict=True)]))
+    found = np.stack(words).astype(np.int32)
+    found[:, 0] = found[-1, 0]
+    return Measured(seconds=tuple(seconds), words=found)
 
 
 def _time(program: ModelProgram, above: Sequence[jax.Array], capacity: int) -> float:

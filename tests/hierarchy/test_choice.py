@@ -56,18 +56,18 @@ def test_times_are_interpolated_and_go_on_beyond_the_widest():
     assert measured.pass_seconds(0, 32) == 1.0
 
 
-def test_the_words_of_models_are_what_they_say_along_the_targets_text():
+def test_the_words_of_models_are_what_they_say_along_the_targets_texts():
     target = MemorySource(CONFIG, jax.tree.map(lambda x: 4 * x, initialize(CONFIG, jax.random.key(0))))
     measured = measure(
         [target, target],
-        [1, 2, 3],
+        [[1, 2, 3], [7]],
         vocab_size=31,
         devices=jax.devices(),
         dtype=jnp.float32,
         new_tokens=20,
         widths=(2,),
     )
-    assert measured.words.shape == (2, 21)
+    assert measured.words.shape == (2, 41)
     assert measured.words[1, 0] == 3
     assert measured.agreement(0) == 1
     assert [set(seconds) for seconds in measured.seconds] == [{1, 2}, {2}]
