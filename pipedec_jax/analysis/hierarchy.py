@@ -135,6 +135,25 @@ def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 10
     )
 
 
+def most_tokens_per_pass(words: NDArray[np.integer], width: int) -> float:
+    """Bound on the tokens per pass of the target of any hierarchy on a known text, whatever its passes and timing.
+
+    Each pass reads at most its own last token and `width - 1` guesses, and a guess is right at best where any of the
+    smaller models says the target's token.
+
+    Args:
+        words: `[k + 1, T]`, of the target the text itself; the first token is given.
+        width: most tokens that a verification reads.
+    """
+    right = [*np.any(words[:-1, 1:] == words[-1, 1:], axis=0).tolist(), False]
+    position, passes = 0, 0
+    while position + 1 < len(right):
+        run = right.index(False, position) - position
+        position += min(run, width - 1) + 1
+        passes += 1
+    return (len(right) - 1) / passes
+
+
 class _Play:
     """Compares buffers, each known by its borders: up to `buffer[j]` it holds words of the models j and above."""
 

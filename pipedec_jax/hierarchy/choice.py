@@ -134,9 +134,8 @@ def measure(
             seconds[index][width] = _time(program, alone, capacity)
             if said:
                 # What was said of each text's first token does not count; of the first text it is given.
-                spans = [
-                    slice(len(prompt) - bool(k == 0), len(prompt) + new_tokens) for k, prompt in enumerate(prompts)
-                ]
+                spans = [slice(len(prompt), len(prompt) + new_tokens) for prompt in prompts]
+                spans[0] = slice(len(prompts[0]) - 1, spans[0].stop)
                 words.insert(0, np.concatenate([one[span] for one, span in zip(said, spans, strict=True)]))
     found = np.stack(words).astype(np.int32)
     found[:, 0] = found[-1, 0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipedec_jax.analysis.hierarchy import draw_words, simulate
+from pipedec_jax.analysis.hierarchy import draw_words, most_tokens_per_pass, simulate
 
 
 def played(words: list[list[int]], passes: list[int], width: int, stages: int) -> tuple[int, list[int]]:
@@ -102,3 +102,14 @@ def test_wrong_numbers_are_refused():
     for passes, width, stages in (([1, 2], 4, 1), ([0], 4, 1), ([1], 0, 1), ([1], 4, 0)):
         with pytest.raises(ValueError, match=r"passes|stage"):
             simulate(words, passes, width=width, stages=stages)
+
+
+def test_no_hierarchy_makes_more_tokens_a_pass_than_the_bound():
+    text = np.asarray([[1, 5, 5, 5, 0, 5, 0], [1, 5, 5, 5, 5, 5, 5]])
+    # Three right guesses and one's own; one right guess and one's own.
+    assert most_tokens_per_pass(text, 8) == 3
+    assert most_tokens_per_pass(text, 2) == 2
+    words = draw_words([0.8, 0.7], 400, 1, seed=3)
+    for width in (2, 4, 16):
+        found = simulate(words, [12, 3], width=width).tokens_per_tick[0]
+        assert 1 < found <= most_tokens_per_pass(words[:, 0], width)
