@@ -100,7 +100,7 @@ def measure(
     capacity = 1 << (longest + 2 * new_tokens + max(widths) - 1).bit_length()
     requests = [make_request(prompt, capacity - len(prompt), capacity, sampling) for prompt in prompts]
     seconds: list[dict[int, float]] = [{} for _ in sources]
-    words: list[list[np.ndarray]] = []
+    words: list[np.ndarray] = []
     texts: list[jax.Array] = []
     for index in reversed(range(len(sources))):
         for width in widths if index else sorted({1, max(widths)}):
@@ -115,6 +115,7 @@ def measure(
             )
             above = int(index + 1 < len(sources))
             said: list[np.ndarray] = []
+            alone: list[jax.Array] = []
             for number, request in enumerate(requests):
                 own = program.start(request, sampling.mode, below=False, above=above)
                 # Its own first buffer in place of the target's: nothing is rolled back by it.
