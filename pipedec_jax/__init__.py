@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipedec_jax.config import LlamaConfig
     from pipedec_jax.decoding.decoder import Decoder
     from pipedec_jax.decoding.devices import use_cpu_devices
+    from pipedec_jax.decoding.hierarchy import HierarchyDecoder
     from pipedec_jax.decoding.result import Generation, Token
     from pipedec_jax.decoding.stream import Stream
     from pipedec_jax.loading import Model, load, load_demo
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Decoder": "pipedec_jax.decoding.decoder",
     "Generation": "pipedec_jax.decoding.result",
+    "HierarchyDecoder": "pipedec_jax.decoding.hierarchy",
     "LlamaConfig": "pipedec_jax.config",
     "Model": "pipedec_jax.loading",
     "Sampling": "pipedec_jax.sampling",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [
     "Decoder",
     "Generation",
+    "HierarchyDecoder",
     "LlamaConfig",
     "Model",
     "Sampling",

@@ -7,12 +7,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pipedec_jax
 from pipedec_jax.analysis.exit_cost import Cycle
+from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
+if TYPE_CHECKING:
+    AnyDecoder = pipedec_jax.Decoder | pipedec_jax.HierarchyDecoder
+
+METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
+DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 SAMPLE = "def quicksort(items):\n"
 
 
@@ -38,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
-    parser.add_argument("--method", default="best-first", help=f"one of {', '.join(METHODS)}; the text is the same")
+    parser.add_argument("--method", default="best-first", help=f"one of {METHOD_NAMES}; the text is the same")
     parser.add_argument(
         "--drafter",
         help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
@@ -53,8 +59,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
     parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
-    parser.add_argument("--stages", metavar="N", type=int, default=4, help="devices for the target's layers")
-    parser.add_argument("--width", metavar="W", type=int, help="most guesses sent in a tick (16; of ppsd and eesd 1)")
+    parser.add_argument("--stages", metavar="N", type=int, help="devices for the target's layers (4; of pipespec, 1)")
+    parser.add_argument(
+        "--width",
+        metavar="W",
+        type=int,
+        help="most guesses sent in a tick (16; of ppsd and eesd 1; of pipespec by passes)",
+    )
     parser.add_argument(
         "--children", metavar="K", type=int, help="most guesses of the draft after each token (16; of ppsd and eesd 1)"
     )
@@ -65,6 +76,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent")
     parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
     parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        nargs="+",
+        help="of pipespec and speculative, the smallest first, the target last (the demo family); auto before them "
+        "leaves those out that do not pay",
+    )
+    parser.add_argument(
+        "--passes", metavar="C", type=int, nargs="+", help="of each model but the target in a tick (measured times)"
+    )
+    parser.add_argument("--form", default="lockstep", help="of pipespec: lockstep, or free (each at its own pace)")
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
@@ -105,11 +127,18 @@ def read_calibration(path: Path | None) -> dict[str, float] | None:
     return values
 
 
-def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
+def open_decoder(options: argparse.Namespace) -> AnyDecoder:
     if options.dtype == "float64":
         import jax
 
         jax.config.update("jax_enable_x64", True)
+    if options.method in hierarchy.METHODS:
+        return open_hierarchy(options)
+    if options.method not in METHODS:
+        raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
+    for name in ("models", "passes"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for the methods {' and '.join(hierarchy.METHODS)}")
     draft = None
     if options.target is None:
         target = pipedec_jax.load_demo("target", int8=options.int8)
@@ -133,7 +162,7 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         target,
         draft,
         method=options.method,
-        stages=options.stages,
+        stages=4 if options.stages is None else options.stages,
         width=options.width,
         children=options.children,
         exit_layer=options.exit_layer,
@@ -148,6 +177,31 @@ def open_decoder(options: argparse.Namespace) -> pipedec_jax.Decoder:
         pool=options.pool,
         sharpness=options.sharpness,
         noise=options.noise,
+    )
+
+
+def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
+    if options.target is not None or options.draft is not None:
+        raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
+    for name in ("children", "drafter", "draft_steps", "exit_layer", "exit_head", "exit_stages", "pool", "calibration"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is not for --method {options.method}")
+    names = options.models or []
+    select = names[:1] == ["auto"]
+    load, names = pipedec_jax.load, names[select:]
+    if not names:
+        load, names = pipedec_jax.load_demo, DEMO[options.method]
+    models = [*(load(name) for name in names[:-1]), load(names[-1], int8=options.int8)]
+    stages = [1] * (len(models) - 1) + [1 if options.stages is None else options.stages]
+    return pipedec_jax.HierarchyDecoder(
+        models,
+        method=options.method,
+        form=options.form,
+        stages=stages,
+        passes=options.passes,
+        width=options.width,
+        select=select,
+        dtype=options.dtype,
     )
 
 
@@ -202,31 +256,42 @@ def run(options: argparse.Namespace) -> None:
         print_memory(decoder)
 
 
-def described(options: argparse.Namespace, decoder: pipedec_jax.Decoder, prompt: str) -> dict[str, Any]:
+def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> dict[str, Any]:
     """Every option with the value that was used."""
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        used: dict[str, Any] = {
+            "models": [model.name for model in decoder.models],
+            "passes": decoder.settings.passes,
+            "width": decoder.settings.widths[-1],
+        }
+    else:
+        used = {
+            "draft": decoder.draft.name if decoder.draft else None,
+            "draft_steps": decoder.settings.steps,
+            "width": decoder.width,
+            "children": decoder.children,
+            "drafter": decoder.drafter,
+            "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
+            "layers_by_stage": decoder.split.count,
+            "exit_stages": decoder.split.exit or None,
+        }
     return {
         **vars(options),
         "prompt": prompt,
         "prompt_file": str(options.prompt_file) if options.prompt_file else None,
         "calibration": str(options.calibration) if options.calibration else None,
         "target": decoder.target.name,
-        "draft": decoder.draft.name if decoder.draft else None,
+        "stages": decoder.stages,
         "dtype": decoder.dtype.name,
-        "draft_steps": decoder.settings.steps,
-        "width": decoder.width,
-        "children": decoder.children,
-        "drafter": decoder.drafter,
-        "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
-        "layers_by_stage": decoder.split.count,
-        "exit_stages": decoder.split.exit or None,
+        **used,
     }
 
 
-def memory(options: argparse.Namespace, decoder: pipedec_jax.Decoder) -> dict[str, Any]:
+def memory(options: argparse.Namespace, decoder: AnyDecoder) -> dict[str, Any]:
     return {"bytes_per_device": decoder.bytes_per_device()} if options.memory else {}
 
 
-def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, basis: str) -> None:
+def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str) -> None:
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
     lag = "a tick" if result.lag == 1 else f"{result.lag} ticks"
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
@@ -244,7 +309,7 @@ def print_table(result: pipedec_jax.Generation, decoder: pipedec_jax.Decoder, ba
     ]
     dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
     print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
-    if decoder.cycle is not None:
+    if isinstance(decoder, pipedec_jax.Decoder) and decoder.cycle is not None:
         print_exit(decoder, decoder.cycle)
     for name, value, meaning in rows:
         if value is not None:
@@ -263,7 +328,7 @@ def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
     )
 
 
-def print_memory(decoder: pipedec_jax.Decoder) -> None:
+def print_memory(decoder: AnyDecoder) -> None:
     print("\nbytes per device")
     for row in decoder.bytes_per_device():
         parts = {name: value for name, value in row.items() if isinstance(value, int)}

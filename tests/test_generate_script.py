@@ -19,7 +19,7 @@ OPTIONS = {
     *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
     *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise", "int8"),
-    *("exit_layer", "exit_head", "exit_stages", "draft_length"),
+    *("exit_layer", "exit_head", "exit_stages", "draft_length", "models", "passes", "form"),
 }
 
 
@@ -118,10 +118,9 @@ BAD = {
     "no stage": (["--stages", "0"], "stages must be"),
     "no width": (["--width", "0"], "width must be"),
     "children over tokens": (["--children", "1000"], "children (1000) must not exceed"),
-    "another method": (
-        ["--method", "magic"],
-        "method must be one of pp, stpp, pipedec, best-first, ppsd, eesd, not 'magic'",
-    ),
+    "another method": (["--method", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),
+    "models of another method": (["--models", "/nowhere"], "--models is for the methods pipespec and speculative"),
+    "a target beside models": (["--method", "pipespec"], "--method pipespec takes --models, not --target and --draft"),
     "another drafter": (["--drafter", "oracle"], "drafter must be one of model, ngram, both"),
     "ngram with a draft": (["--drafter", "ngram"], "--drafter ngram takes no --draft"),
     "no draft step": (["--method", "best-first", "--draft-steps", "0"], "draft_steps must be"),
@@ -195,6 +194,25 @@ def test_an_exit_is_named_with_the_longest_stage(script, models, family, capsys)
     shown = capsys.readouterr().out
     assert "exit head 1-target after stage 1 of 1 + 3 layers\n" in shown
     assert "a tick lasts as long as the longest stage, which is stage 2: 3.00 layers' work; the head with its" in shown
+
+
+def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
+    options = ["--max-new-tokens", "20", "--prompt", "x = 1", "--json"]
+    script.main([*options, "--method", "pp", "--stages", "1", "--target", str(family["target"])])
+    plain = json.loads(capsys.readouterr().out)
+    two = ["--models", str(family["draft"]), str(family["target"])]
+    for method, passes in (("pipespec", "3"), ("speculative", "2")):
+        script.main([*options, *two, "--method", method, "--passes", passes, "--memory"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["token_ids"] == plain["token_ids"]
+        assert (found["method"], found["stages"], found["passes"]) == (method, 1, [int(passes)])
+        assert found["ticks"] <= 20
+        assert len(found["bytes_per_device"]) == 2
+
+
+def test_a_hierarchy_of_one_model_is_an_error(script, family, no_engine, capsys):
+    options = ["--method", "pipespec", "--models", str(family["target"]), "--passes", "1"]
+    expect_error(script, capsys, options, "needs at least two models")
 
 
 def test_a_target_without_a_draft_is_an_error_for_pipedec(script, models, no_engine, capsys):

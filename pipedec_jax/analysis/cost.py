@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipedec_jax.config import LlamaConfig, check_keys
@@ -97,6 +97,29 @@ def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
     return Costs(**{name: by_rows(name, value) for name, value in seconds.items()})
 
 
+def roofline_seconds(weight_bytes: float, item_bytes: int, width: int, bandwidth: float, operations: float) -> float:
+    """Seconds of a pass over weights at a batch's width: reading them, or multiplying, whichever takes longer.
+
+    Args:
+        weight_bytes: of the weights.
+        item_bytes: of one weight.
+        width: rows of the batch.
+        bandwidth: bytes that the device reads in a second.
+        operations: additions and multiplications that it makes in a second.
+    """
+    return max(weight_bytes / bandwidth, 2 * width * weight_bytes / item_bytes / operations)
+
+
+def lockstep_tick_cost(passes: Sequence[tuple[float, int]], exchange: float = 0.0) -> float:
+    """Cost of a tick of several models in lockstep (PipeSpec): the slowest one's passes, and the exchange.
+
+    Args:
+        passes: of each model, what a pass costs and how many it makes. A target of several stages passes one on.
+        exchange: of the buffers.
+    """
+    return max(cost * count for cost, count in passes) + exchange
+
+
 def layer_bytes(config: LlamaConfig, item_bytes: int) -> int:
     """Bytes of the weights of one decoder layer; `item_bytes` for each that is not int8 or a scale."""
     total = 0
@@ -150,6 +173,11 @@ def draft_steps_beside_a_stage(costs: Costs, layers: int, stages: int, width: in
     if not step:
         return MOST_DRAFT_STEPS
     return max(1, min(MOST_DRAFT_STEPS, int(stage_cost(costs, layers, stages, width) / step)))
+
+
+def pass_cost(costs: Costs, layers: int, stages: int) -> float:
+    """Cost of a tick of one model's pipe, without a draft, in which a batch of one row leaves."""
+    return stage_cost(costs, layers, stages) + at_rows(costs.head, 1) / stages + costs.exchange
 
 
 def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:

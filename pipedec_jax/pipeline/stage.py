@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from pipedec_jax import vocabulary
 from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.pipeline.split import StageSplit
+from pipedec_jax.sampling import SamplingArrays, SamplingMode
+from pipedec_jax.tick_costs import over_live_rows
 
 
 class TargetParams(struct.PyTreeNode):
@@ -73,6 +77,38 @@ def run_stage(
                 layer_cache, x = lax.cond(index < mine, functools.partial(step, index), skip, cache[index], x)
             caches.append(layer_cache)
     return tuple(caches), x
+
+
+def run_head(
+    target: Target,
+    params: TargetParams,
+    mode: SamplingMode,
+    sampling: SamplingArrays,
+    hidden_WD: jax.Array,
+    position_W: jax.Array,
+    live_W: jax.Array,
+    sizes: Sequence[int],
+) -> vocabulary.ChoicePart:
+    """This rank's part of the target's choices for rows that leave the last stage; skipped when none is alive.
+
+    Args:
+        target: static description.
+        params: this rank's.
+        mode: how tokens are drawn, at compile time.
+        sampling: the same at run time.
+        hidden_WD: of the rows, after the last layer.
+        position_W: of the tokens being drawn.
+        live_W: which rows count.
+        sizes: as for `tick_costs.over_live_rows`.
+    """
+
+    def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        hidden, position = rows
+        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
+        return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
+
+    _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))
+    return vocabulary.choice_part(mode, sampling, logit, noise, target.vocab_size)
 
 
 def run_stage_where(

@@ -25,7 +25,7 @@ from pipedec_jax import transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
-from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_stage
+from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.tick_costs import TICKS, TickCosts, over_live_rows
@@ -138,7 +138,16 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     hidden, drafts = broadcast([(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank)])
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
     leaving = shared.pipe[-1]
-    part = choice_part(system, weights.target, shared, hidden, leaving)
+    part = run_head(
+        target,
+        weights.target,
+        system.sampling,
+        shared.sampling,
+        hidden,
+        tree.at(shared.tree.position, leaving, 0) + 1,
+        leaving < shared.tree.capacity,
+        system.costs.head.sizes(system.schedule.width),
+    )
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
 
     shared = update(system, shared, drafts, choice, log_prob)
@@ -219,26 +228,6 @@ def send(system: System, shared: Shared) -> Shared:
         tick=count,
         sent=shared.sent + jnp.sum(batch < nodes.capacity, dtype=jnp.int32),
     )
-
-
-def choice_part(
-    system: System, params: TargetParams, shared: Shared, hidden_WD: jax.Array, leaving: jax.Array
-) -> vocabulary.ChoicePart:
-    """This rank's part of the target's choices for the rows that leave the last stage; skipped when none is alive."""
-    target = system.target
-    position = tree.at(shared.tree.position, leaving, 0) + 1  # of the token being drawn
-
-    def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        hidden, position = rows
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
-        noise = vocabulary.noise_part(system.sampling, shared.sampling, logit, position, target.vocab_size)
-        return None, (logit, noise)
-
-    live = leaving < shared.tree.capacity
-    _, (logit, noise) = over_live_rows(
-        system.costs.head.sizes(system.schedule.width), live, head, None, (hidden_WD, position)
-    )
-    return vocabulary.choice_part(system.sampling, shared.sampling, logit, noise, target.vocab_size)
 
 
 def walk(schedule: Schedule, shared: Shared) -> Shared:

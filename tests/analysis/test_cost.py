@@ -135,3 +135,17 @@ def test_draft_steps_are_as_many_as_fit_beside_a_stage():
     costs = cost.Costs(layer=10, head=6, draft=15)
     assert [cost.draft_steps_beside_a_stage(costs, 16, stages) for stages in (16, 8, 5, 4, 1)] == [1, 1, 2, 2, 4]
     assert cost.draft_steps_beside_a_stage(cost.Costs(layer=1, head=0), 4, 4) == 4
+
+
+def test_a_batch_is_free_until_multiplying_takes_longer_than_reading():
+    seconds = [cost.roofline_seconds(1000, 2, width, bandwidth=10, operations=400) for width in (1, 40, 80)]
+    assert seconds == [100, 100, 200]
+
+
+def test_a_pass_of_one_model_pays_for_its_longest_stage_and_its_part_of_the_head():
+    assert cost.pass_cost(cost.Costs(layer=10, head=6, exchange=1), layers=5, stages=2) == 3 * 10 + 6 / 2 + 1
+
+
+def test_a_tick_of_several_models_lasts_as_long_as_the_slowest():
+    assert cost.lockstep_tick_cost([(2, 4), (5, 1)], exchange=1) == 9
+    assert cost.lockstep_tick_cost([(2, 2), (5, 1)]) == 5

@@ -1,0 +1,204 @@
+"""A discrete simulator of PipeSpec's hierarchy in lockstep: any number of models, many settings at once, pure NumPy.
+
+It plays the rules of `pipedec_jax.hierarchy` tick by tick, with texts in place of models: what each model would say at
+each position is drawn beforehand, M_{i-1} saying what M_i does with the acceptance of that pair. So a buffer is known
+by its cursors alone: up to which position it holds the words of which model. Source: PipeSpec (arXiv 2505.01572).
+All figures are *simulated*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Ints = NDArray[np.int32]
+Words = NDArray[np.int8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Sums of B simulated runs, each `[B]`."""
+
+    tokens: NDArray[np.float64]
+    """Tokens of the target."""
+    ticks: NDArray[np.float64]
+    """Ticks, each one pass of every stage of the target."""
+    verifications: NDArray[np.float64]
+    """Ticks in which the target read more than one token: those that may last longer than a plain step."""
+    rollbacks: NDArray[np.float64]
+    """`[k, B]` times each model but the target was rolled back."""
+    undone: NDArray[np.float64]
+    """`[k, B]` tokens each model but the target lost to that."""
+
+    @property
+    def tokens_per_tick(self) -> NDArray[np.float64]:
+        """`[B]`; with one stage, tokens per pass of the target."""
+        return self.tokens / self.ticks
+
+
+def draw_words(acceptance: Sequence[ArrayLike], length: int, runs: int, seed: int) -> Words:
+    """What each model would say at each position: `[k + 1, B, T]`, equal where models agree.
+
+    Args:
+        acceptance: of M_1's pair with M_0, M_2's with M_1, and so on; each a number or `[B]`.
+        length: of the text (T).
+        runs: B.
+        seed: of the draws.
+    """
+    random = np.random.default_rng(seed)
+    models = len(acceptance) + 1
+    words = np.zeros((models, runs, length), np.int8)
+    for model in range(models - 2, -1, -1):
+        rate = np.broadcast_to(np.asarray(acceptance[model], np.float64), runs)[:, None]
+        agree = random.random((runs, length)) < rate
+        words[model] = np.where(agree, words[model + 1], models - model)
+    return words
+
+
+def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 1024, stages: int = 1) -> Run:
+    """Decode texts of known words: M_k makes one pass a tick, the others so many each.
+
+    Args:
+        words: `[k + 1, B, T]`, from `draw_words`; of the target, the text itself.
+        passes: of M_0 .. M_{k-1} in a tick, each a number or `[B]`.
+        width: most tokens that a verification reads; a number or `[B]`. M_0 reads one at a time.
+        stages: of the target. A token takes that many ticks to pass; other tokens follow in the next tick.
+
+    Raises:
+        ValueError: when numbers of models do not fit, or nothing can be made.
+    """
+    models, B, T = words.shape
+    if len(passes) != models - 1 or models < 2:
+        raise ValueError(f"{models} models need {models - 1} numbers of passes, not {len(passes)}")
+    if stages < 1 or T < 2:
+        raise ValueError(f"need at least one stage and a text of two tokens, not {stages} and {T}")
+    counts = [np.broadcast_to(np.asarray(count, np.int32), B) for count in passes]
+    widths = [np.ones(B, np.int32), *[np.broadcast_to(np.asarray(width, np.int32), B)] * (models - 1)]
+    if any(np.any(count < 1) for count in (*counts, *widths)):
+        raise ValueError("passes and widths must be at least 1")
+    play = _Play(words)
+    top = models - 1
+    buffers = [[np.ones(B, np.int32)] * models for _ in range(models)]  # one token is given
+    read = [np.zeros(B, np.int32) for _ in range(models)]
+    pipe = [np.zeros(B, np.int32) for _ in range(stages)]  # up to where each stage has read, the first one's first
+    ticks, verifications = np.zeros(B), np.zeros(B)
+    rollbacks, undone = np.zeros((top, B)), np.zeros((top, B))
+    live = np.ones(B, bool)
+    while np.any(live):
+        ticks += live
+        begun = buffers
+        buffers = [list(buffer) for buffer in begun]
+        # All models at once, from what the buffers held when the tick began.
+        for model in range(top):
+            contradicted = np.zeros(B, bool)
+            for turn in range(int(np.max(counts[model]))):
+                going = live & (turn < counts[model])
+                length = buffers[model][model]
+                below = begun[model - 1] if model else buffers[0]
+                reach = np.where(contradicted, length, np.maximum(length, below[max(model - 1, 0)]))
+                end = np.minimum(read[model] + widths[model], reach)
+                grown, wrong = play.verify(model, below, length, end)
+                grown = np.where(going, grown, length)
+                contradicted |= going & wrong
+                read[model] = np.where(going, np.minimum(end, grown - 1), read[model])
+                buffers[model][model] = grown
+        length, below = begun[top][top], begun[top - 1]
+        end = np.minimum(read[top] + widths[top], np.maximum(below[top - 1], length))
+        verifications += live & (end - read[top] > 1)
+        pipe = [end, *pipe[:-1]]
+        grown, wrong = play.verify(top, below, length, pipe[-1])
+        buffers[top][top] = grown
+        # What was sent beyond a wrong token is dropped.
+        border = np.where(wrong, grown - 1, T)
+        read[top] = np.minimum(end, border)
+        pipe = [np.minimum(stage, border) for stage in pipe]
+        # Rollback, from the target down.
+        for model in range(top - 1, -1, -1):
+            upper, mine = buffers[model + 1], buffers[model]
+            differs = play.difference(mine, model, upper, model + 1)
+            rolled = live & (differs < T)
+            rollbacks[model] += rolled
+            undone[model] += np.where(rolled, mine[model] - differs, 0)
+            read[model] = np.where(rolled, np.minimum(read[model], differs), read[model])
+            length = np.where(rolled, upper[model + 1], np.maximum(mine[model], upper[model + 1]))
+            buffers[model] = [*mine[:model], length, *upper[model + 1 :]]
+        buffers = [
+            [np.where(live, new, old) for new, old in zip(*pair, strict=True)]
+            for pair in zip(buffers, begun, strict=True)
+        ]
+        live = live & (buffers[top][top] < T)
+    return Run(
+        tokens=buffers[top][top] - 1.0, ticks=ticks, verifications=verifications, rollbacks=rollbacks, undone=undone
+    )
+
+
+def most_tokens_per_pass(words: NDArray[np.integer], width: int) -> float:
+    """Bound on the tokens per pass of the target of any hierarchy on a known text, whatever its passes and timing.
+
+    Each pass reads at most its own last token and `width - 1` guesses, and a guess is right at best where any of the
+    smaller models says the target's token.
+
+    Args:
+        words: `[k + 1, T]`, of the target the text itself; the first token is given.
+        width: most tokens that a verification reads.
+    """
+    right = [*np.any(words[:-1, 1:] == words[-1, 1:], axis=0).tolist(), False]
+    position, passes = 0, 0
+    while position + 1 < len(right):
+        run = right.index(False, position) - position
+        position += min(run, width - 1) + 1
+        passes += 1
+    return (len(right) - 1) / passes
+
+
+class _Play:
+    """Compares buffers, each known by its borders: up to `buffer[j]` it holds words of the models j and above."""
+
+    def __init__(self, words: Words) -> None:
+        self.models, self.runs, self.length = words.shape
+        self._row = np.arange(self.runs)
+        self._next: dict[tuple[int, int], Ints] = {}
+        position = np.arange(self.length, dtype=np.int32)
+        for j in range(self.models):
+            for m in range(j):
+                # [B, T + 1]: from each position on, the next one at which the words of two models differ.
+                found = np.full((self.runs, self.length + 1), self.length, np.int32)
+                found[:, :-1] = np.where(words[j] != words[m], position, self.length)
+                self._next[j, m] = np.minimum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
+                self._next[m, j] = self._next[j, m]
+
+    def difference(self, one: Sequence[Ints], first: int, two: Sequence[Ints], second: int) -> Ints:
+        """The first position that both buffers, of models `first` and `second`, hold and differ at; T for none."""
+        found = np.full(self.runs, self.length, np.int32)
+        for j in range(first, self.models):
+            for m in range(second, self.models):
+                if j == m:
+                    continue
+                low = np.zeros(self.runs, np.int32)
+                low = low if j + 1 == self.models else np.maximum(low, one[j + 1])
+                low = low if m + 1 == self.models else np.maximum(low, two[m + 1])
+                where = self._next[j, m][self._row, np.minimum(low, self.length)]
+                found = np.minimum(found, np.where(where < np.minimum(one[j], two[m]), where, self.length))
+        return found
+
+    def verify(self, model: int, below: Sequence[Ints], length: Ints, end: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """A model's pass over the text before position `end`.
+
+        Returns:
+            The new length of its buffer, and whether that contradicts the buffer below.
+        """
+        differs = np.full(self.runs, self.length, np.int32)
+        if model:
+            whole = np.full(self.runs, self.length, np.int32)
+            own = [*[length] * model, whole, *[length] * (self.models - 1 - model)]
+            differs = self.difference(own, model, self._from(below, model, length), model - 1)
+        grown = np.minimum(np.minimum(differs, end) + 1, self.length)
+        grown = np.where(end >= length, grown, length).astype(np.int32)
+        return grown, differs < grown
+
+    def _from(self, below: Sequence[Ints], model: int, length: Ints) -> list[Ints]:
+        """The buffer below, which agrees with this model's up to its length."""
+        return [*below[:model], *[np.maximum(border, length) for border in below[model:]]]

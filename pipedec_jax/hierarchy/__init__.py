@@ -1,0 +1,1 @@
+"""PipeSpec: a hierarchy of models, all running at once, each a program and a pipe of its own."""

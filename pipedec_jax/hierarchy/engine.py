@@ -1,0 +1,232 @@
+"""The hierarchy's engine: k + 1 programs, and how they keep time.
+
+Lockstep: in every tick each model starts from the buffers that all had published in the tick before, and makes as many
+passes as were chosen to fit beside the slowest. The programs depend on each other by their buffers alone, so the host
+dispatches ticks ahead and waits only to see whether enough is there. Speculative: the draft's passes and the target's
+verification take turns, each waiting for the other. The free-running form is `pipedec_jax.hierarchy.free`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pipedec_jax.hierarchy.buffers import FIGURES
+from pipedec_jax.hierarchy.free import run_free
+from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Source
+from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
+from pipedec_jax.pipeline.engine import Progress, make_request
+from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request
+from pipedec_jax.sampling import GREEDY, Sampling
+
+LOOK_AHEAD = 2
+"""Ticks that the host dispatches before it waits for one: enough to hide its own time."""
+
+Delay = Callable[[int], float]
+"""Seconds to wait before the next step of a model, by its index: to see what a slow or jittery one does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFigures:
+    """What one model did in an answer."""
+
+    passes: int
+    read: int
+    """Tokens that it read in all passes; over passes, how wide a pass was on average."""
+    rollbacks: int
+    """Times its buffer was rolled back."""
+    undone: int
+    """Tokens it lost to that."""
+
+
+class HierarchyEngine:
+    """Decodes prompts one after another with a hierarchy of models.
+
+    Args:
+        sources: the models' weights, the smallest's first and the target's last; known words in place of any but the
+            target.
+        settings: method, form and sizes.
+        vocab_size: ids that are tokens, of all models.
+        devices: the smallest model's first; all of `jax.devices()` by default.
+        delay: see `Delay`; for measurements.
+
+    Raises:
+        ValueError: when settings, models and devices do not fit together.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        settings: HierarchySettings,
+        *,
+        vocab_size: int,
+        devices: Sequence[jax.Device] | None = None,
+        delay: Delay | None = None,
+    ) -> None:
+        known = [isinstance(source, KnownModel) for source in sources]
+        if known and known[-1]:
+            raise ValueError("the target must be a model, not known words")
+        configs = [None if isinstance(source, KnownModel) else source.config for source in sources]
+        check_models(settings, configs, vocab_size)
+        devices = jax.devices() if devices is None else list(devices)
+        if len(devices) < sum(settings.stages):
+            raise ValueError(
+                f"{sum(settings.stages)} devices are needed (stages of all models) but there are {len(devices)}"
+            )
+        self.settings = settings
+        self.vocab_size = vocab_size
+        self.delay = delay
+        target = configs[-1]
+        assert target is not None
+        self._target = target
+        self._plain = EngineSettings(method="pp", stages=settings.stages[-1], capacity=settings.capacity)
+        self.models: list[ModelProgram] = []
+        first = 0
+        for source, stages, width in zip(sources, settings.stages, settings.widths, strict=True):
+            self.models.append(
+                ModelProgram(
+                    source,
+                    stages=stages,
+                    width=width,
+                    devices=devices[first : first + stages],
+                    dtype=settings.dtype,
+                    vocab_size=vocab_size,
+                    prefill_width=settings.prefill_width,
+                )
+            )
+            first += stages
+        self.compile_seconds = 0.0
+        """Seconds spent on compiling and on making caches."""
+        self._published: list[jax.Array] = []
+        self._prompt_length = 0
+        self._limit = 0
+        self._ends: frozenset[int] = frozenset()
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        end_tokens: Sequence[int] = (),
+        drafter_params: object = None,
+    ) -> None:
+        """Prefill a prompt in all models, compiling first when this capacity and sampling mode are new.
+
+        Raises:
+            ValueError: as `check_request` does, and for `drafter_params`.
+        """
+        if drafter_params is not None:
+            raise ValueError("a hierarchy takes no drafter_params")
+        prompt = check_request(self._plain, self._target, self.vocab_size, prompt, max_new_tokens)
+        capacity = cache_slots(self._plain, len(prompt) + max_new_tokens)
+        request = make_request(prompt, max_new_tokens, capacity, sampling, end_tokens)
+        top = len(self.models) - 1
+        self._published = [
+            model.start(request, sampling.mode, below=index > 0, above=top - index)
+            for index, model in enumerate(self.models)
+        ]
+        self.compile_seconds = sum(model.compile_seconds for model in self.models)
+        self._prompt_length, self._limit = len(prompt), len(prompt) + max_new_tokens
+        self._ends = frozenset(end_tokens)
+
+    def run(self, new_tokens: int) -> Progress:
+        """Decode until at least `new_tokens` more tokens are there or the answer is complete.
+
+        Raises:
+            RuntimeError: when called before `start`.
+        """
+        if not self._published:
+            raise RuntimeError("call start() before run()")
+        goal = self._length(self._published[-1]) + new_tokens
+        if self.settings.method == "speculative":
+            self._take_turns(goal)
+        elif self.settings.form == "free":
+            self._published = run_free(self, self._published, goal)
+        else:
+            self._lockstep(goal)
+        return self._progress()
+
+    def figures(self) -> list[ModelFigures]:
+        """What each model did since `start`."""
+        states = jax.device_get([model.state for model in self.models])
+        return [
+            ModelFigures(int(state.passes), int(state.read), int(state.rollbacks), int(state.undone))
+            for state in states
+        ]
+
+    def bytes_per_device(self) -> list[dict[str, int | str]]:
+        """What weights and caches take on each device this process can address, in bytes, in rank order."""
+        rows = []
+        for index, model in enumerate(self.models):
+            parts = model.bytes_per_device()
+            for device in model.mesh.devices.flat:
+                if device.process_index == jax.process_index():
+                    sizes = {f"model {index} {name}": found.get(device, 0) for name, found in parts.items()}
+                    rows.append({"device": str(device), **sizes})
+        return rows
+
+    def enough(self, packed: jax.Array, goal: int) -> bool:
+        """Whether the target's published buffer holds so many tokens, or a complete answer; waits for it."""
+        host = np.asarray(packed)
+        length = int(host[0])
+        last = int(host[len(FIGURES) + length - 1])
+        return length >= min(goal, self._limit) or (length > self._prompt_length and last in self._ends)
+
+    def step(self, index: int, published: Sequence[jax.Array], passes: int) -> jax.Array:
+        """Dispatch a step of one model that sees these buffers; returns what it publishes."""
+        model = self.models[index]
+        below = model.put(published[index - 1]) if index else None
+        above = [model.put(packed) for packed in published[index + 1 :]]
+        return model.step(below, above, passes, self.settings.most_ahead)
+
+    def _length(self, packed: jax.Array) -> int:
+        return int(np.asarray(packed)[0])
+
+    def _lockstep(self, goal: int) -> None:
+        passes = (*self.settings.passes, 1)
+        waiting: collections.deque[jax.Array] = collections.deque([self._published[-1]])
+        while not self.enough(waiting.popleft() if len(waiting) > LOOK_AHEAD else waiting[0], goal):
+            self._published = self._tick(passes)
+            waiting.append(self._published[-1])
+
+    def _tick(self, passes: Sequence[int]) -> list[jax.Array]:
+        """One step of every model, all from the same buffers; a delayed one is dispatched when its delay is over."""
+        waits = [0.0 if self.delay is None else self.delay(index) for index in range(len(passes))]
+        if any(waits):
+            jax.block_until_ready(self._published)
+        begun, stepped = time.perf_counter(), list(self._published)
+        for index in sorted(range(len(passes)), key=lambda index: waits[index]):
+            if waits[index]:
+                time.sleep(max(0.0, begun + waits[index] - time.perf_counter()))
+            stepped[index] = self.step(index, self._published, passes[index])
+        return stepped
+
+    def _take_turns(self, goal: int) -> None:
+        draft_stages, stages = self.settings.stages
+        (lookahead,) = self.settings.passes
+        while not self.enough(self._published[-1], goal):
+            # A pass more, to read the target's own token after a lookahead that was right throughout.
+            self._published[0] = self.step(0, self._published, (lookahead + 1) * draft_stages)
+            self._published[1] = self.step(1, self._published, stages)
+
+    def _progress(self) -> Progress:
+        state: Any = jax.device_get(self.models[-1].state)
+        length = int(state.own.length)
+        new = slice(self._prompt_length, length)
+        tokens = state.own.token[new].tolist()
+        return Progress(
+            tokens=tokens,
+            ticks=state.tick[new].tolist(),
+            costs=state.tick[new].astype(float).tolist(),
+            delays=state.delay[new].tolist(),
+            logprobs=state.log_prob[new].tolist(),
+            nodes=int(state.read),
+            done=length >= self._limit or (bool(tokens) and tokens[-1] in self._ends),
+        )

@@ -1,0 +1,239 @@
+"""One model of a hierarchy as a pipe: it reads the buffer below, verifies it, and writes its own.
+
+A pass is a tick of the pipe's stages (one stage: a whole pass of the model). The next rows, at most W, enter: tokens of
+the buffer below from where the pipe has read, or the model's own last token when nothing is there to verify. Rows that
+leave give the model's choices; it appends those that agree with what was read, and one more of its own. A token's slot
+in the cache is its position and the mask is causal, so a rollback only moves the cursor of what was read back: the
+right tokens are written over the wrong ones. `fed` remembers what was read where, and is compared with the text before
+every pass; rows in flight that no longer belong to it are dropped.
+
+Everything here runs under `shard_map` over the stages of this model alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from pipedec_jax import vocabulary
+from pipedec_jax.cache import chunk_rows
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks
+from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
+from pipedec_jax.pipeline.prefill import Request
+from pipedec_jax.pipeline.stage import Target, TargetParams, run_head, run_stage_where
+from pipedec_jax.pipeline.tick import Local
+from pipedec_jax.sampling import SamplingMode
+from pipedec_jax.transcript import MISS
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipe:
+    """What is known of one model's pipe at compile time."""
+
+    width: int
+    """Most tokens that a pass reads (W)."""
+    target: Target | None
+    """The model; `None` for one whose words are known (`program.KnownModel`)."""
+    mode: SamplingMode
+
+    @property
+    def stages(self) -> int:
+        """Stages (N)."""
+        return self.target.split.stages if self.target else 1
+
+
+class State(struct.PyTreeNode):
+    """The state of a pipe that is the same on all its ranks. T is the capacity, N the stages."""
+
+    own: Buffer
+    fed: jax.Array
+    """[T] int32: the token that was read at each position, up to `sent`."""
+    sent: jax.Array
+    """[] int32: up to here the cache holds, or will hold when the rows in flight have passed, the text."""
+    start: jax.Array
+    """[N] int32: the first position of the rows at each stage."""
+    count: jax.Array
+    """[N] int32: how many rows there are, those dropped since not counted."""
+    entered: jax.Array
+    """[T] int32: the pass in which each position was read."""
+    tick: jax.Array
+    """[T] int32: the pass in which each token of the buffer was appended."""
+    delay: jax.Array
+    """[T] int32: as `transcript.Transcript.delay`, in passes."""
+    log_prob: jax.Array
+    """[T] float32: the model's log-probability of each token it appended."""
+    said: jax.Array
+    """[T] int32: what the model chose for each position when it last read the text before it, appended or not."""
+    passes: jax.Array
+    """[] int32: passes made."""
+    read: jax.Array
+    """[] int32: rows read in all of them."""
+    rollbacks: jax.Array
+    """[] int32: times the buffer was rolled back."""
+    undone: jax.Array
+    """[] int32: tokens it lost to that."""
+
+
+def begin(pipe: Pipe, request: Request) -> State:
+    """The state after prefill: the prompt's last token is the first to be read."""
+    T, N = request.prompt.shape[0], pipe.stages
+    zero = jnp.zeros((), jnp.int32)
+    return State(
+        own=Buffer(token=request.prompt, length=request.length),
+        fed=request.prompt,
+        sent=request.length - 1,
+        start=jnp.zeros(N, jnp.int32),
+        count=jnp.zeros(N, jnp.int32),
+        entered=jnp.zeros(T, jnp.int32),
+        tick=jnp.zeros(T, jnp.int32),
+        delay=jnp.zeros(T, jnp.int32),
+        log_prob=jnp.zeros(T, jnp.float32),
+        said=jnp.zeros(T, jnp.int32),
+        passes=zero,
+        read=zero,
+        rollbacks=zero,
+        undone=zero,
+    )
+
+
+def publish(state: State) -> jax.Array:
+    """The buffer as others see it (see `buffers.pack`)."""
+    return pack(state.own, state.passes, state.rollbacks, state.undone)
+
+
+def step(
+    pipe: Pipe,
+    weights: Any,
+    request: Request,
+    state: State,
+    local: Local,
+    below: jax.Array | None,
+    above: Sequence[jax.Array],
+    control: jax.Array,
+) -> tuple[tuple[State, jax.Array], Local]:
+    """Follow the models above, then make some passes.
+
+    Args:
+        pipe: this model.
+        weights: its `TargetParams`; its words `[T]` where they are known.
+        request: what is decoded.
+        state: of the pipe.
+        local: of each rank.
+        below: the published buffer of the next smaller model; `None` for the smallest.
+        above: those of the larger models, the next larger one's first.
+        control: `[2]` int32: the most passes to make, and the most tokens to be ahead of the target.
+
+    Returns:
+        The state with the buffer to publish, and the ranks' own state.
+    """
+    uppers = [unpack(packed) for packed in above]
+    lower = unpack(below) if below is not None else None
+    own = aligned([state.own, *uppers])[0]
+    settled = uppers[-1].length if uppers else own.length + 1
+    border = difference(state.own, own)
+    rolled = border < own.token.shape[0]
+    state = state.replace(
+        own=own,
+        rollbacks=state.rollbacks + rolled.astype(jnp.int32),
+        undone=state.undone + jnp.where(rolled, state.own.length - border, 0),
+    )
+    first = state.passes
+
+    def more(carry: tuple[State, Local]) -> jax.Array:
+        state, _ = carry
+        done = complete(state.own, request.length, request.limit, request.end_token)
+        ahead = state.own.length - settled if uppers else jnp.zeros((), jnp.int32)
+        return (state.passes - first < control[0]) & (ahead < control[1]) & ~done
+
+    def once(carry: tuple[State, Local]) -> tuple[State, Local]:
+        return make_pass(pipe, weights, request, *carry, lower)
+
+    state, local = lax.while_loop(more, once, (state, local))
+    return (state, publish(state)), local
+
+
+def make_pass(
+    pipe: Pipe, weights: Any, request: Request, state: State, local: Local, below: Buffer | None
+) -> tuple[State, Local]:
+    """One tick of the pipe: rows enter, all stages work, rows leave, their choices are compared."""
+    state = send(pipe, state, continuation(state.own, below) if below is not None else state.own)
+    if pipe.target is None:
+        after = state.start[-1] + 1 + jnp.arange(pipe.width, dtype=jnp.int32)
+        choice = weights.at[after].get(mode="clip")
+        return append(pipe, state, request, choice, jnp.zeros(choice.shape, jnp.float32)), local
+    choice, log_prob, local = compute(pipe, pipe.target, weights, request, state, local)
+    return append(pipe, state, request, choice, log_prob), local
+
+
+def send(pipe: Pipe, state: State, source: Buffer) -> State:
+    """Drop what is in flight and does not belong to the text, move the rest on, and let the next rows in."""
+    T = state.fed.shape[0]
+    position = jnp.arange(T, dtype=jnp.int32)
+    stale = (position < state.sent) & ((state.fed != source.token) | (position >= source.length))
+    sent = jnp.minimum(state.sent, jnp.min(jnp.where(stale, position, T)))
+    end = jnp.minimum(sent + pipe.width, source.length)
+    new = (position >= sent) & (position < end)
+    kept = jnp.clip(sent - state.start, 0, state.count)
+    passes = state.passes + 1
+    return state.replace(
+        fed=jnp.where(new, source.token, state.fed),
+        sent=end,
+        start=jnp.concatenate((sent[None], state.start[:-1])),
+        count=jnp.concatenate(((end - sent)[None], kept[:-1])),
+        entered=jnp.where(new, passes, state.entered),
+        passes=passes,
+        read=state.read + end - sent,
+    )
+
+
+def compute(
+    pipe: Pipe, target: Target, params: TargetParams, request: Request, state: State, local: Local
+) -> tuple[jax.Array, jax.Array, Local]:
+    """All stages at once; the choices `[W]` of the rows that leave, and their log-probabilities."""
+    W, T = pipe.width, request.prompt.shape[0]
+    rank = lax.axis_index(AXIS)
+    token = state.fed.at[state.start[0] + jnp.arange(W, dtype=jnp.int32)].get(mode="clip")
+    embedded = sum_over_ranks(vocabulary.embed_part(params.embedding, token))
+    x = jnp.where(rank == 0, embedded, local.x)
+    start, count = state.start[rank], state.count[rank]
+
+    rows = chunk_rows(start, W, start + count, T)
+    cache, x = run_stage_where(count > 0, target, params, local.cache, rows, x)
+    (hidden,) = broadcast([(x, rank == pipe.stages - 1)])
+    shift = [(k, k + 1) for k in range(pipe.stages - 1)]
+    local = local.replace(x=lax.ppermute(x, AXIS, shift) if shift else x, cache=cache)
+    row = jnp.arange(W, dtype=jnp.int32)
+    after, live = state.start[-1] + 1 + row, row < state.count[-1]
+    part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, (W,))
+    choice, log_prob = vocabulary.choose(gather_over_ranks(part, pipe.stages))
+    return choice, log_prob, local
+
+
+def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_prob: jax.Array) -> State:
+    """Compare the choices of the rows that leave with what was read after them, and append what is new."""
+    T, length = state.fed.shape[0], state.own.length
+    position = jnp.arange(T, dtype=jnp.int32)
+    row = position - state.start[-1] - 1  # that chose the token of each position
+    chosen = (row >= 0) & (row < state.count[-1])
+    row = jnp.clip(row, 0, pipe.width - 1)
+    token = choice[row]
+    agrees = (token == state.fed) & (position < state.sent)
+    # Rows read to catch up with the models above choose what is long decided.
+    undecided = chosen & (position >= length)
+    ends = jnp.any(token[:, None] == request.end_token[None, :], axis=1)
+    last = undecided & (~agrees | ends | (position == state.start[-1] + state.count[-1]))
+    new = undecided & (position <= jnp.min(jnp.where(last, position, T))) & (position < request.limit)
+    delay = jnp.where(agrees, state.entered - jnp.roll(state.entered, 1), MISS)
+    return state.replace(
+        own=Buffer(jnp.where(new, token, state.own.token), length + jnp.sum(new, dtype=jnp.int32)),
+        tick=jnp.where(new, state.passes, state.tick),
+        delay=jnp.where(new, delay, state.delay),
+        log_prob=jnp.where(new, log_prob.astype(jnp.float32)[row], state.log_prob),
+        said=jnp.where(chosen, token, state.said),
+    )

@@ -1,0 +1,216 @@
+"""A model of a hierarchy on its own devices: weights, caches and compiled programs.
+
+Every model is a program of its own, on a mesh of its own stages. So no device holds a weight of another model, and the
+programs of different models can run at any pace (one program for all would hold every model's arrays on every rank).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from pipedec_jax.drafters.base import NoDrafter
+from pipedec_jax.hierarchy import pipe as pipes
+from pipedec_jax.hierarchy.buffers import FIGURES
+from pipedec_jax.hierarchy.pipe import Pipe, State
+from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.placement import OWN, SAME
+from pipedec_jax.pipeline.prefill import Request, prefill
+from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.pipeline.stage import Target
+from pipedec_jax.pipeline.tick import Local, System, Weights
+from pipedec_jax.sampling import SamplingMode
+from pipedec_jax.schedules.plain import PlainSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownModel:
+    """In place of a model, its words: it says `words[p]` at every position p, whatever stands before.
+
+    It checks the formulas at any acceptance, and costs nothing.
+    """
+
+    words: np.ndarray
+    """[T] int32 by absolute position."""
+
+
+Source = ParameterSource | KnownModel
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """Compiled for one capacity, sampling mode and place in the hierarchy."""
+
+    prefill: Any
+    step: Any
+
+
+class ModelProgram:
+    """One model's share of the engine.
+
+    Args:
+        source: the weights, or known words.
+        stages: of this model (N).
+        width: most tokens that one of its passes reads (W).
+        devices: as many as stages.
+        dtype: of weights, activations and caches.
+        vocab_size: ids that are tokens.
+        prefill_width: prompt tokens per prefill chunk.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        stages: int,
+        width: int,
+        devices: Sequence[jax.Device],
+        dtype: Any,
+        vocab_size: int,
+        prefill_width: int,
+    ) -> None:
+        self.mesh: Mesh = placement.make_mesh(stages, devices)
+        self.width, self.dtype, self.prefill_width = width, dtype, prefill_width
+        self.target: Target | None = None
+        self.place_weights(source, vocab_size)
+        self.compile_seconds = 0.0
+        self._programs: dict[Any, _Programs] = {}
+        self._prefills: dict[Any, Any] = {}
+        self._local: tuple[int, Local] | None = None
+        self._request: Request | None = None
+        self._step: Any = None
+        self._state: State | None = None
+
+    def place_weights(self, source: Source, vocab_size: int) -> None:
+        """Put weights on the devices, those of another model of the same geometry as well."""
+        if isinstance(source, KnownModel):
+            self._words = np.asarray(source.words, np.int32)
+            self.weights: Any = ()
+            return
+        split = split_layers(source.config.layers, self.mesh.size)
+        self.target = Target(config=source.config, split=split, vocab_size=vocab_size)
+        self.weights = placement.place_target(self.mesh, source, split, self.dtype)
+
+    @property
+    def stages(self) -> int:
+        """Stages (N)."""
+        return self.mesh.size
+
+    @property
+    def state(self) -> State:
+        """The pipe's state after the steps so far."""
+        assert self._state is not None  # start
+        return self._state
+
+    def put(self, packed: jax.Array) -> jax.Array:
+        """A published buffer, on this model's devices; does not wait."""
+        return jax.device_put(packed, NamedSharding(self.mesh, SAME))
+
+    def start(self, request: Request, mode: SamplingMode, below: bool, above: int) -> jax.Array:
+        """Prefill a prompt, compiling first when needed; returns the buffer to publish.
+
+        Args:
+            request: what to decode.
+            mode: how.
+            below: whether there is a smaller model.
+            above: number of larger models.
+        """
+        capacity = request.prompt.shape[0]
+        request = jax.tree.map(functools.partial(placement.replicate, self.mesh), request)
+        if self.target is None:
+            words = np.zeros(capacity, np.int32)
+            words[: len(self._words)] = self._words[:capacity]
+            self.weights = placement.replicate(self.mesh, words)
+        held, self._local = self._local, None
+        begun = time.perf_counter()
+        if held is not None and held[0] == capacity:
+            local = held[1]
+        else:
+            del held
+            local = jax.block_until_ready(self._new_local(capacity))
+        programs = self._compile(request, local, mode, below, above)
+        self.compile_seconds += time.perf_counter() - begun
+        (self._state, packed), local = programs.prefill(self.weights, request, local)
+        self._local, self._request, self._step = (capacity, local), request, programs.step
+        return packed
+
+    def step(self, below: jax.Array | None, above: Sequence[jax.Array], passes: int, lead: int) -> jax.Array:
+        """Make up to so many passes while less than `lead` tokens ahead of the target; does not wait.
+
+        Returns:
+            The buffer to publish.
+        """
+        assert self._local is not None  # start
+        capacity, local = self._local
+        self._local = None  # donated
+        control = np.asarray((passes, lead), np.int32)
+        (self._state, packed), local = self._step(
+            self.weights, self._request, self._state, local, below, tuple(above), control
+        )
+        self._local = (capacity, local)
+        return packed
+
+    def bytes_per_device(self) -> dict[str, dict[jax.Device, int]]:
+        """Bytes of weights and of the cache on each of its devices."""
+        cache = self._local[1].cache if self._local else ()
+        weights = self.weights if self.target is not None else ()
+        return {"weights": placement.bytes_per_device(weights), "cache": placement.bytes_per_device(cache)}
+
+    def _new_local(self, capacity: int) -> Local:
+        if self.target is None:
+            return Local(x=placement.per_rank(self.mesh, (1, 1), np.float32, _zeros((1, 1))), cache=(), drafter=())
+        config, split = self.target.config, self.target.split
+        shape = (self.width, config.width)
+        return Local(
+            x=placement.per_rank(self.mesh, shape, self.dtype, _zeros(shape)),
+            cache=placement.place_caches(self.mesh, config, split.longest, capacity, self.dtype),
+            drafter=(),
+        )
+
+    def _compile(self, request: Request, local: Local, mode: SamplingMode, below: bool, above: int) -> _Programs:
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
+        key = (shapes, mode, below, above)
+        if key in self._programs:
+            return self._programs[key]
+        own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
+
+        def spread(function: Any, specs: tuple[Any, ...], donated: int) -> Any:
+            mapped = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=((SAME, SAME), OWN))
+            return jax.jit(mapped, donate_argnums=donated)
+
+        if shapes not in self._prefills:  # the sampling mode is nothing to it
+            begin = spread(self._begin, (SAME, OWN), 2).lower(self.weights, request, local)
+            self._prefills[shapes] = begin.compile(), begin.out_info[0][0]
+        begin, state = self._prefills[shapes]
+        length = len(FIGURES) + request.prompt.shape[0]
+        seen = jax.ShapeDtypeStruct((length,), jnp.int32, sharding=NamedSharding(self.mesh, SAME))
+        step = functools.partial(pipes.step, Pipe(width=self.width, target=self.target, mode=mode))
+        stepped = spread(step, (SAME, SAME, OWN, SAME, SAME, SAME), 3).lower(
+            self.weights, request, state, local, seen if below else None, (seen,) * above, np.zeros(2, np.int32)
+        )
+        self._programs[key] = _Programs(prefill=begin, step=stepped.compile())
+        return self._programs[key]
+
+    def _begin(self, weights: Any, request: Request, local: Local) -> tuple[tuple[State, jax.Array], Local]:
+        """Prefill, under `shard_map`."""
+        mode = SamplingMode()
+        if self.target is not None:
+            # The schedule and the drafter are nothing to prefill here.
+            system = System(target=self.target, drafter=NoDrafter(), schedule=PlainSchedule(), sampling=mode)
+            width = min(self.prefill_width, request.prompt.shape[0])
+            local = prefill(system, width, Weights(target=weights, drafter=None), request, local)[1]
+        state = pipes.begin(Pipe(width=self.width, target=self.target, mode=mode), request)
+        return (state, pipes.publish(state)), local
+
+
+def _zeros(shape: tuple[int, ...]) -> Any:
+    return lambda _: np.zeros(shape)

@@ -1,0 +1,115 @@
+"""The hierarchy's simulator: against a plain Python playing of the rules, and its limits."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from pipedec_jax.analysis.hierarchy import draw_words, most_tokens_per_pass, simulate
+
+
+def played(words: list[list[int]], passes: list[int], width: int, stages: int) -> tuple[int, list[int]]:
+    """Ticks and rollbacks of one run, with buffers as lists."""
+    models, length = len(words), len(words[0])
+    top = models - 1
+    buffers = [[words[top][0]] for _ in words]
+    read = [0] * models
+    pipe: list[int] = [0] * stages
+    ticks, rollbacks = 0, [0] * top
+
+    def verify(model: int, source: list[int], end: int) -> list[int]:
+        own = list(buffers[model])
+        if end >= len(own):
+            for position in range(len(own), end + 1):
+                own.append(words[model][position] if position < length else 0)
+                if position < end and own[position] != source[position]:
+                    break
+        return own[:length]
+
+    while len(buffers[top]) < length:
+        ticks += 1
+        begun = [list(buffer) for buffer in buffers]
+        after = []
+        for model in range(top):
+            for _ in range(passes[model]):
+                source = begun[model - 1] if model else buffers[0]
+                if len(source) < len(buffers[model]) or source[: len(buffers[model])] != buffers[model]:
+                    source = buffers[model]
+                end = min(read[model] + (width if model else 1), len(source))
+                buffers[model] = verify(model, source, end)
+                read[model] = min(end, len(buffers[model]) - 1)
+            after.append(buffers[model])
+            buffers[model] = begun[model] if model + 1 < top else buffers[model]
+        source = begun[top - 1]
+        read[top] = min(read[top] + width, len(source))
+        pipe = [read[top], *pipe[:-1]]
+        buffers = [*after, verify(top, source, pipe[-1])]
+        known = buffers[top]
+        wrong = next((p for p in range(min(len(known), len(source))) if known[p] != source[p]), length)
+        read[top] = min(read[top], wrong)
+        pipe = [min(stage, wrong) for stage in pipe]
+        for model in range(top - 1, -1, -1):
+            mine, upper = buffers[model], buffers[model + 1]
+            differs = next((p for p in range(min(len(mine), len(upper))) if mine[p] != upper[p]), None)
+            if differs is not None:
+                rollbacks[model] += 1
+                read[model] = min(read[model], differs)
+                buffers[model] = list(upper)
+            elif len(mine) < len(upper):
+                buffers[model] = list(upper)
+    return ticks, rollbacks
+
+
+@given(data=st.data())
+def test_every_run_is_that_of_the_rules_played_with_lists(data):
+    models = data.draw(st.integers(2, 4))
+    passes = [data.draw(st.integers(1, 5)) for _ in range(models - 1)]
+    width, stages = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
+    rates = [data.draw(st.sampled_from((0.0, 0.4, 0.7, 0.9, 1.0))) for _ in range(models - 1)]
+    words = draw_words(rates, 40, 5, seed=data.draw(st.integers(0, 1000)))
+    # Also words on which a model agrees with one that is not its neighbour.
+    words = np.where(data.draw(st.booleans()), words, words % 2).astype(np.int8)
+    found = simulate(words, passes, width=width, stages=stages)
+    assert found.tokens.tolist() == [39] * 5
+    for run in range(5):
+        ticks, rollbacks = played(words[:, run].tolist(), passes, width, stages)
+        assert (found.ticks[run], found.rollbacks[:, run].tolist()) == (ticks, rollbacks)
+
+
+def test_settings_can_differ_between_runs():
+    words = draw_words([[0.5, 0.9, 0.9], 0.8], 60, 3, seed=1)
+    together = simulate(words, [[4, 4, 8], 2], width=[3, 8, 8])
+    for run, (first, width) in enumerate(((4, 3), (4, 8), (8, 8))):
+        alone = simulate(words[:, run : run + 1], [first, 2], width=width)
+        assert alone.ticks[0] == together.ticks[run]
+        assert alone.undone[:, 0].tolist() == together.undone[:, run].tolist()
+
+
+def test_a_pipe_of_many_stages_follows_the_filled_pipes_formula():
+    """One token a tick from a draft that is right in known places: the ticks of a filled pipe, in whole numbers."""
+    words = draw_words([0.8], 200, 4, seed=2)
+    found = simulate(words, [1], stages=5)
+    # A tick for every token, and a refill for every wrong one; the last token's place is not looked at.
+    assert np.all(found.ticks >= 5 + 198)
+    sure = simulate(np.zeros((2, 1, 200), np.int8), [1], stages=5)
+    assert sure.ticks.tolist() == [5 + 198]
+
+
+def test_wrong_numbers_are_refused():
+    words = draw_words([0.5], 10, 2, seed=0)
+    for passes, width, stages in (([1, 2], 4, 1), ([0], 4, 1), ([1], 0, 1), ([1], 4, 0)):
+        with pytest.raises(ValueError, match=r"passes|stage"):
+            simulate(words, passes, width=width, stages=stages)
+
+
+def test_no_hierarchy_makes_more_tokens_a_pass_than_the_bound():
+    text = np.asarray([[1, 5, 5, 5, 0, 5, 0], [1, 5, 5, 5, 5, 5, 5]])
+    # Three right guesses and one's own; one right guess and one's own.
+    assert most_tokens_per_pass(text, 8) == 3
+    assert most_tokens_per_pass(text, 2) == 2
+    words = draw_words([0.8, 0.7], 400, 1, seed=3)
+    for width in (2, 4, 16):
+        found = simulate(words, [12, 3], width=width).tokens_per_tick[0]
+        assert 1 < found <= most_tokens_per_pass(words[:, 0], width)

@@ -1,0 +1,163 @@
+"""Tokens equal plain decoding's: two, three and four models, every form, whatever is late; and the rules' own ticks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+from pipedec_jax.analysis.hierarchy import draw_words, simulate
+from pipedec_jax.hierarchy.engine import HierarchyEngine
+from pipedec_jax.hierarchy.program import KnownModel
+from tests.exactness import check_ticks
+from tests.hierarchy.families import decode, engine, load, plain, settings, sources, x64
+from tests.oracle import GREEDY, Draw
+from tests.random_pairs import VOCAB, prompt_of
+
+NEW = 40
+TWO = settings(stages=(1, 1), passes=(4,))
+THREE = settings(stages=(1, 1, 1), passes=(4, 2), width=5)
+FOUR = settings(stages=(1, 1, 1, 2), passes=(3, 1, 1), width=4)
+"""The target over two stages; its pipe is filled with what the hierarchy sends."""
+DRAWN = Draw(0.8, seed=3)
+FILTERED = Draw(0.9, top_k=30, top_p=0.95, seed=3)
+CASES = {
+    "two": (TWO, DRAWN),
+    "two, greedy": (TWO, GREEDY),
+    "three": (THREE, FILTERED),
+    "three, greedy": (THREE, Draw(1.0, top_k=1, seed=3)),
+    "four": (FOUR, FILTERED),
+    "four, greedy": (FOUR, Draw(1.0, top_k=1, seed=3)),
+}
+"""A program per model and mode; the forms share them. The most likely token alone is greedy in a program that draws."""
+FORMS = ({"form": "lockstep"}, {"form": "free"})
+
+
+@pytest.fixture(autouse=True)
+def wide() -> Iterator[None]:
+    with x64():
+        yield
+
+
+def run(base, draw, seed, length, pieces=(), delay=None, **changes):
+    """One answer by a shared engine in some form, checked token by token."""
+    decoder = engine(base)
+    kept = decoder.settings
+    load(decoder, seed)
+    decoder.settings, decoder.delay = dataclasses.replace(kept, **changes), delay
+    draw = dataclasses.replace(draw, seed=draw.seed + seed) if draw.temperature else draw
+    try:
+        progress = decode(decoder, prompt_of(length, seed), NEW, draw, pieces=pieces)
+        figures = decoder.figures()
+    finally:
+        decoder.settings, decoder.delay = kept, None
+    assert progress.tokens == plain(seed, prompt_of(length, seed), NEW, GREEDY if draw.top_k == 1 else draw)
+    assert progress.done
+    check_ticks(progress, base.stages[-1])
+    return progress, figures
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form["form"] for form in FORMS])
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_equal_plain_decodings(case: str, form: dict) -> None:
+    base, draw = CASES[case]
+    for seed, length in enumerate((17, 1, 30)):
+        progress, figures = run(base, draw, seed, length, pieces=(1, 5) if seed else (), **form)
+        if form["form"] == "lockstep":  # the pace of free-running models is the machine's
+            assert figures[0].rollbacks > 0, "nothing was ever wrong"
+            assert sum(progress.hits) > 0, "nothing was ever right"
+
+
+@pytest.mark.parametrize("case", ["two", "three", "four"])
+def test_tokens_equal_plain_decodings_when_models_are_late_at_random(case: str) -> None:
+    base, draw = CASES[case]
+    for seed, share in ((3, 0.5), (4, 0.1)):
+        random = np.random.default_rng(seed)
+        late = functools.partial(_late, random, share)
+        run(base, draw, seed, 9, delay=late, form="free")
+    run(base, draw, 5, 9, delay=functools.partial(_late, np.random.default_rng(5), 0.2), form="lockstep")
+
+
+def _late(random: np.random.Generator, share: float, index: int) -> float:
+    return float(random.random() < share) * 0.01 * random.random()
+
+
+def test_drafting_and_verifying_in_turns() -> None:
+    for lookahead in (1, 3):
+        progress, figures = run(TWO, DRAWN, 1, 20, method="speculative", passes=(lookahead,))
+        # At most the lookahead and the target's own token in a round.
+        assert figures[1].passes * (lookahead + 1) >= NEW
+        assert figures[1].passes == progress.ticks[-1]
+        assert figures[1].passes < NEW
+
+
+def test_an_end_token_ends_the_answer() -> None:
+    text = plain(0, prompt_of(17, 0), NEW)
+    end = next(token for i, token in enumerate(text) if i > 6 and token not in text[:i])
+    decoder = engine(TWO)
+    load(decoder, 0)
+    progress = decode(decoder, prompt_of(17, 0), NEW, end_tokens=(end, VOCAB - 1))
+    assert progress.done
+    assert progress.tokens == text[: text.index(end) + 1]
+
+
+def test_a_draft_that_is_the_target_is_never_rolled_back() -> None:
+    """The test that finds bugs on the draft's side (cache holes, positions, masks), which never change a token."""
+    decoder = engine(FOUR)
+    target = sources(0, 4)[-1]
+    two_layers = sources(0, 2)[0]
+    for model, source in zip(decoder.models, [two_layers, two_layers, target, target], strict=True):
+        model.place_weights(source, VOCAB)
+    decode(decoder, prompt_of(17, 0), NEW, FILTERED)
+    figures = decoder.figures()
+    assert figures[0].rollbacks == figures[1].rollbacks > 0
+    assert figures[2].rollbacks == 0
+
+
+@functools.cache
+def known() -> HierarchyEngine:
+    """Two models of known words below a target of two stages."""
+    with x64():
+        return HierarchyEngine(
+            [*[KnownModel(np.zeros(1, np.int32))] * 2, sources(0, 2)[-1]],
+            settings(stages=(1, 1, 2), passes=(5, 2), width=4, capacity=80),
+            vocab_size=VOCAB,
+        )
+
+
+@pytest.mark.parametrize("rates", [(0.6, 0.8), (0.9, 0.9), (1.0, 1.0)])
+def test_ticks_and_rollbacks_of_a_deep_hierarchy_are_the_simulators(rates: tuple[float, ...]) -> None:
+    decoder, prompt = known(), prompt_of(9, 0)
+    load_target = decoder.models[-1].place_weights
+    load_target(sources(0, 2)[-1], VOCAB)
+    text = np.asarray([*prompt, *plain(0, prompt, NEW)], np.int32)
+    for passes, seed in (((5, 2), 0), ((2, 3), 1), ((1, 1), 2)):
+        words = draw_words(rates, NEW + 1, 1, seed=seed)
+        for model, labels in zip(decoder.models[:-1], words[:-1, 0], strict=True):
+            said = text.copy()
+            said[len(prompt) - 1 :] = (said[len(prompt) - 1 :] + labels) % VOCAB
+            model.place_weights(KnownModel(said), VOCAB)
+        decoder.settings = dataclasses.replace(decoder.settings, passes=passes)
+        progress = decode(decoder, prompt, NEW)
+        assert progress.tokens == text[len(prompt) :].tolist()
+        found = simulate(words, passes, width=4, stages=2)
+        assert progress.ticks[-1] == found.ticks[0]
+        figures = decoder.figures()
+        assert [figure.rollbacks for figure in figures[:-1]] == found.rollbacks[:, 0].tolist()
+        assert [figure.undone for figure in figures[:-1]] == found.undone[:, 0].tolist()
+
+
+def test_no_device_holds_another_models_weights() -> None:
+    decoder = engine(THREE)
+    load(decoder, 0)
+    rows = decoder.bytes_per_device()
+    assert len({row["device"] for row in rows}) == 3
+    for index, row in enumerate(rows):
+        assert [name for name in row if "weights" in name] == [f"model {index} weights"]
+        assert row[f"model {index} weights"] == sum(
+            leaf.nbytes for leaf in jax.tree.leaves(decoder.models[index].weights)
+        )
