@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pipedec_jax
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig
 
 
 def geometry(name: str | None, demo: str) -> LlamaConfig:
@@ -26,11 +27,22 @@ def geometry(name: str | None, demo: str) -> LlamaConfig:
     return pipedec_jax.load(path).config
 
 
+def exit_head(target: str | None, layer: int | None, name: str | None) -> ExitHeadConfig | None:
+    """Of a stored exit head, if one is asked for."""
+    if layer is None:
+        return None
+    from pipedec_jax.exit_store import find_exit_head
+
+    return find_exit_head(pipedec_jax.load(target) if target else pipedec_jax.load_demo(), layer, name)
+
+
 def main() -> None:
     """Parse arguments, measure, print a table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", help="model directory or geometry (JSON); default: the demo target")
     parser.add_argument("--draft", help="the same for the draft; default: the demo draft")
+    parser.add_argument("--exit-layer", type=int, help="also an exit head stored beside the target")
+    parser.add_argument("--exit-head", metavar="NAME", help="which one (the best)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="of the batches")
     parser.add_argument("--layers", type=int, default=2, help="layers run one after the other (default 2)")
     parser.add_argument("--slots", type=int, default=1024, help="slots of the cache (default 1024)")
@@ -47,6 +59,7 @@ def main() -> None:
     times = calibrate(
         geometry(args.target, "target"),
         geometry(args.draft, "draft"),
+        exit_head=exit_head(args.target, args.exit_layer, args.exit_head),
         exchange=args.exchange,
         rows=args.rows,
         layers=args.layers,
@@ -56,10 +69,12 @@ def main() -> None:
         repeats=args.repeats,
     )
     print(f"measured, milliseconds, {args.ranks} ranks at once, {args.dtype}, {args.slots} slots (medians)")
-    print("| rows | target layer | target head | draft step |")
-    print("| --- | --- | --- | --- |")
+    parts = {"layer": "target layer", "head": "target head", "draft": "draft step", "exit_head": "exit head"}
+    shown = [part for part in parts if part in times]
+    print(f"| rows | {' | '.join(parts[part] for part in shown)} |")
+    print("|" + " --- |" * (1 + len(shown)))
     for rows in sorted(args.rows):
-        found = [f"{1e3 * times[part][rows]:.3f}" for part in ("layer", "head", "draft")]
+        found = [f"{1e3 * times[part][rows]:.3f}" for part in shown]
         print(f"| {rows} | {' | '.join(found)} |")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
+    from pipedec_jax.analysis import clock
     from pipedec_jax.analysis import hierarchy_table as table
     from pipedec_jax.analysis.hierarchy import most_tokens_per_pass
     from pipedec_jax.hierarchy import choice
@@ -51,7 +52,7 @@ def main() -> None:
     new = args.max_new_tokens
     prompts = [target.tokenizer.encode(prompt.text) for prompt in held_out_prompts(args.prompts, args.seed)]
     plain = Engine(target.source, None, EngineSettings(method="pp", stages=1), vocab_size=target.vocab_size)
-    answers = [table.decode(plain, prompt, None, new)[0].tokens for prompt in prompts]
+    answers = [clock.decode(plain, prompt, None, new)[0].tokens for prompt in prompts]
 
     def engine(which: tuple[int, ...], passes: tuple[int, ...], width: int | None, **options: Any) -> HierarchyEngine:
         settings = HierarchySettings(stages=(1,) * len(which), passes=passes, width=width, **options)
@@ -79,7 +80,7 @@ def main() -> None:
         }
         for name, delay in cases.items():
             two.delay = delay
-            found = table.race(dict.fromkeys(forms, two), prompts, answers, new, before=forms)
+            found = clock.race(dict.fromkeys(forms, two), prompts, answers, new, before=forms)
             ratio = found["lockstep"] / found["free"]
             print(f"| {name} | {found['lockstep']:.2f} | {found['free']:.2f} | {ratio:.2f} |", flush=True)
         return
@@ -140,7 +141,7 @@ def main() -> None:
         free = dataclasses.replace(lockstep.settings, form="free")
         back = functools.partial(setattr, lockstep, "settings", lockstep.settings)
         turns = dataclasses.replace(lockstep.settings, method="speculative", passes=(best.width - 1,))
-        found = table.race(
+        found = clock.race(
             {"plain": plain, "speculative": lockstep, "lockstep": lockstep, "free": lockstep},
             prompts,
             answers,

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
@@ -22,6 +23,7 @@ from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import vary
 from pipedec_jax.model import llama
+from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits, initialize_head
 from pipedec_jax.model.parameters import Parameters, initialize
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -40,11 +42,14 @@ class PartSeconds:
     """One decoder layer."""
     head: dict[int, float]
     """Final norm and the whole LM head."""
+    exit_head: dict[int, float]
+    """An exit head, its product with the vocabulary included; empty where there is none."""
 
 
 def measure_parts(
     config: LlamaConfig,
     *,
+    exit_head: ExitHeadConfig | None = None,
     rows: Sequence[int] = ROWS,
     layers: int = 2,
     slots: int = 1024,
@@ -52,10 +57,11 @@ def measure_parts(
     ranks: int = 1,
     repeats: int = 5,
 ) -> PartSeconds:
-    """Measure a layer and the head of a geometry.
+    """Measure a layer and the heads of a geometry.
 
     Args:
         config: the geometry.
+        exit_head: of an early exit, to be measured as well.
         rows: of the batches.
         layers: that are run one after the other and divided by (as a stage holds several).
         slots: of the cache that attention reads.
@@ -75,6 +81,12 @@ def measure_parts(
     for size in rows:
         programs["layer", size] = _program(mesh, few, _layers, params, cache, size)
         programs["head", size] = _program(mesh, few, _head, params, cache, size)
+    if exit_head is not None:
+        own = initialize_head(exit_head, few, jax.tree.map(np.asarray, params), seed=0)
+        own = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), own), NamedSharding(mesh, SAME))
+        both = {"target": params, "exit": own}
+        for size in rows:
+            programs["exit_head", size] = _program(mesh, few, _exit(exit_head), both, cache, size)
     counts = {key: _count(run) for key, run in programs.items()}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in programs}
     for _ in range(repeats):
@@ -83,6 +95,7 @@ def measure_parts(
     return PartSeconds(
         layer={size: statistics.median(seconds["layer", size]) / layers for size in rows},
         head={size: statistics.median(seconds["head", size]) for size in rows},
+        exit_head={size: statistics.median(seconds["exit_head", size]) for size in rows} if exit_head else {},
     )
 
 
@@ -114,6 +127,18 @@ def _head(
 ) -> tuple[tuple[LayerCache, ...], jax.Array]:
     found = llama.logits(config, params["final_norm"], llama.head_matrix(params), x)
     return cache, x * jnp.max(found).astype(x.dtype)
+
+
+def _exit(head: ExitHeadConfig) -> Part:
+    def part(
+        config: LlamaConfig, params: Parameters, cache: tuple[LayerCache, ...], rows: Rows, x: jax.Array
+    ) -> tuple[tuple[LayerCache, ...], jax.Array]:
+        rope = llama.rope_tables(config, rows.position, x.dtype)
+        found, new = exit_logits(head, config, params["exit"], params["target"], x, rope, cache[0].attend(rows))
+        kept = cache if new is None else (new, *cache[1:])
+        return kept, x * jnp.max(found).astype(x.dtype)
+
+    return part
 
 
 def _program(
@@ -155,19 +180,23 @@ def calibrate(
     target: LlamaConfig,
     draft: LlamaConfig | None,
     *,
+    exit_head: ExitHeadConfig | None = None,
     exchange: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `analysis.cost.calibrated_costs` takes: seconds of the target's parts and of a whole draft step.
+    """What `analysis.cost.calibrated_costs` takes: seconds of the target's parts, of a draft step, of an exit head.
 
     Args:
         target: its geometry.
         draft: the draft's; `None` where there is none.
+        exit_head: of an early exit.
         exchange: seconds that a tick adds to its ranks' work.
         **options: of `measure_parts`.
     """
-    parts = measure_parts(target, **options)
+    parts = measure_parts(target, exit_head=exit_head, **options)
     times: dict[str, Any] = {"layer": _never_falling(parts.layer), "head": _never_falling(parts.head)}
+    if exit_head is not None:
+        times["exit_head"] = _never_falling(parts.exit_head)
     if draft is not None:
         small = measure_parts(draft, **options)
         whole = {size: draft.layers * small.layer[size] + small.head[size] for size in small.layer}

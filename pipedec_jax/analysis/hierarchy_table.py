@@ -1,29 +1,12 @@
-"""Runs hierarchies over prompts and gathers counts and times, each answer compared with plain decoding's."""
+"""Runs hierarchies over prompts and gathers counts, each answer compared with plain decoding's."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-from pipedec_jax.analysis.method_table import TokensDifferError
+from pipedec_jax.analysis.clock import decode
 from pipedec_jax.hierarchy.engine import HierarchyEngine
-from pipedec_jax.pipeline.engine import Progress
-from pipedec_jax.sampling import GREEDY, Sampling
-
-
-class AnyEngine(Protocol):
-    """What is timed: `pipeline.engine.Engine` or `hierarchy.engine.HierarchyEngine`."""
-
-    def start(self, prompt: Sequence[int], *, max_new_tokens: int, sampling: Sampling) -> None:
-        """Prefill a prompt."""
-        ...
-
-    def run(self, new_tokens: int) -> Progress:
-        """Commit at least that many more tokens, unless the answer is complete before."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +29,6 @@ class HierarchyRow:
         return self.tokens / self.ticks
 
 
-def decode(
-    engine: AnyEngine, prompt: Sequence[int], answer: Sequence[int] | None, new_tokens: int, sampling: Sampling = GREEDY
-) -> tuple[Progress, float]:
-    """One answer, and the seconds it took from the end of prefill.
-
-    Raises:
-        TokensDifferError: when it is not the expected one.
-    """
-    engine.start(prompt, max_new_tokens=new_tokens, sampling=sampling)
-    engine.run(1)  # prefill and the first token: waits for all devices
-    begun = time.perf_counter()
-    progress = engine.run(new_tokens)
-    seconds = time.perf_counter() - begun
-    if answer is not None and progress.tokens != list(answer):
-        raise TokensDifferError(f"an answer of {len(progress.tokens)} tokens differs from plain decoding's")
-    return progress, seconds
-
-
 def count(
     engine: HierarchyEngine, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], new_tokens: int
 ) -> HierarchyRow:
@@ -81,32 +46,3 @@ def count(
             undone[index] += figures[index].undone
         passes = [total + figure.passes for total, figure in zip(passes, figures, strict=True)]
     return HierarchyRow(tokens, ticks, tuple(rollbacks), tuple(undone), tuple(passes))
-
-
-def race(
-    engines: Mapping[str, AnyEngine],
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    new_tokens: int,
-    before: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-    """Measured milliseconds per token, first token and prefill apart, of each engine: medians over the prompts.
-
-    The engines take turns on every prompt (A B C A B C), so that all see the same machine. The first prompt warms up.
-
-    Args:
-        engines: by name.
-        prompts: token ids.
-        answers: plain decoding's.
-        new_tokens: of each answer.
-        before: called before an engine's turn, by its name.
-    """
-    found: dict[str, list[float]] = {name: [] for name in engines}
-    for number, (prompt, answer) in enumerate(zip([prompts[0], *prompts], [answers[0], *answers], strict=True)):
-        for name, engine in engines.items():
-            if before is not None and name in before:
-                before[name]()
-            progress, seconds = decode(engine, prompt, answer, new_tokens)
-            if number:
-                found[name].append(1e3 * seconds / (len(progress.tokens) - 1))
-    return {name: statistics.median(times) for name, times in found.items()}

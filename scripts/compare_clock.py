@@ -1,0 +1,98 @@
+"""Wall clock of methods on two busy ranks of this machine, beside plain decoding, in one run, as ratios.
+
+All ranks share this machine's cores. First a layer, the target's head and the exit head are measured with both ranks
+busy; from these times and the ticks follows the ratio that a method should have over PP ("predicted"). Then all decode
+the same held-out prompts in turn (A B C A B C). One-device plain decoding has both cores for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pipedec_jax
+from pipedec_jax.analysis.held_out import held_out_prompts
+
+PLAIN, PP = "plain, one device", "pp, two ranks"
+
+
+def methods(layer: int, width: int) -> dict[str, dict[str, Any]]:
+    """What runs on two ranks beside PP: the target drafts for itself, or looks guesses up."""
+    out: dict[str, dict[str, Any]] = {"ppsd, chain": {"method": "ppsd", "exit_layer": layer}}
+    tree = {"width": width, "children": width}
+    out[f"ppsd, tree of {width}"] = {"method": "ppsd", "exit_layer": layer, **tree}
+    both = {"method": "best-first", "exit_layer": layer, "drafter": "both"}
+    out[f"best-first, exit and look-up, {width}"] = both | tree | {"adaptive": False}
+    out["best-first, exit and look-up, at most 16, adaptive"] = both | {"width": 16, "children": 8}
+    for most in (width, 16):
+        ngram = {"method": "best-first", "drafter": "ngram", "width": most, "children": 8}
+        out[f"best-first, look-up alone, {most}"] = ngram | {"adaptive": False}
+    out["best-first, look-up alone, at most 16, adaptive"] = ngram
+    return out
+
+
+def main() -> None:
+    """Parse arguments, measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exit-layer", type=int, default=8, help="of the demo target's 16 (default 8)")
+    parser.add_argument("--width", type=int, default=2, help="of the trees (default 2)")
+    parser.add_argument("--prompts", type=int, default=6, help="held-out prompts (default 6)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    parser.add_argument("--out", type=Path, help="also write the rows as JSON to this file")
+    args = parser.parse_args()
+
+    pipedec_jax.use_cpu_devices(2)
+    from pipedec_jax.analysis.calibration import calibrate
+    from pipedec_jax.analysis.clock import decode, race
+    from pipedec_jax.exit_store import find_exit_head
+
+    target = pipedec_jax.load_demo("target")
+    head = find_exit_head(target, args.exit_layer, None)
+    times = calibrate(target.config, None, exit_head=head, rows=(1, 2, 4, 8, 16), ranks=2)
+    print("measured, milliseconds with both ranks busy, by rows")
+    for part in ("layer", "head", "exit_head"):
+        print(f"  {part:<10}" + "  ".join(f"{rows}: {1e3 * second:.3f}" for rows, second in times[part].items()))
+    make = functools.partial(pipedec_jax.Decoder, target, calibration=times)
+    decoders = {PLAIN: make(method="pp", stages=1), PP: make(method="pp", stages=2)}
+    decoders |= {name: make(stages=2, **settings) for name, settings in methods(args.exit_layer, args.width).items()}
+    engines = {name: decoder.engine for name, decoder in decoders.items()}
+    prompts = [target.tokenizer.encode(prompt.text) for prompt in held_out_prompts(args.prompts, args.seed)]
+    answers = [decode(engines[PLAIN], prompt, None, args.max_new_tokens)[0].tokens for prompt in prompts]
+    found = race(engines, prompts, answers, args.max_new_tokens)
+
+    print(f"{args.prompts} held-out prompts (seed {args.seed}), at most {args.max_new_tokens} tokens, greedy, float32")
+    print("| method | ticks per token | ms per token, measured | PP / this, measured | PP / this, predicted |", end="")
+    print(" plain / this, measured |")
+    print("|" + " --- |" * 6)
+    rows = []
+    for name, decoder in decoders.items():
+        runs = [decode(engines[name], *pair, args.max_new_tokens)[0] for pair in zip(prompts, answers, strict=True)]
+        tokens = sum(len(progress.tokens) for progress in runs)
+        row = {
+            "method": name,
+            "ticks_per_token": sum(progress.ticks[-1] for progress in runs) / tokens,
+            "ms_per_token": found[name],
+            "measured_speedup_vs_pp": found[PP] / found[name],
+            "predicted_speedup_vs_pp": decoder.modeled_speedup_vs_pp(
+                sum(progress.costs[-1] for progress in runs) / tokens
+            ),
+            "measured_speedup_vs_plain": found[PLAIN] / found[name],
+        }
+        rows.append(row)
+        predicted = "-" if name == PLAIN else f"{row['predicted_speedup_vs_pp']:.2f}"
+        print(
+            f"| {name} | {row['ticks_per_token']:.2f} | {row['ms_per_token']:.2f} | "
+            f"{row['measured_speedup_vs_pp']:.2f} | {predicted} | {row['measured_speedup_vs_plain']:.2f} |",
+            flush=True,
+        )
+    if args.out is not None:
+        args.out.write_text(json.dumps({"argv": sys.argv[1:], "seconds": times, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
