@@ -44,8 +44,9 @@ class NGramDrafter(Drafter):
         length = jnp.where(known[None, :] & (view.frontier < tree.capacity)[:, None], length, 0)
         # More places than children, for the same token may stand at several of them.
         size = min(4 * self.children, T)
-        order, index = lax.top_k(length * T + place[None, :], size)
-        token, chance = text.token[index], self._chance(order // T)
+        # In float32, which holds these numbers exactly: XLA on CPU sorts all integers to find the best few.
+        order, index = lax.top_k((length * T + place[None, :]).astype(jnp.float32), size)
+        token, chance = text.token[index], self._chance(order.astype(jnp.int32) // T)
         repeated = jnp.any(jnp.tril(token[:, :, None] == token[:, None, :], k=-1), axis=-1)
         chance = jnp.where(repeated, 0.0, chance)
         # The longest match is right with its chance; the next one can only be where that is wrong.
