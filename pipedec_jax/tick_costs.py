@@ -96,22 +96,29 @@ def over_live_rows(
     W = live_W.shape[0]
     order = jnp.argsort(~live_W, stable=True).astype(jnp.int32)
 
-    def at_size(size: int) -> Callable[[Any, Any], tuple[Any, Any]]:
-        def branch(carry: Any, rows: Any) -> tuple[Any, Any]:
-            if size == W:
-                return vary(run(carry, rows))
-            index = order[:size]
-            carry, found = run(carry, jax.tree.map(lambda array: array[index], rows))
-            spread = jax.tree.map(lambda x: jnp.zeros((W, *x.shape[1:]), x.dtype).at[index].set(x), found)
-            return vary((carry, spread))
+    def at_size(size: int, carry: Any) -> tuple[Any, Any]:
+        if size == W:
+            return vary(run(carry, rows))
+        index = order[:size]
+        carry, found = run(carry, jax.tree.map(lambda array: array[index], rows))
+        spread = jax.tree.map(lambda x: jnp.zeros((W, *x.shape[1:]), x.dtype).at[index].set(x), found)
+        return vary((carry, spread))
 
-        return branch
-
-    def nothing(carry: Any, rows: Any) -> tuple[Any, Any]:
-        shapes = jax.eval_shape(run, carry, rows)[1]
-        return vary((carry, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)))
-
+    rows = vary(rows)
     count = jnp.sum(live_W, dtype=jnp.int32)
-    least = jnp.searchsorted(jnp.asarray(sizes, jnp.int32), count).astype(jnp.int32)
-    branches = [nothing, *(at_size(size) for size in sizes)]
-    return lax.switch(jnp.where(count > 0, least + 1, 0), branches, vary(carry), vary(rows))
+    shapes = jax.eval_shape(run, carry, rows)[1]
+    carry, found = vary((carry, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)))
+    if len(sizes) == 1:
+        return lax.cond(count > 0, lambda carry, _: at_size(W, carry), lambda *both: both, carry, found)
+    # A loop of at most one round for each size, and not a branch: where several branches change a cache, XLA on CPU
+    # copies it; what a loop carries it updates in place.
+    fewer = 0
+    for size in sizes:
+
+        def once(state: Any, size: int = size) -> Any:
+            return vary((jnp.zeros((), bool), *at_size(size, state[1])))
+
+        start = vary((count > fewer) & (count <= size))
+        _, carry, found = lax.while_loop(lambda state: state[0], once, (start, carry, found))
+        fewer = size
+    return carry, found

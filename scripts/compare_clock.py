@@ -29,7 +29,7 @@ def methods(layer: int, width: int) -> dict[str, dict[str, Any]]:
     out[f"best-first, exit and look-up, {width}"] = both | tree | {"adaptive": False}
     out["best-first, exit and look-up, at most 16, adaptive"] = both | {"width": 16, "children": 8}
     for most in (width, 16):
-        ngram = {"method": "best-first", "drafter": "ngram", "width": most, "children": 8}
+        ngram = {"method": "best-first", "drafter": "ngram", "width": most, "children": 8, "draft_steps": 1}
         out[f"best-first, look-up alone, {most}"] = ngram | {"adaptive": False}
     out["best-first, look-up alone, at most 16, adaptive"] = ngram
     return out

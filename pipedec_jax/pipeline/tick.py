@@ -176,6 +176,8 @@ def draft_here(
 ) -> tuple[Any, list[Proposals]]:
     """The tick's draft steps, each over the tree that the one before has grown."""
     nodes, drafts = shared.tree, []
+    # An exit head is part of its stage, and has its rows.
+    costs = system.costs.stage if system.exit else system.costs.draft
     for _ in range(system.draft_steps):
         nodes, frontier = extend(system, shared, nodes)
         view = View(
@@ -186,7 +188,7 @@ def draft_here(
             hidden=x if system.exit else None,
             sampling=shared.sampling,
             mode=system.sampling,
-            sizes=system.costs.draft.sizes(frontier.shape[0]),
+            sizes=costs.sizes(frontier.shape[0]),
         )
         state, proposals = system.drafter.propose(params, state, view)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
