@@ -93,18 +93,24 @@ HEADS = (
 
 
 def all_exits() -> list[tuple[Shape, str, int]]:
-    """The script's grid of exits: every exit of the target and every head, chain and trees, greedy and drawn."""
-    grid = []
-    for geometry, stages in ((FIVE, 3), (ODD, 4), (FIVE, 5), (SIXTEEN, 8)):
-        for layer in range(1, 16 if geometry == SIXTEEN else 5):
+    """The script's grid of exits: every exit with every head, chain and trees; methods and ways to draw take turns.
+
+    On the target of five layers every method has every exit and head; on others, every exit and head has one of them.
+    """
+    grid, turn = [], 0
+    for geometry, stages, layers in ((FIVE, 3, 5), (ODD, 4, 5), (SIXTEEN, 8, 16)):
+        for layer in range(1, layers):
             for number, head in enumerate(HEADS):
                 config = ExitHeadConfig(layer, **head)
-                kinds = sorted(DRAWS) if stages < 5 else [sorted(DRAWS)[(layer + number) % len(DRAWS)]]
-                for kind in kinds:
-                    grid.append((Shape("ppsd", stages, 1, 1, geometry, head=config), kind, 4))
-                    grid.append((Shape("ppsd", stages, 6, 3, geometry, head=config), kind, 4))
-                    grid.append((Shape("best-first", stages, 6, 3, geometry, drafter="both", head=config), kind, 4))
-                    grid.append((Shape("eesd", stages, 1, 1, geometry, head=config), kind, 4))
+                shapes = [
+                    Shape("ppsd", stages, 1, 1, geometry, head=config),
+                    Shape("ppsd", stages, 6, 3, geometry, head=config),
+                    Shape("best-first", stages, 6, 3, geometry, drafter="both", head=config),
+                    Shape("eesd", stages, 1, 1, geometry, head=config),
+                ]
+                for shape in shapes if geometry == FIVE else [shapes[(layer + number) % len(shapes)]]:
+                    grid.append((shape, sorted(DRAWS)[turn % len(DRAWS)], 4))
+                    turn += 1
     return grid
 
 
