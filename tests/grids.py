@@ -76,7 +76,11 @@ SMALL_GRID: list[tuple[Shape, str, int]] = [
 EXIT_GRID: list[tuple[Shape, str, int]] = [
     (Shape("ppsd", 5, 1, 1, FIVE, head=ExitHeadConfig(2, "norm-linear", tied=True)), "sampled", 6),
     (Shape("best-first", 5, 6, 3, ODD, drafter="both", head=ExitHeadConfig(3, "block")), "filtered", 7),
-    (Shape("eesd", 5, 1, 1, FIVE, head=ExitHeadConfig(2, "block", width=24, feed_forward=12)), "greedy", 6),
+    (
+        Shape("eesd", 5, 1, 1, FIVE, drafter="both", head=ExitHeadConfig(2, "block", width=24, feed_forward=12)),
+        "greedy",
+        6,
+    ),
 ]
 """The same for drafting at an exit."""
 

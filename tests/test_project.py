@@ -20,7 +20,7 @@ def command(name):
 def test_readme_has_the_two_commands_as_one_line_each():
     assert command("run").endswith("python scripts/generate.py")
     assert "pip install . " in command("run")
-    assert command("test").endswith("pytest")
+    assert command("test").endswith("python -m pytest -n 2 --dist worksteal")
     assert "pip install '.[test]'" in command("test")
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.schedules.base import Schedule, deepest
 from pipedec_jax.tree import PredictionTree
 
 
@@ -33,7 +33,8 @@ class SynchronousSchedule(Schedule):
         return jnp.all(tree.known | ~tree.alive)
 
     def score(self, tree: PredictionTree) -> jax.Array:
-        """What is guessed after nodes less than `length` below the root."""
+        """What is guessed after the chain's last node, if that is less than `length` below the root."""
         short = tree.position - tree.position[tree.root] < self.length
+        last = deepest(tree, tree.alive) & short  # a drafter may guess more than one token: no siblings are sent
         score = super().score(tree)
-        return score.at[:, 1:].set(jnp.where(short[:, None], score[:, 1:], -jnp.inf))
+        return score.at[:, 1:].set(jnp.where(last[:, None], score[:, 1:], -jnp.inf))
