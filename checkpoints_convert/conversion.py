@@ -22,7 +22,7 @@ from checkpoints_convert.paths import any_path, is_cloud
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ARRAYS, chunked, is_converted, metadata_files, write_array, write_tree_metadata
 from checkpoints_convert.tokenizer_check import check_tokenizer
-from checkpoints_convert.workplace import Workplace, workplace, workplace_of
+from checkpoints_convert.workplace import Workplace, boot, workplace, workplace_of
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import as_int8, channel_scales, quantize
 from pipedec_jax.model.parameters import SCALE, Part, fixed_dtype, input_axes, parameter_shapes
@@ -194,6 +194,7 @@ def _plan(checkpoint: SourceCheckpoint, config: LlamaConfig, dtype: str, others:
     weights = {file.name: [(facts := file.stat()).st_size, facts.st_mtime_ns] for file in checkpoint.files}
     return {
         "version": VERSION,
+        "boot": boot(),
         "tool": manifest.TOOL,
         "source": os.path.realpath(checkpoint.directory),
         "model": config.to_dict(),

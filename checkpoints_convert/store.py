@@ -130,6 +130,8 @@ def write_array(
     spec = _spec(parameters, path) | {
         "dtype": stored.dtype,
         "metadata": {"shape": list(stored.shape), "chunks": chunks, "compressor": None},
+        # One sync at the end of the conversion does for all files; one for every chunk takes as long as writing it.
+        "context": {"file_io_sync": False},
         # Chunks of zeros are stored too, so that a missing chunk is always an error.
         "store_data_equal_to_fill_value": True,
     }

@@ -81,12 +81,14 @@ class Workplace:
             return None
 
     def record(self, kind: str, name: str, facts: Any) -> None:
-        """Record a piece that is finished and on disk."""
+        """Record a piece that is finished."""
         (self._done / f"{kind}.{name.replace('/', '.')}.json").write_text(json.dumps(facts))
 
     def finish(self) -> None:
         """Put the complete checkpoint into its place, an older one away, and remove everything else."""
         if not self.in_place:
+            for path in [*self.checkpoint.rglob("*"), self.checkpoint]:
+                _sync(path)
             old = self.root / "old"
             if self.destination.exists():
                 # A run before this one may have been stopped between the two renames.
@@ -171,10 +173,21 @@ def _is_same_file(file: int, path: Path) -> bool:
         return False
 
 
-def _sync(directory: Path) -> None:
-    """Make a rename in `directory` survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        opened = os.open(directory, os.O_RDONLY)
+def boot() -> str:
+    """What tells this start of the machine from others, where the system says it.
+
+    What was written before a power cut may not be on disk, although it was recorded as finished.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a rename in a directory, survive a power cut, where the system can."""
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        opened = os.open(path, os.O_RDONLY)
         try:
             os.fsync(opened)
         finally:

@@ -102,7 +102,7 @@ def test_stopped_between_the_two_renames_of_an_overwrite(source, tmp_path, other
     assert others() == ["converted"]
 
 
-@pytest.mark.parametrize("change", ["source", "dtype"])
+@pytest.mark.parametrize("change", ["source", "dtype", "boot"])
 def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 9, Stopped)
@@ -110,6 +110,14 @@ def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch)
             convert(source, tmp_path / "converted")
     if change == "source":
         tiny_source(source, seed=1)
+    if change == "boot":
+        # A power cut: what was recorded as finished never reached the disk.
+        monkeypatch.setattr(conversion, "boot", lambda: "another")
+        parameters = workplace.workplace_of(tmp_path / "converted") / "checkpoint" / "parameters"
+        chunks = [path for path in parameters.glob("*/*") if path.name[0] != "."]
+        assert chunks
+        for path in chunks:
+            path.write_bytes(bytes(path.stat().st_size))
     dtype = "bfloat16" if change == "dtype" else None
     convert(source, tmp_path / "converted", dtype)
     assert contents(tmp_path / "converted") == contents(convert(source, tmp_path / "again", dtype))
