@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16, which safetensors then returns as NumPy)
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file

@@ -33,19 +33,14 @@ def main() -> None:
 
     from pipedec_jax.analysis import exit_cost
     from pipedec_jax.analysis.simulator import Simulator
-    from pipedec_jax.drafters.replay import Replay, ReplayAtExit
+    from pipedec_jax.drafters.replay import ReplayAtExit, random_text
     from pipedec_jax.pipeline.settings import EngineSettings
 
     target = pipedec_jax.load_demo("target").config
-    random = np.random.default_rng(args.seed)
-    text = random.integers(VOCAB, size=args.tokens + 1).astype(np.int32)
-    order = random.permutation(len(text))
+    text, at_rate = random_text(args.tokens, VOCAB, args.seed)
 
     def counted(simulator: Simulator, rate: float) -> float:
-        place = np.zeros(len(text), np.int32)
-        place[order[: round((1 - rate) * len(text))]] = 1
-        replay = Replay(token=text, place=place)  # pyright: ignore[reportArgumentType]
-        return simulator.run(text[:1].tolist(), text[1:].tolist(), drafter_params=replay).ticks[-1] / args.tokens
+        return simulator.run(text[:1], text[1:], drafter_params=at_rate(rate)).ticks[-1] / args.tokens
 
     methods = [("ppsd", 1), *(("eesd", length) for length in args.draft_lengths)]
     counts: dict[tuple[int, str], list[float]] = {}

@@ -12,8 +12,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import pipedec_jax
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -37,16 +35,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
 
-    import jax.numpy as jnp
-
     from pipedec_jax.analysis.simulator import Simulator
-    from pipedec_jax.drafters.replay import Replay, ReplayDrafter
+    from pipedec_jax.drafters.replay import ReplayDrafter, random_text
     from pipedec_jax.pipeline.settings import EngineSettings
 
     target = pipedec_jax.load_demo("target").config
-    random = np.random.default_rng(args.seed)
-    text = random.integers(VOCAB, size=args.tokens + 1).astype(np.int32)
-    order = random.permutation(len(text))
+    text, at_rate = random_text(args.tokens, VOCAB, args.seed)
     found: dict[tuple[int, str], list[float]] = {}
     print(f"simulated ticks per token of a text of {args.tokens} tokens, by hit rate")
     print("| stages | method | " + " | ".join(map(str, args.rates)) + " |")
@@ -57,10 +51,7 @@ def main() -> None:
             chosen = EngineSettings(stages=stages, children=1, **settings)
             simulator = Simulator(target, None, chosen, vocab_size=VOCAB, drafter=drafter)
             for rate in args.rates:
-                place = np.zeros(len(text), np.int32)
-                place[order[: round((1 - rate) * len(text))]] = 1
-                replay = Replay(token=jnp.asarray(text), place=jnp.asarray(place))
-                ticks = simulator.run(text[:1], text[1:], drafter_params=replay).ticks[-1]
+                ticks = simulator.run(text[:1], text[1:], drafter_params=at_rate(rate)).ticks[-1]
                 found.setdefault((stages, name), []).append(ticks / args.tokens)
             row = " | ".join(f"{value:.2f}" for value in found[stages, name])
             print(f"| {stages} | {name} | {row} |", flush=True)

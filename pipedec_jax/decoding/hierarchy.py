@@ -152,7 +152,7 @@ class HierarchyDecoder:
         """How many times faster than PP on as many stages of the target an answer is, in modeled time.
 
         From bytes of weights read: a tick lasts as long as its slowest rank. Draft-then-verify pays for its draft's
-        passes before each verification.
+        passes before each verification, one more than the lookahead, as after a lookahead that was right throughout.
         """
         size = self.dtype.itemsize
         stages = self.settings.stages
@@ -164,7 +164,8 @@ class HierarchyDecoder:
         )
         if self.method == "speculative":
             # A round: the draft's passes, then one tick for every stage of the target.
-            return token / (ticks_per_token * (tick + self.settings.passes[0] * drafts[0] * stages[0] / stages[-1]))
+            drafting = (self.settings.passes[0] + 1) * drafts[0] * stages[0]
+            return token / (ticks_per_token * (tick + drafting / stages[-1]))
         passes = [*zip(drafts, self.settings.passes, strict=True), (tick, 1)]
         return token / (ticks_per_token * cost.lockstep_tick_cost(passes))
 

@@ -7,10 +7,12 @@ weights. The continuation usually is what plain decoding gave for the same promp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pipedec_jax.drafters.base import Drafter, Proposals, View
@@ -25,6 +27,23 @@ class Replay(struct.PyTreeNode):
     place: jax.Array
     """[T] int32: where among the guesses for each position the known token stands, 0 for the first; K or more: it does
     not."""
+
+
+def random_text(tokens: int, vocab_size: int, seed: int) -> tuple[list[int], Callable[[float], Replay]]:
+    """A text of a prompt of one token and `tokens` more, and what replays it with any share of its tokens right.
+
+    A token that is wrong is not among the guesses of one child; those right at a rate are right at every higher one.
+    """
+    random = np.random.default_rng(seed)
+    text = random.integers(vocab_size, size=tokens + 1).astype(np.int32)
+    order = random.permutation(len(text))
+
+    def at_rate(rate: float) -> Replay:
+        place = np.zeros(len(text), np.int32)
+        place[order[: round((1 - rate) * len(text))]] = 1
+        return Replay(token=jnp.asarray(text), place=jnp.asarray(place))
+
+    return text.tolist(), at_rate
 
 
 @dataclasses.dataclass(frozen=True)

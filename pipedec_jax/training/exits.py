@@ -235,10 +235,10 @@ def head_losses(
     exits = {head.exit_layer for head in plan.heads} | (set() if recorded else {target.layers})
     rows = {number: jax.lax.stop_gradient(x) for number, x in hidden_after(target, own, batch["token"], exits).items()}
     if recorded:
-        loss = lambda logits: loss_of(logits, batch, training.hard)  # noqa: E731
+        loss = functools.partial(loss_of, batch=batch, hard=training.hard)
     else:
         teacher = llama.logits(target, own["final_norm"], llama.head_matrix(own), rows[target.layers])
-        loss = lambda logits: distillation_loss(logits, teacher, training.hard)  # noqa: E731
+        loss = functools.partial(distillation_loss, teacher_NV=teacher, hard=training.hard)
     B, T = batch["token"].shape
     dtype = DTYPES[training.dtype]
     return {

@@ -72,6 +72,13 @@ def test_tokens_equal_plain_decodings(case: str, form: dict) -> None:
             assert sum(progress.hits) > 0, "nothing was ever right"
 
 
+def test_prompts_of_one_capacity_are_compiled_once() -> None:
+    run(TWO, DRAWN, 0, 17)
+    before = engine(TWO).compile_seconds
+    run(TWO, DRAWN, 1, 3)
+    assert engine(TWO).compile_seconds == before > 0
+
+
 @pytest.mark.parametrize("case", ["two", "three", "four"])
 def test_tokens_equal_plain_decodings_when_models_are_late_at_random(case: str) -> None:
     base, draw = CASES[case]

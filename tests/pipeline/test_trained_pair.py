@@ -16,6 +16,8 @@ import safetensors.numpy
 import pipedec_jax
 from pipedec_jax.analysis.exit_cost import ppsd_ticks
 from pipedec_jax.exit_store import load_exit_head
+from pipedec_jax.hierarchy.engine import HierarchyEngine
+from pipedec_jax.hierarchy.settings import HierarchySettings
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
@@ -33,6 +35,11 @@ METHODS = {
         "both",
         "greedy",
         EngineSettings(method="best-first", stages=5, width=8, children=4, draft_steps=2),
+    ),
+    "best-first from an exit, a tree": (
+        "both",
+        "sampled",
+        EngineSettings(method="best-first", stages=4, exit_layer=4, width=8, children=4),
     ),
     "ppsd, an exit path of four stages": (
         "model",
@@ -87,3 +94,27 @@ def test_a_trained_pair_writes_the_text_of_plain_decoding(method: str) -> None:
                 counts = sum(progress.hits[:-1]), NEW - 1 - sum(progress.hits[:-1])
                 assert progress.ticks[-1] == ppsd_ticks(16, 4, *counts)
     assert 0.3 < np.mean(hits) < 1
+
+
+@pytest.mark.parametrize("form", ["lockstep", "free"])
+def test_a_trained_hierarchy_writes_the_text_of_plain_decoding(form: str) -> None:
+    decoder, rolled = hierarchy(), 0
+    decoder.settings = dataclasses.replace(decoder.settings, form=form)
+    with jax.enable_x64(True):
+        for text in PROMPTS:
+            target = pipedec_jax.load_demo("target")
+            prompt = tuple(target.tokenizer.encode(text))
+            decoder.start(prompt, max_new_tokens=NEW)
+            progress = decoder.run(NEW)
+            assert progress.tokens == expected(prompt, GREEDY, target.vocab_size)
+            rolled += sum(figures.rollbacks for figures in decoder.figures())
+    assert rolled > 0
+
+
+@functools.cache
+def hierarchy() -> HierarchyEngine:
+    """Of all three models; both forms share the programs."""
+    models = [pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")]
+    settings = HierarchySettings(stages=(1, 1, 2), passes=(4, 2), width=5, dtype=np.dtype(np.float64))
+    with jax.enable_x64(True):
+        return HierarchyEngine([model.source for model in models], settings, vocab_size=models[-1].vocab_size)
