@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from checkpoints_convert.conversion import convert
 from checkpoints_convert.detection import is_source, open_source
 from checkpoints_convert.manifest import VERSION
 from checkpoints_convert.store import is_converted
-
-CACHE_VARIABLE = "PIPEDEC_JAX_CACHE"
+from pipedec_jax.disk_cache import cache_directory
 
 
 def convert_cached(source: str | Path, cache_dir: str | Path | None = None) -> Path:
@@ -29,8 +27,7 @@ def convert_cached(source: str | Path, cache_dir: str | Path | None = None) -> P
     source = Path(source).resolve()
     if not is_source(source):
         raise FileNotFoundError(f"{source} is no Hugging Face directory: it has no config.json (and none of Meta's)")
-    cache = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "pipedec_jax")
-    destination = cache / f"{source.name}-{_fingerprint(source)}"
+    destination = cache_directory(cache_dir) / f"{source.name}-{_fingerprint(source)}"
     if not is_converted(destination):
         try:
             # The widest dtype of the source, where it has several: keeps every value.

@@ -32,10 +32,14 @@ def embed_part(shard: jax.Array, token_W: jax.Array) -> jax.Array:
 def head_part(
     config: LlamaConfig, final_norm: jax.Array, shard: jax.Array, hidden_WD: jax.Array, vocab_size: int
 ) -> jax.Array:
-    """This rank's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over."""
+    """This rank's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over.
+
+    A logit that is infinite becomes NaN, so that no sum over them hides it (see `choose`).
+    """
     with jax.named_scope("head"):
         logit = llama.logits(config, final_norm, shard, hidden_WD)
     token = lax.axis_index(AXIS) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)
+    logit = jnp.where(jnp.isfinite(logit), logit, jnp.asarray(jnp.nan, logit.dtype))
     return jnp.where(token < vocab_size, logit, jnp.asarray(-jnp.inf, logit.dtype))
 
 
@@ -99,7 +103,10 @@ def _my_columns(whole_WV: jax.Array, size: int) -> jax.Array:
 
 
 def choose(parts: ChoicePart) -> tuple[jax.Array, jax.Array]:
-    """The target's choices from all ranks' parts `[R, W]`: tokens `[W]` int32 and their log-probabilities `[W]`."""
+    """The target's choices from all ranks' parts `[R, W]`: tokens `[W]` int32 and their log-probabilities `[W]`.
+
+    Where any rank's logits are not finite, neither is the log-probability: that token must not be used.
+    """
     winner = jnp.argmax(parts.best, axis=0)[None, :]  # the lowest rank on a tie, as argmax over the whole would
     token = jnp.take_along_axis(parts.token, winner, axis=0)[0]
     logit = jnp.take_along_axis(parts.logit, winner, axis=0)[0]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pipedec_jax
 from pipedec_jax.analysis.exit_cost import Cycle
+from pipedec_jax.decoding import batch
+from pipedec_jax.disk_cache import use_compilation_cache
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
 DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 SAMPLE = "def quicksort(items):\n"
+NO_SETTINGS = ("prompt", "prompt_file", "prompts", "out", "json", "memory")
+"""What may change when a file of prompts is gone on with."""
+NOTHING = {"finish_reason": "interrupted", "new_tokens": 0, "token_ids": [], "text": ""}
+"""Figures of an answer that was interrupted before its first token."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +49,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (a sample when there is none)")
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="read the prompt from a UTF-8 file")
+    prompt.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="JSON Lines: text, or objects with prompt or messages"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="of --prompts: append the answers here; goes on where it was"
+    )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
@@ -220,40 +234,84 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    if options.prompts or options.out:
+        run_batch(options)
+        return
     try:
         prompt = read_prompt(options)
         if not prompt:
             raise ValueError("the prompt is empty; give some text")
         decoder = open_decoder(options)
-        given = {
-            "max_new_tokens": options.max_new_tokens,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-            "seed": options.seed,
-            "stop": options.stop,
-        }
+        given = request_options(options)
         tokens = decoder.target.chat(prompt) if options.chat else prompt
         decoder.request(tokens, **given)
         decoder.engine  # noqa: B018  # Only now that all else is well: converts and reads the weights.
     except (ValueError, OSError) as error:
         fail(error)
-    if options.json:
-        result = decoder.generate(tokens, **given)
-        print(json.dumps({**described(options, decoder, prompt), **result.to_dict(), **memory(options, decoder)}))
-        return
-    if not options.chat:
+    if not options.chat and not options.json:
         print(prompt, end="", flush=True)
     if sys.stderr.isatty():
         print("compiling (some seconds to a minute) ...", file=sys.stderr)
-    stream = decoder.stream(tokens, **given)
-    for piece in stream:
-        print(piece, end="", flush=True)
-    print("\n")
+    stream, shown, error = None, 0, None
+    try:
+        stream = decoder.stream(tokens, chunk=16 if options.json else 4, **given)
+        for piece in stream:
+            if not options.json:
+                print(piece, end="", flush=True)
+                shown += len(piece)
+    except (KeyboardInterrupt, FloatingPointError) as stopped:
+        error = stopped
+    result = stream.partial() if stream else None
+    if not options.json:
+        print((result.text[shown:] if result else "") + "\n")
+    show(options, decoder, prompt, result)
+    if isinstance(error, FloatingPointError):
+        fail(error)
+    if error is not None:
+        raise error
+
+
+def request_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in batch.OPTIONS}
+
+
+def show(options: argparse.Namespace, decoder: AnyDecoder, prompt: str, result: pipedec_jax.Generation | None) -> None:
+    """The figures of an answer; `None` for one that was interrupted before its first token."""
+    if options.json:
+        figures = result.to_dict() if result else NOTHING
+        print(json.dumps({**described(options, decoder, prompt), **figures, **memory(options, decoder)}))
+        return
+    if result is None:
+        return
     basis = "the calibration's times" if options.calibration else "the bytes of weights a rank reads"
-    print_table(stream.result, decoder, basis)
+    print_table(result, decoder, basis)
     if options.memory:
         print_memory(decoder)
+
+
+def run_batch(options: argparse.Namespace) -> None:
+    """Decode the prompts of a file."""
+    if options.prompts is None or options.out is None:
+        fail("--prompts FILE and --out FILE need each other")
+    if options.memory:
+        fail("--memory is for one prompt")
+    try:
+        decoder = open_decoder(options)
+        given = {**paths_as_text(vars(options)), "target": decoder.target.name, "dtype": decoder.dtype.name}
+        settings = {name: given[name] for name in given if name not in NO_SETTINGS}
+        done = batch.decode_file(
+            decoder, options.prompts, options.out, settings=settings, chat=options.chat, **request_options(options)
+        )
+    except (ValueError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print(f"\n{options.out} has every answer that was finished; the same command goes on", file=sys.stderr)
+        raise
+    print(json.dumps(dataclasses.asdict(done)) if options.json else done)
+
+
+def paths_as_text(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
 def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> dict[str, Any]:
@@ -276,10 +334,8 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "exit_stages": decoder.split.exit or None,
         }
     return {
-        **vars(options),
+        **paths_as_text(vars(options)),
         "prompt": prompt,
-        "prompt_file": str(options.prompt_file) if options.prompt_file else None,
-        "calibration": str(options.calibration) if options.calibration else None,
         "target": decoder.target.name,
         "stages": decoder.stages,
         "dtype": decoder.dtype.name,
@@ -339,4 +395,8 @@ def print_memory(decoder: AnyDecoder) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        use_compilation_cache()
+    except ValueError as error:
+        fail(error)
     main()

@@ -16,7 +16,20 @@ from tests.conftest import write_byte_level
 SCRIPT = Path(__file__).parents[1] / "scripts" / "generate.py"
 SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens", "20"]
 OPTIONS = {
-    *("prompt", "prompt_file", "chat", "target", "draft", "method", "stages", "width", "children", "max_new_tokens"),
+    *(
+        "prompt",
+        "prompt_file",
+        "prompts",
+        "out",
+        "chat",
+        "target",
+        "draft",
+        "method",
+        "stages",
+        "width",
+        "children",
+        "max_new_tokens",
+    ),
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
     *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise", "int8"),
     *("exit_layer", "exit_head", "exit_stages", "draft_length", "models", "passes", "form"),

@@ -181,7 +181,7 @@ def simulate(system: System, settings: EngineSettings, params: Any, request: Req
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
         return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state
 
-    return lax.while_loop(more, step, (begin(system, request), state))[0]
+    return lax.while_loop(more, step, (begin(system, request, jnp.zeros((), jnp.int32)), state))[0]
 
 
 def prefill_drafter(system: System, settings: EngineSettings, params: Any, request: Request) -> Any:

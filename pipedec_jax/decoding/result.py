@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-FinishReason = Literal["end", "stop", "length"]
-"""An end token, a stop string, or `max_new_tokens`."""
+FinishReason = Literal["end", "stop", "length", "interrupted"]
+"""An end token, a stop string, or `max_new_tokens`; or there was more to come (`Stream.partial`)."""
 
 
 FIGURES = (

@@ -11,6 +11,7 @@ from pipedec_jax.decoding.result import FinishReason, Generation, Token
 from pipedec_jax.decoding.text import TextStream
 from pipedec_jax.pipeline.engine import Progress
 from pipedec_jax.sampling import Sampling
+from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.tokenizer import Tokenizer
 
 
@@ -75,6 +76,7 @@ class Stream(Iterator[str]):
         lag: int = 1,
     ) -> None:
         self._engine = engine
+        self._tokenizer = tokenizer
         self._request = request
         self._method = method
         self._speedup = speedup
@@ -82,6 +84,7 @@ class Stream(Iterator[str]):
         self._lag = lag
         self._text = TextStream(tokenizer, request.prompt, request.stop)
         self._committed = 0
+        self._progress: Progress | None = None
         self._result: Generation | None = None
         self._superseded = False
         self._clock = _Clock(engine)
@@ -106,6 +109,22 @@ class Stream(Iterator[str]):
             raise RuntimeError("the answer is not complete: iterate over the stream to its end first")
         return self._result
 
+    def partial(self) -> Generation | None:
+        """The answer as far as it has come, after an interrupt or an error; `None` while there is no token.
+
+        It begins with the text of all pieces so far, and may have more: what was held back because it might have become
+        a stop string, and tokens committed before an error.
+        """
+        progress = self._progress
+        if self._result is not None or progress is None or not progress.tokens:
+            return self._result
+        # The stream's own text may have been interrupted in the middle of a piece.
+        text = TextStream(self._tokenizer, self._request.prompt, self._request.stop)
+        text.feed(progress.tokens[: len(progress.tokens) - self._ended(progress)])
+        text.finish()
+        count = len(progress.tokens) if text.stopped_at is None else text.stopped_at + 1
+        return self._generation(progress, text.text, count, "interrupted")
+
     def supersede(self) -> None:
         """Told by the decoder when its engine goes on to another answer."""
         self._superseded = True
@@ -114,6 +133,7 @@ class Stream(Iterator[str]):
         """The next piece of text, never empty.
 
         Raises:
+            NotFiniteError: when the target gives NaN or infinity; `partial` then has what was committed.
             RuntimeError: when the decoder has started another answer in the meantime.
         """
         while self._result is None:
@@ -128,25 +148,33 @@ class Stream(Iterator[str]):
         """Run the engine once and return what text that gave; sets the result when the answer has ended."""
         first = self._committed == 0
         with self._clock:
-            # The first token alone, so that its time is known.
-            progress = self._engine.run(1 if first else self._chunk)
+            try:
+                # The first token alone, so that its time is known.
+                progress = self._engine.run(1 if first else self._chunk)
+            except NotFiniteError as error:
+                self._progress = error.progress
+                raise
         if first:
             self._first_s = self._clock.seconds
+        self._progress = progress
         ids = progress.tokens
-        # An end token is not text, whether or not the tokenizer calls it special.
-        ended = progress.done and ids[-1] in self._request.end_tokens
+        ended = self._ended(progress)
         piece = self._text.feed(ids[self._committed : len(ids) - ended])
         self._committed = len(ids)
         if progress.done or self._text.stopped_at is not None:
             piece += self._text.finish()
             # The text may have stopped before an end token, or only with what was held back.
             if self._text.stopped_at is not None:
-                self._result = self._generation(progress, self._text.stopped_at + 1, "stop")
+                self._result = self._generation(progress, self._text.text, self._text.stopped_at + 1, "stop")
             else:
-                self._result = self._generation(progress, len(ids), "end" if ended else "length")
+                self._result = self._generation(progress, self._text.text, len(ids), "end" if ended else "length")
         return piece
 
-    def _generation(self, progress: Progress, count: int, reason: FinishReason) -> Generation:
+    def _ended(self, progress: Progress) -> bool:
+        """Whether the last token is an end token, which is not text, whether or not the tokenizer calls it special."""
+        return progress.done and progress.tokens[-1] in self._request.end_tokens
+
+    def _generation(self, progress: Progress, text: str, count: int, reason: FinishReason) -> Generation:
         """The answer of the first `count` tokens; how far the pipe had got beyond them leaves no trace in it."""
         guessed = 0 if self._method == "pp" else count - 1
         tokens = tuple(
@@ -161,7 +189,7 @@ class Stream(Iterator[str]):
         )
         rest_s = self._clock.seconds - self._first_s
         return Generation(
-            text=self._text.text,
+            text=text,
             tokens=tokens,
             prompt_tokens=len(self._request.prompt),
             finish_reason=reason,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-FIGURES = ("length", "passes", "rollbacks", "undone")
+FIGURES = ("length", "passes", "rollbacks", "undone", "stuck")
 """The numbers in front of a published buffer's tokens."""
 
 
@@ -70,9 +70,9 @@ def complete(buffer: Buffer, prompt_length: jax.Array, limit: jax.Array, end_tok
     return (buffer.length >= limit) | (jnp.any(end_token_E == last) & (buffer.length > prompt_length))
 
 
-def pack(buffer: Buffer, passes: jax.Array, rollbacks: jax.Array, undone: jax.Array) -> jax.Array:
-    """A buffer to publish, as one array `[4 + T]` int32, so that one transfer takes it to another device."""
-    return jnp.concatenate((jnp.stack((buffer.length, passes, rollbacks, undone)), buffer.token))
+def pack(buffer: Buffer, passes: jax.Array, rollbacks: jax.Array, undone: jax.Array, stuck: jax.Array) -> jax.Array:
+    """A buffer to publish, as one array `[5 + T]` int32, so that one transfer takes it to another device."""
+    return jnp.concatenate((jnp.stack((buffer.length, passes, rollbacks, undone, stuck)), buffer.token))
 
 
 def unpack(packed: jax.Array) -> Buffer:

@@ -21,7 +21,7 @@ from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.free import run_free
 from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Source
 from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
-from pipedec_jax.pipeline.engine import Progress, make_request
+from pipedec_jax.pipeline.engine import Progress, make_request, not_finite_error
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request
 from pipedec_jax.sampling import GREEDY, Sampling
 
@@ -140,6 +140,8 @@ class HierarchyEngine:
         """Decode until at least `new_tokens` more tokens are there or the answer is complete.
 
         Raises:
+            NotFiniteError: when fewer tokens can be had, because the target gives NaN or infinity. What the smaller
+                models give is only guesses.
             RuntimeError: when called before `start`.
         """
         if not self._published:
@@ -151,7 +153,10 @@ class HierarchyEngine:
             self._published = run_free(self, self._published, goal)
         else:
             self._lockstep(goal)
-        return self._progress()
+        progress = self._progress()
+        if self._prompt_length + len(progress.tokens) < min(goal, self._limit) and not progress.done:
+            self._check_sound(progress)
+        return progress
 
     def figures(self) -> list[ModelFigures]:
         """What each model did since `start`."""
@@ -173,8 +178,10 @@ class HierarchyEngine:
         return rows
 
     def enough(self, packed: jax.Array, goal: int) -> bool:
-        """Whether the target's published buffer holds so many tokens, or a complete answer; waits for it."""
+        """Whether the target's buffer holds so many tokens, or a complete answer, or can never; waits for it."""
         host = np.asarray(packed)
+        if host[FIGURES.index("stuck")]:
+            return True
         length = int(host[0])
         last = int(host[len(FIGURES) + length - 1])
         return length >= min(goal, self._limit) or (length > self._prompt_length and last in self._ends)
@@ -215,6 +222,14 @@ class HierarchyEngine:
             # A pass more, to read the target's own token after a lookahead that was right throughout.
             self._published[0] = self.step(0, self._published, (lookahead + 1) * draft_stages)
             self._published[1] = self.step(1, self._published, stages)
+
+    def _check_sound(self, progress: Progress) -> None:
+        model = self.models[-1]
+        place, entered = (int(value) for value in jax.device_get((model.state.stuck, model.state.stuck_pass)))
+        assert model.target is not None  # the constructor has checked
+        if place:
+            # A row is at one stage a pass; the last one and the logits share theirs.
+            raise not_finite_error(model.target, place, entered + place - 1 if entered else 0, progress)
 
     def _progress(self) -> Progress:
         state: Any = jax.device_get(self.models[-1].state)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from pipedec_jax import vocabulary
+from pipedec_jax import soundness, vocabulary
 from pipedec_jax.cache import chunk_rows
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
@@ -78,10 +78,16 @@ class State(struct.PyTreeNode):
     """[] int32: times the buffer was rolled back."""
     undone: jax.Array
     """[] int32: tokens it lost to that."""
+    unsound: jax.Array
+    """[N, W] int32: where the rows at each stage first gave anything but numbers (`soundness`), 0 for nowhere."""
+    stuck: jax.Array
+    """[] int32: the place of the row, or in prefill, that the next token would have come from; 0 while all is well."""
+    stuck_pass: jax.Array
+    """[] int32: the pass in which that row was read; 0 for prefill."""
 
 
-def begin(pipe: Pipe, request: Request) -> State:
-    """The state after prefill: the prompt's last token is the first to be read."""
+def begin(pipe: Pipe, request: Request, spoiled: jax.Array | None = None) -> State:
+    """The state after prefill, spoiled where that says so: the prompt's last token is the first to be read."""
     T, N = request.prompt.shape[0], pipe.stages
     zero = jnp.zeros((), jnp.int32)
     return State(
@@ -99,12 +105,15 @@ def begin(pipe: Pipe, request: Request) -> State:
         read=zero,
         rollbacks=zero,
         undone=zero,
+        unsound=jnp.zeros((N, pipe.width), jnp.int32),
+        stuck=zero if spoiled is None else spoiled,
+        stuck_pass=zero,
     )
 
 
 def publish(state: State) -> jax.Array:
     """The buffer as others see it (see `buffers.pack`)."""
-    return pack(state.own, state.passes, state.rollbacks, state.undone)
+    return pack(state.own, state.passes, state.rollbacks, state.undone, state.stuck)
 
 
 def step(
@@ -149,6 +158,8 @@ def step(
         state, _ = carry
         done = complete(state.own, request.length, request.limit, request.end_token)
         ahead = state.own.length - settled if uppers else jnp.zeros((), jnp.int32)
+        if not uppers:  # a smaller model is helped on by those above
+            done |= state.stuck > 0
         return (state.passes - first < control[0]) & (ahead < control[1]) & ~done
 
     def once(carry: tuple[State, Local]) -> tuple[State, Local]:
@@ -167,7 +178,8 @@ def make_pass(
         after = state.start[-1] + 1 + jnp.arange(pipe.width, dtype=jnp.int32)
         choice = weights.at[after].get(mode="clip")
         return append(pipe, state, request, choice, jnp.zeros(choice.shape, jnp.float32)), local
-    choice, log_prob, local = compute(pipe, pipe.target, weights, request, state, local)
+    choice, log_prob, place, local = compute(pipe, pipe.target, weights, request, state, local)
+    state = note_unsound(state, place, log_prob)
     return append(pipe, state, request, choice, log_prob), local
 
 
@@ -186,6 +198,7 @@ def send(pipe: Pipe, state: State, source: Buffer) -> State:
         sent=end,
         start=jnp.concatenate((sent[None], state.start[:-1])),
         count=jnp.concatenate(((end - sent)[None], kept[:-1])),
+        unsound=jnp.roll(state.unsound, 1, axis=0).at[0].set(0),
         entered=jnp.where(new, passes, state.entered),
         passes=passes,
         read=state.read + end - sent,
@@ -194,8 +207,8 @@ def send(pipe: Pipe, state: State, source: Buffer) -> State:
 
 def compute(
     pipe: Pipe, target: Target, params: TargetParams, request: Request, state: State, local: Local
-) -> tuple[jax.Array, jax.Array, Local]:
-    """All stages at once; the choices `[W]` of the rows that leave, and their log-probabilities."""
+) -> tuple[jax.Array, jax.Array, jax.Array, Local]:
+    """All stages at once; choices `[W]` of what leaves, their log-probabilities, and what is not finite `[N, W]`."""
     W, T = pipe.width, request.prompt.shape[0]
     rank = lax.axis_index(AXIS)
     token = state.fed.at[state.start[0] + jnp.arange(W, dtype=jnp.int32)].get(mode="clip")
@@ -205,18 +218,29 @@ def compute(
 
     rows = chunk_rows(start, W, start + count, T)
     cache, x = run_stage_where(count > 0, target, params, local.cache, rows, x)
-    (hidden,) = broadcast([(x, rank == pipe.stages - 1)])
+    row = jnp.arange(W, dtype=jnp.int32)
+    found = soundness.to_bits(soundness.not_finite(x, row < count), rank, pipe.stages)
+    hidden, found = broadcast([(x, rank == pipe.stages - 1), (found, rank >= 0)])
     shift = [(k, k + 1) for k in range(pipe.stages - 1)]
     local = local.replace(x=lax.ppermute(x, AXIS, shift) if shift else x, cache=cache)
-    row = jnp.arange(W, dtype=jnp.int32)
     after, live = state.start[-1] + 1 + row, row < state.count[-1]
     part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, (W,))
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, pipe.stages))
-    return choice, log_prob, local
+    return choice, log_prob, soundness.from_bits(found, pipe.stages), local
+
+
+def note_unsound(state: State, place_NW: jax.Array, log_prob_W: jax.Array) -> State:
+    """Remember the first place at which each row was not finite: a stage, or the logits of what leaves."""
+    place_NW = jnp.where(state.unsound > 0, state.unsound, place_NW)
+    logits = jnp.where(jnp.isfinite(log_prob_W), 0, place_NW.shape[0] + 1)
+    return state.replace(unsound=place_NW.at[-1].set(jnp.where(place_NW[-1] > 0, place_NW[-1], logits)))
 
 
 def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_prob: jax.Array) -> State:
-    """Compare the choices of the rows that leave with what was read after them, and append what is new."""
+    """Compare the choices of the rows that leave with what was read after them, and append what is new.
+
+    Nothing is appended from a row that is not finite: there the pipe is stuck.
+    """
     T, length = state.fed.shape[0], state.own.length
     position = jnp.arange(T, dtype=jnp.int32)
     row = position - state.start[-1] - 1  # that chose the token of each position
@@ -229,6 +253,10 @@ def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_pr
     ends = jnp.any(token[:, None] == request.end_token[None, :], axis=1)
     last = undecided & (~agrees | ends | (position == state.start[-1] + state.count[-1]))
     new = undecided & (position <= jnp.min(jnp.where(last, position, T))) & (position < request.limit)
+    place = state.unsound[-1][row]
+    border = jnp.min(jnp.where(new & (place > 0), position, T))
+    stuck = (border < T) & (state.stuck == 0)
+    new &= position < border
     delay = jnp.where(agrees, state.entered - jnp.roll(state.entered, 1), MISS)
     return state.replace(
         own=Buffer(jnp.where(new, token, state.own.token), length + jnp.sum(new, dtype=jnp.int32)),
@@ -236,4 +264,6 @@ def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_pr
         delay=jnp.where(new, delay, state.delay),
         log_prob=jnp.where(new, log_prob.astype(jnp.float32)[row], state.log_prob),
         said=jnp.where(chosen, token, state.said),
+        stuck=jnp.where(stuck, place.at[border].get(mode="clip"), state.stuck),
+        stuck_pass=jnp.where(stuck, state.entered.at[border - 1].get(mode="clip"), state.stuck_pass),
     )

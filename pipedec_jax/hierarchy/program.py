@@ -203,13 +203,14 @@ class ModelProgram:
 
     def _begin(self, weights: Any, request: Request, local: Local) -> tuple[tuple[State, jax.Array], Local]:
         """Prefill, under `shard_map`."""
-        mode = SamplingMode()
+        mode, spoiled = SamplingMode(), None
         if self.target is not None:
             # The schedule and the drafter are nothing to prefill here.
             system = System(target=self.target, drafter=NoDrafter(), schedule=PlainSchedule(), sampling=mode)
             width = min(self.prefill_width, request.prompt.shape[0])
-            local = prefill(system, width, Weights(target=weights, drafter=None), request, local)[1]
-        state = pipes.begin(Pipe(width=self.width, target=self.target, mode=mode), request)
+            shared, local = prefill(system, width, Weights(target=weights, drafter=None), request, local)
+            spoiled = shared.spoiled
+        state = pipes.begin(Pipe(width=self.width, target=self.target, mode=mode), request, spoiled)
         return (state, pipes.publish(state)), local
 
 

@@ -29,8 +29,9 @@ from pipedec_jax.pipeline.settings import (
     make_split,
 )
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
+from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks, stuck
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
+from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.transcript import MISS
 
 END_TOKENS = 16
@@ -75,6 +76,24 @@ def read_progress(shared: Shared, prompt_length: int) -> Progress:
         nodes=int(nodes),
         done=bool(text.done),
     )
+
+
+def check_sound(shared: Shared, target: Target, progress: Progress) -> None:
+    """Raise `NotFiniteError` where the target's next choice would come from NaN or infinity."""
+    nodes = shared.tree
+    place, sent = jax.device_get((stuck(shared), nodes.sent_tick[nodes.root]))
+    if place:
+        # A row is at one stage a tick; the last one and the logits share theirs.
+        raise not_finite_error(target, int(place), 0 if shared.spoiled else int(sent) + int(place) - 1, progress)
+
+
+def not_finite_error(target: Target, place: int, tick: int, progress: Progress) -> NotFiniteError:
+    """The error of a place as in `soundness`; `tick` is counted as if the logits came after the last stage."""
+    stages, split = target.split.stages, target.split
+    if place > stages:
+        return NotFiniteError(None, stages, None, tick - 1, progress)
+    first = split.first[place - 1]
+    return NotFiniteError(place, stages, (first + 1, first + split.count[place - 1]), tick, progress)
 
 
 def make_request(
@@ -194,6 +213,8 @@ class Engine:
         """Tick on the devices until `new_tokens` more tokens are committed or the answer is complete.
 
         Raises:
+            NotFiniteError: when fewer tokens can be had, because the target gives NaN or infinity. It has
+                what was committed before; the engine can go on to another prompt.
             RuntimeError: when called before `start`, or when the pipe makes no progress (a bug).
         """
         if self._shared is None or self._local is None:
@@ -209,6 +230,7 @@ class Engine:
         progress = read_progress(shared, self._start_length)
         made, self._made = len(progress.tokens) - self._made, len(progress.tokens)
         if made < new_tokens and not progress.done:
+            check_sound(shared, self.target, progress)
             raise RuntimeError(
                 f"the pipe made no progress: {made} of {new_tokens} tokens in {max_ticks} ticks; please report this"
             )

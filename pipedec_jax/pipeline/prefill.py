@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from pipedec_jax import transcript, vocabulary
+from pipedec_jax import soundness, transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
-from pipedec_jax.exchange import AXIS, sum_over_ranks, vary
+from pipedec_jax.exchange import AXIS, gather_over_ranks, sum_over_ranks, vary
 from pipedec_jax.pipeline.stage import run_stage_where
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays
@@ -36,7 +36,7 @@ class Request(struct.PyTreeNode):
     sampling: SamplingArrays
 
 
-def begin(system: System, request: Request) -> Shared:
+def begin(system: System, request: Request, spoiled: jax.Array) -> Shared:
     """The replicated state before the first tick: the prompt's last token is the root, nothing is in flight."""
     slots, width = request.prompt.shape[0], system.schedule.width
     capacity = system.schedule.capacity(system.stages)
@@ -49,6 +49,8 @@ def begin(system: System, request: Request) -> Shared:
         tick=jnp.zeros((), jnp.int32),
         cost=jnp.zeros((), jnp.float32),
         sent=jnp.zeros((), jnp.int32),
+        unsound=jnp.zeros(capacity, jnp.int32),
+        spoiled=spoiled,
         sampling=request.sampling,
     )
 
@@ -56,7 +58,8 @@ def begin(system: System, request: Request) -> Shared:
 def prefill(system: System, width: int, weights: Weights, request: Request, local: Local) -> tuple[Shared, Local]:
     """Fill the caches with the prompt's first `length - 1` tokens, `width` at a time, and begin.
 
-    One compiled program serves every prompt length: the number of chunks is a value, not a shape.
+    One compiled program serves every prompt length: the number of chunks is a value, not a shape. A row that is not
+    finite spoils the answer: what attends to its keys and values would be some text, but not the model's.
     """
     target, drafter, stages = system.target, system.drafter, system.stages
     rank = lax.axis_index(AXIS)
@@ -68,8 +71,8 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
     def take_chunk(state: Any, chunk: jax.Array, count: jax.Array) -> Any:
         return vary(drafter.prefill(weights.drafter, state, chunk, chunk_rows(count * width, width, length, slots)))
 
-    def step(carry: tuple[jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, Local]:
-        count, x, local = carry
+    def step(carry: tuple[jax.Array, jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, jax.Array, Local]:
+        count, bad, x, local = carry
         token = lax.dynamic_slice_in_dim(token_S, jnp.minimum(count * width, slots), width)
         embedded = sum_over_ranks(vocabulary.embed_part(weights.target.embedding, token))
         mine = count - rank  # the chunk that has reached this stage
@@ -77,17 +80,21 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
         x = jnp.where(rank == 0, embedded, x)
         rows = chunk_rows(mine * width, width, length, slots)
         cache, x = run_stage_where(active, target, weights.target, local.cache, rows, x)
+        bad |= jnp.any(soundness.not_finite(x, active & (rows.position < length)))
         if system.exit:
             given, take, which = x, active & (rank == system.drafting_rank), mine
         else:
             given, take, which = token, (rank == stages) & (count < chunks) & (drafter.ranks > 0), count
         state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), given, which)
         x = lax.ppermute(x, AXIS, system.shift) if system.shift else x
-        return count + 1, x, local.replace(cache=cache, drafter=state)
+        return count + 1, bad, x, local.replace(cache=cache, drafter=state)
 
-    def more(carry: tuple[jax.Array, jax.Array, Local]) -> jax.Array:
+    def more(carry: tuple[jax.Array, jax.Array, jax.Array, Local]) -> jax.Array:
         return carry[0] < jnp.where(chunks > 0, chunks + stages - 1, 0)
 
     x = vary(jnp.zeros((width, target.config.width), local.x.dtype))
-    _, _, local = lax.while_loop(more, step, (jnp.zeros((), jnp.int32), x, local))
-    return begin(system, request), local
+    bad = vary(jnp.zeros((), bool))
+    _, bad, _, local = lax.while_loop(more, step, (jnp.zeros((), jnp.int32), bad, x, local))
+    bad_N = gather_over_ranks(bad, lax.axis_size(AXIS))[:stages]
+    spoiled = jnp.where(jnp.any(bad_N), jnp.argmax(bad_N).astype(jnp.int32) + 1, 0)
+    return begin(system, request, spoiled), local

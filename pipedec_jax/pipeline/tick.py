@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from pipedec_jax import transcript, tree, vocabulary
+from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
@@ -92,6 +92,11 @@ class Shared(struct.PyTreeNode):
     """[] float32: what these ticks have cost (`System.costs`)."""
     sent: jax.Array
     """[] int32: nodes sent so far."""
+    unsound: jax.Array
+    """[C] int32: where a node that was sent first gave anything but numbers (`soundness`), 0 for nowhere; stale for
+    others."""
+    spoiled: jax.Array
+    """[] int32: the same for the prompt, in prefill."""
     sampling: SamplingArrays
 
 
@@ -134,8 +139,12 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))
     state, drafts = draft(system, weights.drafter, local.drafter, shared, x)
 
-    # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one.
-    hidden, drafts = broadcast([(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank)])
+    # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one. The bits of
+    # the stages do not overlap, so that all ranks know a part of them.
+    found = soundness.to_bits(soundness.not_finite(x, live), rank, system.stages)
+    hidden, drafts, found = broadcast(
+        [(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank), (found, rank >= 0)]
+    )
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
     leaving = shared.pipe[-1]
     part = run_head(
@@ -150,6 +159,7 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     )
     choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
 
+    shared = note_unsound(shared, soundness.from_bits(found, system.stages), log_prob)
     shared = update(system, shared, drafts, choice, log_prob)
     return shared, Local(x=received, cache=cache, drafter=state)
 
@@ -211,6 +221,26 @@ def update(
     return walk(system.schedule, shared.replace(tree=nodes, cost=cost))
 
 
+def note_unsound(shared: Shared, place_NW: jax.Array, log_prob_W: jax.Array) -> Shared:
+    """Remember the first place at which each row of the pipe was not finite: a stage, or the logits of what leaves."""
+    capacity, stages = shared.tree.capacity, shared.pipe.shape[0]
+    logits = jnp.where(jnp.isfinite(log_prob_W), 0, stages + 1)
+    place_NW = place_NW.at[-1].set(jnp.where(place_NW[-1] > 0, place_NW[-1], logits))
+    place_NW = jnp.where(shared.pipe < capacity, place_NW, 0)
+
+    def note(unsound: jax.Array) -> jax.Array:
+        here = jnp.zeros_like(unsound).at[shared.pipe].max(place_NW, mode="drop")
+        return jnp.where(unsound > 0, unsound, here)
+
+    return shared.replace(unsound=lax.cond(jnp.any(place_NW > 0), note, lambda unsound: unsound, shared.unsound))
+
+
+def stuck(shared: Shared) -> jax.Array:
+    """Where the answer cannot go on, `[]` int32 as in `soundness`: the root has its choice, but from an unsound row."""
+    root = shared.tree.root
+    return jnp.where(shared.spoiled > 0, shared.spoiled, jnp.where(shared.tree.known[root], shared.unsound[root], 0))
+
+
 def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
     """Pick the frontier of a draft step and give its nodes their slots; at an exit it is what passes there now."""
     if system.exit:
@@ -229,6 +259,7 @@ def send(system: System, shared: Shared) -> Shared:
         pipe=jnp.concatenate((batch[None], shared.pipe[:-1])),
         tick=count,
         sent=shared.sent + jnp.sum(batch < nodes.capacity, dtype=jnp.int32),
+        unsound=shared.unsound.at[batch].set(0, mode="drop"),
     )
 
 
@@ -244,7 +275,7 @@ def walk(schedule: Schedule, shared: Shared) -> Shared:
     ready = schedule.ready(shared.tree)
 
     def more(shared: Shared) -> jax.Array:
-        return ready & shared.tree.known[shared.tree.root] & ~shared.text.done
+        return ready & shared.tree.known[shared.tree.root] & (stuck(shared) == 0) & ~shared.text.done
 
     def step(shared: Shared) -> Shared:
         old = shared.tree
@@ -276,13 +307,13 @@ def run_ticks(
     new_tokens: jax.Array,
     max_ticks: jax.Array,
 ) -> tuple[Shared, Local]:
-    """Tick until `new_tokens` more tokens are committed, the answer is complete, or `max_ticks` have passed."""
+    """Tick until `new_tokens` more are committed, the answer is complete or stuck, or `max_ticks` have passed."""
     goal = shared.text.length + new_tokens
     last = shared.tick + max_ticks
 
     def more(carry: tuple[Shared, Local]) -> jax.Array:
         shared, _ = carry
-        return ~shared.text.done & (shared.text.length < goal) & (shared.tick < last)
+        return ~shared.text.done & (shared.text.length < goal) & (shared.tick < last) & (stuck(shared) == 0)
 
     def step(carry: tuple[Shared, Local]) -> tuple[Shared, Local]:
         return tick(system, weights, *carry)

@@ -57,7 +57,7 @@ def test_only_a_buffer_that_continues_ones_own_is_worth_verifying(own, below):
 
 @given(text=texts, passes=st.integers(0, 9))
 def test_what_is_published_can_be_read(text, passes):
-    numbers = [jnp.asarray(number, jnp.int32) for number in (passes, 3, 5)]
+    numbers = [jnp.asarray(number, jnp.int32) for number in (passes, 3, 5, 2)]
     packed = buffers.pack(make(text), *numbers)
     assert read(buffers.unpack(packed)) == text
     assert dict(zip(buffers.FIGURES, packed.tolist(), strict=False)) == {
@@ -65,4 +65,5 @@ def test_what_is_published_can_be_read(text, passes):
         "passes": passes,
         "rollbacks": 3,
         "undone": 5,
+        "stuck": 2,
     }

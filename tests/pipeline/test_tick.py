@@ -62,6 +62,8 @@ def chain(known: int, limit: int = 100, end_tokens: tuple[int, ...] = ()) -> Sha
         tick=np.int32(7),
         cost=np.float32(9.5),
         sent=np.int32(len(order)),
+        unsound=np.zeros(CAPACITY, np.int32),
+        spoiled=np.int32(0),
         sampling=Sampling().arrays(),
     )
 

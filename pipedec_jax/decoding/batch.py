@@ -1,0 +1,318 @@
+"""Many prompts from a file, one answer a line: killed at any moment and started again, it goes on where it was.
+
+An answer is one line, appended and brought to the disk before the next prompt begins, so a kill leaves at most one torn
+line at the end: that is dropped, and its prompt decoded again. What is finished is known by the number of the prompt's
+line and a digest of what stands there. The first line holds the settings: with others, the file is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from pipedec_jax.soundness import NotFiniteError
+
+if TYPE_CHECKING:
+    from pipedec_jax.decoding.decoder import Decoder, Prompt
+    from pipedec_jax.decoding.hierarchy import HierarchyDecoder
+
+    AnyDecoder = Decoder | HierarchyDecoder
+
+VERSION = 1
+"""Of the form of the answers' file."""
+OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+"""What a prompt's line may set for itself."""
+KEYS = ("prompt", "messages", "id", *OPTIONS)
+"""What a prompt's line may hold."""
+CHUNK = 16
+"""Tokens between two looks of the host: an interrupt is noticed so soon."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the prompts' file."""
+
+    number: int
+    """From 1, as editors count."""
+    content: bytes
+
+    @property
+    def digest(self) -> str:
+        """By which the content is known again."""
+        return hashlib.blake2b(self.content, digest_size=16).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a call of `decode_file` did."""
+
+    prompts: int
+    """In the file."""
+    found: int
+    """Of them, finished before."""
+    answered: int
+    """Now."""
+    bad: int
+    """Now; their lines say why."""
+    new_tokens: int
+    seconds: float
+    """Of decoding, compiling and making caches included."""
+    compile_s: float
+
+    def __str__(self) -> str:
+        rate = f", {self.new_tokens / self.seconds:.1f} tokens/s" if self.new_tokens else ""
+        return (
+            f"{self.prompts} prompts: {self.found} finished before, {self.answered} answered, {self.bad} bad; "
+            f"{self.new_tokens} tokens in {self.seconds:.1f} s measured, {self.compile_s:.1f} s of them compiling{rate}"
+        )
+
+
+def decode_file(
+    decoder: AnyDecoder,
+    prompts: str | Path,
+    out: str | Path,
+    *,
+    settings: Mapping[str, Any],
+    chat: bool = False,
+    **options: Any,
+) -> Summary:
+    """Decode the prompts of a file that have no line in the answers' file yet, one at a time, in order.
+
+    A prompt's line is a JSON string, or an object with `prompt` (text or token ids) or `messages` (of a chat), and, if
+    wanted, `id` (anything, repeated in its answer) and `OPTIONS` of its own. Empty lines are left out. An answer's line
+    has `line`, `digest`, `id` and either `error` or the figures of `Generation.to_dict`. A prompt that is bad, or that
+    makes the target give NaN, is reported so and counts as finished.
+
+    Args:
+        decoder: a `Decoder` or a `HierarchyDecoder`.
+        prompts: JSON Lines in UTF-8.
+        out: the answers' file; made when there is none.
+        settings: JSON-ready; recorded in the first line.
+        chat: put a prompt's text into the target's chat template.
+        **options: as for `Decoder.request`, for prompts that do not set their own.
+
+    Raises:
+        ValueError: when `out` holds answers of other settings or to other prompts, or is damaged or no such file.
+        OSError: when a file cannot be read or written, or another process writes to `out`.
+    """
+    lines = read_lines(Path(prompts))
+    if Path(out).exists() and Path(out).samefile(prompts):
+        raise ValueError(f"the answers must go to another file than the prompts: {out}")
+    begun, answered, bad, tokens, compiling = time.perf_counter(), 0, 0, 0, 0.0
+    with open_answers(Path(out), settings, lines) as answers:
+        found = sum(line.number in answers.finished for line in lines)
+        with tqdm(total=len(lines), initial=found, unit="prompt", disable=None) as bar:
+            for line in lines:
+                if line.number in answers.finished:
+                    continue
+                answer = decode_line(decoder, line, chat, options)
+                answers.append(line, answer)
+                bad += "error" in answer
+                answered += "error" not in answer
+                tokens += answer.get("new_tokens", 0)
+                compiling += answer.get("compile_s", 0.0)
+                bar.update()
+                bar.set_postfix(bad=bad, tokens=tokens)
+    return Summary(len(lines), found, answered, bad, tokens, time.perf_counter() - begun, compiling)
+
+
+def decode_line(decoder: AnyDecoder, line: Line, chat: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to one line, or its `error`."""
+    mark: dict[str, Any] = {}
+    try:
+        asked = read_prompt(line)
+        if "id" in asked:
+            mark["id"] = asked["id"]
+        if "messages" in asked:
+            prompt: Prompt = decoder.target.chat(asked["messages"])
+        elif chat and isinstance(asked["prompt"], str):
+            prompt = decoder.target.chat(asked["prompt"])
+        else:
+            prompt = asked["prompt"]
+        given = {**options, **{name: asked[name] for name in OPTIONS if name in asked}}
+        decoder.request(prompt, **given)
+    except ValueError as error:
+        return {**mark, "error": str(error)}
+    decoder.engine  # noqa: B018  # What is wrong with the weights is not the prompt's fault.
+    try:
+        stream = decoder.stream(prompt, chunk=CHUNK, **given)
+        for _ in stream:
+            pass
+    except NotFiniteError as error:
+        return {**mark, "error": str(error)}
+    return {**mark, **stream.result.to_dict()}
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of the prompts' file that are not empty."""
+    content = path.read_bytes().split(b"\n")
+    return [Line(number, line.strip()) for number, line in enumerate(content, start=1) if line.strip()]
+
+
+def read_prompt(line: Line) -> dict[str, Any]:
+    """What a line asks for: `prompt` or `messages`, and perhaps `id` and `OPTIONS`.
+
+    Raises:
+        ValueError: when it is not that.
+    """
+    try:
+        asked = json.loads(line.content.decode(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("the line is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the line is not JSON: {error}") from error
+    if isinstance(asked, str):
+        asked = {"prompt": asked}
+    if not isinstance(asked, dict):
+        raise ValueError(f"a line must be a JSON string or object, not {type(asked).__name__}")
+    for name in asked:
+        if name not in KEYS:
+            near = difflib.get_close_matches(name, KEYS, 1)
+            raise ValueError(
+                f"unknown key {name!r}{f', perhaps {near[0]}' if near else ''}; allowed: {', '.join(KEYS)}"
+            )
+    if ("prompt" in asked) == ("messages" in asked):
+        raise ValueError("a line needs either prompt or messages")
+    if "prompt" in asked and not isinstance(asked["prompt"], str | list):
+        raise ValueError(f"prompt must be text or a list of token ids, not {type(asked['prompt']).__name__}")
+    if "messages" in asked:
+        _check_messages(asked["messages"])
+    return asked
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_messages(messages: Any) -> None:
+    def is_message(one: Any) -> bool:
+        return isinstance(one, dict) and all(isinstance(one.get(name), str) for name in ("role", "content"))
+
+    if not isinstance(messages, list) or not all(is_message(one) for one in messages):
+        raise ValueError("messages must be a list of objects with role and content, both text")
+
+
+class Answers:
+    """The answers' file while it is held. `open_answers` makes one.
+
+    Args:
+        file: its descriptor, at the end of the last whole line.
+        finished: numbers of the prompts' lines that have an answer.
+    """
+
+    def __init__(self, file: int, finished: set[int]) -> None:
+        self._file = file
+        self.finished = finished
+
+    def append(self, line: Line, answer: Mapping[str, Any]) -> None:
+        """Write an answer; when this returns, the disk has it."""
+        _write(self._file, {"line": line.number, "digest": line.digest, **answer})
+        self.finished.add(line.number)
+
+
+@contextlib.contextmanager
+def open_answers(path: Path, settings: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[Answers]:
+    """Open an answers' file for appending, after a look at what it holds; a torn last line is cut off.
+
+    Raises:
+        ValueError: when it holds something else, other settings, or answers to other prompts.
+        BlockingIOError: when another process writes to it.
+    """
+    # As it will be read again: tuples become lists.
+    header = {"pipedec_jax_answers": VERSION, "settings": json.loads(json.dumps(settings))}
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        _lock(file, path)
+        content = b""
+        while piece := os.read(file, 1 << 20):
+            content += piece
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole and not _encode(header).startswith(content):
+            raise ValueError(f"{path} is no file of answers: give another --out, or remove it")
+        finished = _check_answers(path, whole.splitlines(), header, lines) if whole else set()
+        if len(whole) < len(content):
+            os.ftruncate(file, len(whole))
+        if not whole:
+            _write(file, header)
+            _sync_directory(path.parent)
+        yield Answers(file, finished)
+    finally:
+        os.close(file)
+
+
+def _check_answers(path: Path, held: Sequence[bytes], header: Mapping[str, Any], lines: Sequence[Line]) -> set[int]:
+    """The numbers of the prompts that have an answer."""
+    records = []
+    for number, line in enumerate(held, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or (number > 1 and not isinstance(record["line"], int)):
+                raise ValueError("no answer")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"line {number} of {path} is damaged ({error}): remove it, and start again") from error
+        records.append(record)
+    first = records[0]
+    if first.get("pipedec_jax_answers") != VERSION or not isinstance(first.get("settings"), dict):
+        raise ValueError(f"{path} is no file of answers (of this version): give another --out, or remove it")
+    old, new = first["settings"], header["settings"]
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if differing:
+        what = ", ".join(
+            f"{name} {json.dumps(old.get(name))} and not {json.dumps(new.get(name))}" for name in differing
+        )
+        raise ValueError(f"{path} was begun with {what}: give the same settings, or another --out")
+    prompts = {line.number: line.digest for line in lines}
+    finished: set[int] = set()
+    for record in records[1:]:
+        number = record["line"]
+        if number in finished:
+            raise ValueError(f"{path} has two answers to line {number}: remove one")
+        if prompts.get(number) != record.get("digest"):
+            raise ValueError(f"line {number} of the prompts has changed since {path} was begun: give another --out")
+        finished.add(number)
+    return finished
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _write(file: int, record: Mapping[str, Any]) -> None:
+    rest = _encode(record)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+    os.fsync(file)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Bring the name of a new file to the disk, where the system lets one."""
+    with contextlib.suppress(OSError):
+        place = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+
+
+def _lock(file: int, path: Path) -> None:
+    """Hold the file until it is closed; the system lets go of it when the process ends, however it does."""
+    try:
+        import fcntl
+    except ImportError:  # Not on Windows: there, two processes must not write to one file.
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(f"another process is writing to {path}; wait until it is done") from None
