@@ -11,6 +11,8 @@ import pytest
 
 from pipedec_jax.decoding import decoder
 from pipedec_jax.decoding.result import FIGURES
+from pipedec_jax.pipeline import engine
+from pipedec_jax.soundness import NotFiniteError
 from tests.conftest import write_byte_level
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "generate.py"
@@ -53,10 +55,10 @@ def models(family):
 def no_engine(monkeypatch):
     """Fail if weights are read."""
 
-    def engine(*_, **__):
+    def read(*_, **__):
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(decoder, "Engine", engine)
+    monkeypatch.setattr(decoder, "Engine", read)
 
 
 def test_json_figures_in_a_process_without_torch_and_model_classes(models, tmp_path):
@@ -123,6 +125,9 @@ def test_pp_needs_no_draft_and_stops_at_a_string(script, family, capsys):
 BAD = {
     "an empty prompt": (["--prompt", ""], "the prompt is empty"),
     "two prompts": (["--prompt", "a", "--prompt-file", "b"], "not allowed with argument --prompt"),
+    "prompts without out": (["--prompts", "/nowhere"], "--prompts FILE and --out FILE need each other"),
+    "out without prompts": (["--out", "/nowhere"], "--prompts FILE and --out FILE need each other"),
+    "no prompts": (["--prompts", "/nowhere/prompts", "--out", "/nowhere/out"], "No such file"),
     "no prompt file": (["--prompt-file", "/nowhere/prompt.txt"], "No such file"),
     "too long": (["--max-new-tokens", "128"], "exceed the target's context of 128 tokens"),
     "no new tokens": (["--max-new-tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
@@ -221,6 +226,101 @@ def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
         assert (found["method"], found["stages"], found["passes"]) == (method, 1, [int(passes)])
         assert found["ticks"] <= 20
         assert len(found["bytes_per_device"]) == 2
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Interrupts the engine at one of its runs."""
+
+    def at(number):
+        run, runs = engine.Engine.run, []
+
+        def counted(self, new_tokens):
+            runs.append(new_tokens)
+            if len(runs) == number:
+                raise KeyboardInterrupt
+            return run(self, new_tokens)
+
+        monkeypatch.setattr(engine.Engine, "run", counted)
+
+    return at
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupted_answer_is_given_as_far_as_it_was_committed(script, models, capsys, interrupted, number):
+    options = [*models, *SIZES, "--prompt", "for x in"]
+    script.main([*options, "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    interrupted(number)
+    expect_interrupt(script, [*options, "--json"])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert shown.err.endswith("\ninterrupted\n")
+    assert found["finish_reason"] == "interrupted"
+    assert found["new_tokens"] == len(found["token_ids"]) == (0 if number == 1 else 1)
+    assert found["token_ids"] == whole["token_ids"][: found["new_tokens"]]
+    assert whole["text"].startswith(found["text"].rstrip("\ufffd"))
+    assert found["prompt"] == "for x in"
+
+
+def test_an_interrupted_text_ends_with_its_table(script, models, capsys, interrupted):
+    options = [*models, *SIZES, "--prompt", "for x in"]
+    script.main([*options, "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    interrupted(4)
+    expect_interrupt(script, options)
+    shown = capsys.readouterr().out
+    text, table = shown.removeprefix("for x in").split("\n\nbest-first, 2 stages")
+    assert text.rstrip("\ufffd")
+    assert whole["text"].startswith(text.rstrip("\ufffd"))
+    assert "ended by interrupted" in table
+
+
+def expect_interrupt(script, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 130
+
+
+def test_nan_is_an_error_after_what_was_committed(script, models, capsys, monkeypatch):
+    options = [*models, *SIZES, "--prompt", "for x in"]
+    script.main([*options, "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    run = engine.Engine.run
+
+    def unsound(self, new_tokens):
+        progress = run(self, new_tokens)
+        if len(progress.tokens) > 1:
+            raise NotFiniteError(2, 2, (3, 4), 9, progress)
+        return progress
+
+    monkeypatch.setattr(engine.Engine, "run", unsound)
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*options, "--json"])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "error: the output of the target's stage 2 of 2 (layers 3 to 4) is not finite" in shown.err
+    found = json.loads(shown.out)
+    assert found["finish_reason"] == "interrupted"
+    assert 1 < found["new_tokens"] < len(whole["token_ids"])
+    assert found["token_ids"] == whole["token_ids"][: found["new_tokens"]]
+
+
+def test_prompts_of_a_file_go_on_with_the_same_settings_alone(script, models, capsys, tmp_path):
+    (tmp_path / "prompts").write_text('"for x in"\n{"prompt": ""}\n', encoding="utf-8")
+    options = [*models, *SIZES, "--prompts", str(tmp_path / "prompts"), "--out", str(tmp_path / "out")]
+    script.main(options)
+    assert capsys.readouterr().out.startswith("2 prompts: 0 finished before, 1 answered, 1 bad; ")
+    (tmp_path / "prompts").write_text('"for x in"\n{"prompt": ""}\n"x = 1"', encoding="utf-8")
+    script.main([*options, "--json"])
+    assert json.loads(capsys.readouterr().out)["found"] == 2
+    header, *answers = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert header["settings"]["dtype"] == "float32"
+    assert [answer["line"] for answer in answers] == [1, 2, 3]
+    script.main([*models, *SIZES, "--prompt", "x = 1", "--json"])
+    assert json.loads(capsys.readouterr().out)["token_ids"] == answers[2]["token_ids"]
+    message = "was begun with temperature 0.0 and not 1.0: give the same settings, or another --out"
+    expect_error(script, capsys, [*options, "--temperature", "1"], message)
 
 
 def test_a_hierarchy_of_one_model_is_an_error(script, family, no_engine, capsys):

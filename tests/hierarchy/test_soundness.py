@@ -35,15 +35,9 @@ def spoil(model: int, name: str, row: int) -> None:
         source = as_source(pair.target_config, weights)
     else:
         source = sources(0, 2)[0]
-        source = dataclasses.replace(source, arrays=spoiled(source.arrays, row))
+        source._arrays["embedding"] = np.array(source._arrays["embedding"])
+        source._arrays["embedding"][row] = np.nan
     engine(TWO).models[model].place_weights(source, VOCAB)
-
-
-def spoiled(arrays, row):
-    found = dict(arrays)
-    found["embedding"] = np.array(found["embedding"])
-    found["embedding"][row] = np.nan
-    return found
 
 
 def run(form: str):
@@ -72,7 +66,7 @@ def test_prefill_and_logits_are_named() -> None:
     with pytest.raises(NotFiniteError, match="in prefill, after 0 tokens"):
         run("lockstep")
     spoil(1, "lm_head.weight", 5)
-    with pytest.raises(NotFiniteError, match="the target's logits are not finite .* in tick 1, after 0 tokens"):
+    with pytest.raises(NotFiniteError, match=r"the target's logits are not finite .* in tick 1, after 0 t"):
         run("lockstep")
 
 
