@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipedec_jax.decoding.stream import Stream
     from pipedec_jax.loading import Model, load, load_demo
     from pipedec_jax.sampling import Sampling
+    from pipedec_jax.soundness import NotFiniteError
     from pipedec_jax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "HierarchyDecoder": "pipedec_jax.decoding.hierarchy",
     "LlamaConfig": "pipedec_jax.config",
     "Model": "pipedec_jax.loading",
+    "NotFiniteError": "pipedec_jax.soundness",
     "Sampling": "pipedec_jax.sampling",
     "Stream": "pipedec_jax.decoding.stream",
     "Token": "pipedec_jax.decoding.result",
@@ -46,6 +48,7 @@ __all__ = [
     "HierarchyDecoder",
     "LlamaConfig",
     "Model",
+    "NotFiniteError",
     "Sampling",
     "Stream",
     "Token",

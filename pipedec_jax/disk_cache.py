@@ -25,7 +25,8 @@ def use_compilation_cache() -> Path | None:
     For programs, such as `scripts/generate.py`, to call before anything is compiled: it changes JAX's configuration.
     What was set by JAX's own variables (`JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`,
     `JAX_ENABLE_COMPILATION_CACHE`) stays. JAX's keys hold the program, the versions of JAX and XLA, the flags and the
-    kind of device, so nothing stale is found; the directory only grows, and may be removed at any time.
+    kind of device, so nothing stale is found. An entry that a kill left half written is not used: JAX warns
+    at every start and compiles. The directory only grows, and may be removed at any time.
 
     Returns:
         The directory; `None` when switched off.

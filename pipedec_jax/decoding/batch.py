@@ -232,7 +232,7 @@ def open_answers(path: Path, settings: Mapping[str, Any], lines: Sequence[Line])
     """
     # As it will be read again: tuples become lists.
     header = {"pipedec_jax_answers": VERSION, "settings": json.loads(json.dumps(settings))}
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
     try:
         _lock(file, path)
         content = b""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.pipeline.engine import Progress
 from pipedec_jax.sampling import Sampling
+from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.tokenizer import Tokenizer
 
 END = 1  # <|end_of_text|>
@@ -209,3 +210,42 @@ def test_figures_are_json_ready(tokenizer):
         *("prompt_tokens", "new_tokens", "token_ids", "text", "finish_reason", "ticks", "ticks_per_token", "hits"),
         *("misses", "late_hits", "modeled_cost", "modeled_speedup_vs_pp", "compile_s", "ttft_s", "tpot_s"),
     }
+
+
+def test_an_answer_under_way_is_given_as_far_as_it_was_committed(tokenizer):
+    stream, answer = open_stream(tokenizer, ["def f(x):\n    return"], max_new_tokens=9)
+    assert stream.partial() is None
+    shown = next(stream)
+    while stream._result is None:
+        partial = stream.partial()
+        assert partial.finish_reason == "interrupted"
+        assert partial.token_ids == answer[: partial.new_tokens]
+        assert partial.text.startswith(shown)
+        assert partial.ticks == partial.tokens[-1].tick
+        shown += next(stream, "")
+    assert stream.partial() is stream.result
+
+
+def test_an_answer_under_way_shows_what_might_have_become_a_stop_string(tokenizer):
+    stream, _ = open_stream(tokenizer, ["ab", "cd", "ef"], stop=["bcdx"], chunk=1)
+    assert next(stream) == "a"
+    stream._advance()
+    partial = stream.partial()
+    assert partial.text.startswith("ab")
+    assert "x" not in partial.text
+
+
+def test_an_error_leaves_what_was_committed_before_it(tokenizer):
+    stream, answer = open_stream(tokenizer, ["def f(x):\n    return"], max_new_tokens=9)
+    run = stream._engine.run
+
+    def unsound(new_tokens):
+        raise NotFiniteError(1, 1, (1, 2), 5, run(3))
+
+    stream._engine.run = unsound
+    with pytest.raises(NotFiniteError, match=r"stage 1 of 1 .* in tick 5, after 3 tokens of the answer"):
+        list(stream)
+    assert stream.partial().token_ids == answer[:3]
+    text = stream.partial().text
+    assert text
+    assert "def f(x):\n    return".startswith(text)
