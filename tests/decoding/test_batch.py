@@ -244,7 +244,7 @@ def test_answers_are_the_decoders_and_all_lengths_share_one_program(family, tmp_
     decoder = pipedec_jax.Decoder(target, draft, stages=2, width=4, children=2)
     asked = ["x = 1", "for index, value in enumerate(values):\n", "", list(range(5, 45)), "def f(x):"]
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+    prompts.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in asked), encoding="utf-8")
     done = run(decoder, prompts, out, max_new_tokens=20)
     assert (done.answered, done.bad) == (4, 1)
     assert len(decoder.engine._programs) == 1
