@@ -1,0 +1,237 @@
+"""Runs decoding methods over a file of prompts in turn and writes answers, a summary, tables and plots.
+
+Reads Spec-Bench's questions and HumanEval's problems (.jsonl, .jsonl.gz), or a prompt from each line of a text file.
+Without --target and --models, the demo family answers. All methods must give the same tokens, or it fails. Killed, the
+same command goes on where it stopped.
+
+python scripts/benchmark.py --prompts ../shared/data/spec_bench_question.jsonl --limit 13 --max-new-tokens 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import generate
+import pipedec_jax
+from pipedec_jax.analysis.questions import Question, read_questions, spread_over
+from pipedec_jax.hierarchy import settings as hierarchy
+from pipedec_jax.pipeline.settings import EXIT_ONLY, METHODS
+
+TREES = ("stpp", "pipedec", "best-first")
+"""Methods that --width is for; the others send one token at a time, or what their passes give."""
+
+EXACT = "all {} settings gave the same tokens in all {} answers"
+NO_PLOTS = "no plots: matplotlib is missing; pip install 'pipedec_jax[plots]' and run the same command again"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = generate.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--prompts", metavar="FILE", type=Path, required=True, help="questions, problems, or a prompt on each line")
+    add(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        default=["pp", "stpp", "pipedec", "best-first"],
+        help=f"of {generate.METHOD_NAMES} (pp stpp pipedec best-first); pp is the baseline of measured ratios",
+    )
+    add("--stages", metavar="N", type=int, nargs="+", default=[4], help="devices for the target's layers (4)")
+    add("--width", metavar="W", type=int, nargs="+", default=[16], help=f"of {', '.join(TREES)} (16)")
+    add("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of an answer (128)")
+    add("--temperature", type=float, default=0.0, help="0 takes the most likely token (0)")
+    add("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all (0)")
+    add("--top-p", type=float, default=1.0, help="sample among tokens that hold this probability (1)")
+    add("--seed", type=int, default=0, help="of the sampling noise (0)")
+    add("--limit", metavar="Q", type=int, help="questions, evenly spread over the file (all)")
+    add("--out", metavar="DIR", type=Path, default=Path("benchmark"), help="where everything is written (benchmark)")
+    add("--chat", action="store_true", help="put the turns into the target's chat template")
+    add("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
+    add("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
+    add(
+        "--models", metavar="DIR", nargs="+", help="of pipespec, the smallest first (draft and target; the demo family)"
+    )
+    add("--passes", metavar="C", type=int, nargs="+", help="of each model of pipespec but the target (measured times)")
+    add("--form", default="lockstep", help="of pipespec: lockstep or free (lockstep)")
+    add("--exit-layer", metavar="E", type=int, help="of ppsd and eesd")
+    add("--exit-head", metavar="NAME", help="of ppsd and eesd (the best)")
+    add("--draft-length", metavar="K", type=int, default=4, help="of eesd (4)")
+    add("--drafter", help=f"of {', '.join(TREES)}: one of {', '.join(generate.DRAFTERS)} (both)")
+    add("--children", metavar="K", type=int, help=f"of {', '.join(TREES)}: most guesses after each token (16)")
+    add("--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)")
+    add("--depth", metavar="D", type=int, default=4, help="levels of a tree of stpp (4)")
+    add("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
+    add("--int8", action="store_true", help="hold the matrices of the target's layers as int8 (rounds them)")
+    add("--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time (not of pipespec)")
+    return parser.parse_args(arguments)
+
+
+def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
+    """What `generate.py` would be told for each setting, by its name."""
+    models = options.models
+    if models and models[0] == "auto":
+        raise ValueError("--models auto is for generate.py: here, name the models")
+    if models is None and options.target is not None:
+        models = [name for name in (options.draft, options.target) if name]
+    target = options.target or (models[-1] if models else None)
+    draft = options.draft or (models[0] if models and options.target is None else None)
+    shared = {name: getattr(options, name) for name in ("dtype", "int8")}
+    found = {}
+    for stages in options.stages:
+        for method in options.methods:
+            name, used = f"{method}-{stages}", {**shared, "method": method, "stages": stages}
+            if method in hierarchy.METHODS:
+                pair = method == "speculative" and models
+                used |= {"models": [models[0], models[-1]] if pair else models, "form": options.form}
+                used["passes"] = options.passes if method == "pipespec" else None
+                found[name] = overlaid(used)
+                continue
+            used |= {"target": target, "calibration": options.calibration}
+            if method in EXIT_ONLY:
+                exits = ("exit_layer", "exit_head", "draft_length")
+                found[name] = overlaid(used | {key: getattr(options, key) for key in exits})
+            elif method in TREES:
+                used |= {key: getattr(options, key) for key in ("drafter", "children", "depth")}
+                used["draft"] = None if options.drafter == "ngram" else draft
+                used["draft_steps"] = options.draft_steps if method == "best-first" else None
+                for width in options.width:
+                    found[f"{name}x{width}"] = overlaid(used | {"width": width})
+            elif method in METHODS:
+                found[name] = overlaid(used)
+            else:
+                raise ValueError(f"method must be one of {generate.METHOD_NAMES}, not {method!r}")
+    return found
+
+
+def overlaid(used: dict[str, Any]) -> argparse.Namespace:
+    """The defaults of `generate.py`, but for these."""
+    return argparse.Namespace(**{**vars(generate.parse([])), **used})
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run must keep when it goes on after a kill; how many questions may change."""
+    import jax
+
+    from pipedec_jax.analysis.benchmark import digest
+
+    given = {name: value for name, value in vars(options).items() if name not in ("out", "limit")}
+    given["prompts"] = f"{options.prompts.name}, SHA-256 {digest(options.prompts)}"
+    given["calibration"] = digest(options.calibration) if options.calibration else None
+    return given | {"pipedec_jax": pipedec_jax.__version__, "jax": jax.__version__}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run; ends with status 2 for bad input, 1 when tokens differ, 130 when interrupted."""
+    options = parse(arguments)
+    try:
+        run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(options: argparse.Namespace) -> None:
+    try:
+        questions = spread_over(read_questions(options.prompts), options.limit)
+        chosen = contenders(options)
+        most = max(options.stages) + max(1, len(options.models or generate.DEMO["pipespec"]) - 1)
+        pipedec_jax.use_cpu_devices(most)
+        benchmark, settings = prepare(options, questions, chosen)
+    except (ValueError, OSError) as error:
+        generate.fail(error)
+    from pipedec_jax.analysis.method_table import TokensDifferError
+
+    try:
+        benchmark.run()
+    except TokensDifferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        generate.fail(error)
+    report(options, benchmark, settings)
+
+
+def prepare(
+    options: argparse.Namespace, questions: list[Question], chosen: dict[str, argparse.Namespace]
+) -> tuple[Any, dict[str, Any]]:
+    """The benchmark with all its decoders, and its settings."""
+    from pipedec_jax.analysis.benchmark import Benchmark, open_run, save_run
+
+    settings = settings_of(options)
+    earlier = open_run(options.out, settings)
+    for name, passes in earlier.items():
+        chosen[name].passes, chosen[name].width = passes["passes"], passes["width"]
+    decoders = {name: generate.open_decoder(used) for name, used in chosen.items()}
+    request = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    benchmark = Benchmark(decoders, questions, options.out, request, options.chat)
+    for decoder in decoders.values():
+        decoder.engine  # noqa: B018  # Only now that all else is well: converts and reads the weights.
+    # What was chosen by measurement must not be chosen otherwise when the run goes on.
+    passes = {
+        name: {"passes": decoder.settings.passes, "width": decoder.settings.width}
+        for name, decoder in decoders.items()
+        if isinstance(decoder, pipedec_jax.HierarchyDecoder)
+    }
+    save_run(options.out, settings, passes)
+    return benchmark, settings
+
+
+def report(options: argparse.Namespace, benchmark: Any, settings: dict[str, Any]) -> None:
+    """Write and print what was found."""
+    from pipedec_jax.analysis import benchmark_summary
+    from pipedec_jax.analysis.answer_file import write_whole
+
+    who = {name: described(decoder) for name, decoder in benchmark.decoders.items()}
+    summary = benchmark_summary.summarize(who, benchmark.rows(), benchmark.warm_ups.rows)
+    device = next(iter(benchmark.decoders.values())).devices[0]
+    cores = os.cpu_count()
+    where = f"{device.platform}, {device.device_kind}" if device.platform != "cpu" else f"CPU, {cores} cores"
+    exact = EXACT.format(len(who), summary["answers"])
+    summary = {
+        "settings": settings,
+        "machine": where,
+        "tokens": exact,
+        "questions_left_out": {str(key): reason for key, reason in benchmark.left_out.items()},
+        **summary,
+    }
+    out: Path = options.out
+    write_whole(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    left = len(summary["questions_left_out"])
+    lines = [
+        f"{summary['questions']} questions of {options.prompts.name} ({left} more are too long), {summary['answers']} "
+        f"answers of at most {options.max_new_tokens} tokens, temperature {options.temperature:g}; {where}, "
+        f"{next(iter(benchmark.decoders.values())).dtype.name}. Checked: {exact}."
+    ]
+    if device.platform == "cpu":
+        lines.append(
+            f"Stages are virtual devices that share {cores} cores: measured times of more than {cores} devices show no "
+            "pipeline's gain."
+        )
+    text = "\n".join(lines) + "\n\n" + benchmark_summary.tables(summary)
+    write_whole(out / "table.md", text)
+    print(text)
+    try:
+        plots = benchmark_summary.plot(summary, out)
+    except ImportError:
+        plots = []
+        print(NO_PLOTS, file=sys.stderr)
+    names = ["summary.json", "table.md", *(path.name for path in plots)]
+    print(f"written to {out}: {', '.join(names)}, answers/ (Spec-Bench's format), figures/")
+
+
+def described(decoder: generate.AnyDecoder) -> Any:
+    from pipedec_jax.analysis.benchmark_summary import Contender
+
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        width = decoder.settings.widths[-1]
+    else:
+        width = None if decoder.method == "pp" else decoder.width
+    return Contender(decoder.method, decoder.stages, len(decoder.devices), width)
+
+
+if __name__ == "__main__":
+    main()
