@@ -147,7 +147,9 @@ class Benchmark:
         return True
 
     def _request(self, prompt: str | list[int]) -> None:
-        next(iter(self.decoders.values())).request(prompt, **self.options)
+        """Raise `ValueError` when a decoder cannot take a prompt: all shall answer the same ones."""
+        for decoder in self.decoders.values():
+            decoder.request(prompt, **self.options)
 
     def _warm_up(self, name: str, question: Question) -> None:
         decoder = self.decoders[name]
@@ -192,8 +194,8 @@ class Benchmark:
                 if own != other:
                     raise TokensDifferError(
                         f"tokens differ: question {question.id!r}, turn {turn + 1}, new token {place}: {own} by "
-                        f"{name}, {other} by {first}; nothing was summed up. In float32 and float64 this is a bug, or a near "
-                        "tie of two tokens; in bfloat16 and float16 near ties are common"
+                        f"{name}, {other} by {first}; nothing was summed up. In float32 and float64 this is a bug or a "
+                        "near tie of two tokens; in bfloat16 and float16 near ties are common"
                     )
 
 
