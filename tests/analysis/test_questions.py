@@ -27,7 +27,7 @@ def test_spec_bench_questions_keep_their_turns_and_categories(tmp_path):
     path = tmp_path / "question.jsonl"
     path.write_text(as_lines(SPEC_BENCH) + "\n", encoding="utf-8")
     assert read_questions(path) == [
-        Question(81, "writing", ("Compose a post.", "Rewrite it.\u2028Please."), 1),
+        Question(81, "writing", ("Compose a post.", "Rewrite\u2028it."), 1),
         Question(101, "qa", ("Who?",), 2),
     ]
 
@@ -82,7 +82,7 @@ def test_what_is_no_question_is_an_error_with_file_and_line(tmp_path, text, mess
 def test_half_a_gzip_file_is_an_error(tmp_path, cut):
     path = tmp_path / "half.jsonl.gz"
     path.write_bytes(gzip.compress(as_lines(HUMAN_EVAL).encode())[:cut])
-    with pytest.raises(ValueError, match="half.jsonl.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=r"half\.jsonl\.gz is no whole gzip file"):
         read_questions(path)
 
 

@@ -1,0 +1,310 @@
+"""The benchmark: what it keeps, that it goes on after a kill, that other tokens are never summed up, and the script."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import pytest
+
+import benchmark as script
+import generate
+import pipedec_jax
+from pipedec_jax.analysis.answer_file import LineFile
+from pipedec_jax.analysis.benchmark import Benchmark, conversation, open_run, save_run
+from pipedec_jax.analysis.method_table import TokensDifferError
+from pipedec_jax.analysis.questions import Question
+
+OPTIONS = {"max_new_tokens": 10}
+LONG = "while True:\n" * 40
+QUESTIONS = [
+    Question(81, "writing", ("def quicksort(items):", "class Stack:"), 1),
+    Question(82, "writing", (LONG, "never asked"), 2),
+    Question("qa/1", "qa", ("x = 1", LONG), 3),
+    Question(83, "qa", ("for x in", "return", "y ="), 4),
+]
+ASKED = [81, "qa/1", 83]
+NAMES = ("pp-2", "best-first-2x4")
+
+
+@pytest.fixture(scope="module")
+def decoders(family):
+    target, draft = pipedec_jax.load(family["target"]), pipedec_jax.load(family["draft"])
+    sizes = {"stages": 2, "prefill_width": 16, "capacity": 128}
+    tree = {"drafter": "both", "width": 4, "children": 2, "draft_steps": 2}
+    return {
+        "pp-2": pipedec_jax.Decoder(target, method="pp", **sizes),
+        "best-first-2x4": pipedec_jax.Decoder(target, draft, method="best-first", **sizes, **tree),
+    }
+
+
+@pytest.fixture(scope="module")
+def done(decoders, tmp_path_factory):
+    """A finished run, not to be changed."""
+    benchmark = Benchmark(decoders, QUESTIONS, tmp_path_factory.mktemp("done"), OPTIONS)
+    benchmark.run()
+    return benchmark
+
+
+def files(folder):
+    return sorted(path for part in ("answers", "figures") for path in (folder / part).iterdir())
+
+
+def copied(done, folder):
+    for path in files(done.folder):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        (folder / path.parent.name / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+class Counting:
+    """A decoder that counts answers and may say other tokens."""
+
+    def __init__(self, decoder, wrong=None):
+        self._decoder = decoder
+        self._wrong = wrong
+        self.prompts = []
+
+    def __getattr__(self, name):
+        return getattr(self._decoder, name)
+
+    def generate(self, prompt, **options):
+        self.prompts.append(prompt)
+        result = self._decoder.generate(prompt, **options)
+        if prompt != self._wrong:
+            return result
+        last = dataclasses.replace(result.tokens[-1], id=result.tokens[-1].id + 1)
+        return dataclasses.replace(result, tokens=(*result.tokens[:-1], last))
+
+
+def test_answers_are_those_of_the_decoders_in_spec_benchs_format(done, decoders):
+    first = decoders["pp-2"].generate(QUESTIONS[0].turns[0], **OPTIONS)
+    second = QUESTIONS[0].turns[0] + first.text + "\n\n" + QUESTIONS[0].turns[1]
+    expected = [first.token_ids, decoders["pp-2"].generate(second, **OPTIONS).token_ids]
+    for name, rows in done.rows().items():
+        assert [row["question_id"] for row in rows] == ASKED
+        assert [turn["token_ids"] for turn in rows[0]["turns"]] == expected
+        answers = LineFile(done.folder / "answers" / f"{name}.jsonl").rows
+        assert [answer["question_id"] for answer in answers] == ASKED
+        for row, answer in zip(rows, answers, strict=True):
+            (choice,) = answer["choices"]
+            assert choice["turns"] == [turn["text"] for turn in row["turns"]]
+            assert choice["decoding_steps"] == [turn["ticks"] for turn in row["turns"]]
+            assert choice["new_tokens"] == [len(turn["token_ids"]) for turn in row["turns"]]
+            assert sum(choice["accept_lengths"]) == sum(choice["new_tokens"])
+            assert all(seconds > 0 for seconds in choice["wall_time"])
+
+
+def test_figures_of_each_method(done):
+    for row in done.rows()["pp-2"]:
+        for turn in row["turns"]:
+            assert turn["ticks"] == 2 * turn["new_tokens"]
+            assert turn["accept_lengths"] == [1] * turn["new_tokens"]
+            assert (turn["hits"], turn["misses"], turn["guesses"]) == (None, None, None)
+    for row in done.rows()["best-first-2x4"]:
+        for turn in row["turns"]:
+            assert turn["hits"] + turn["misses"] == turn["new_tokens"] - 1
+            assert len(turn["accept_lengths"]) == turn["misses"] + 1
+            # A hit was sent as a guess, and no tick sends more than the width.
+            assert turn["hits"] <= turn["guesses"] <= 4 * turn["ticks"]
+
+
+def test_what_is_too_long_is_left_out_and_said_and_the_rest_goes_on(decoders, tmp_path, capsys, done):
+    assert list(done.left_out) == [82]
+    assert "exceed the target's context of 128 tokens" in done.left_out[82]
+    for rows in done.rows().values():
+        assert [len(row["turns"]) for row in rows] == [2, 1, 3]
+        assert [row["left_out"] is None for row in rows] == [True, False, True]
+        assert rows[1]["left_out"].startswith("turn 2: prompt (")
+    Benchmark(decoders, QUESTIONS[1:3], tmp_path, OPTIONS).run()
+    shown = capsys.readouterr().err
+    assert shown.count("question 82 (line 2) is left out: prompt (") == 1
+    assert shown.count("question qa/1 (line 3) ends before turn 2: prompt (") == 1
+    with pytest.raises(ValueError, match="no question fits into the target's context of 128 tokens"):
+        Benchmark(decoders, QUESTIONS[1:2], tmp_path, OPTIONS).run()
+
+
+def test_methods_take_turns_on_each_question_and_warm_up_before(decoders, tmp_path):
+    order = []
+
+    class Named(Counting):
+        def generate(self, prompt, **options):
+            order.append((self.method, prompt))
+            return super().generate(prompt, **options)
+
+    questions = [Question(number, "text", (f"x{number} =",), number) for number in (1, 2)]
+    benchmark = Benchmark({name: Named(decoder) for name, decoder in decoders.items()}, questions, tmp_path, OPTIONS)
+    benchmark.run()
+    assert order == [(method, f"x{number} =") for number in (1, 2) for method in ("pp", "best-first")]
+    assert [row["decoder"] for row in benchmark.warm_ups.rows] == list(NAMES)
+    assert all(turn["compile_s"] == 0 for rows in benchmark.rows().values() for row in rows for turn in row["turns"])
+
+
+@pytest.mark.parametrize("part", ["answers", "figures"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_killed_run_goes_on_where_it_stopped(done, decoders, tmp_path, part, share):
+    # As if killed while `best-first` wrote its last answer, or before.
+    folder = copied(done, tmp_path)
+    torn = folder / part / "best-first-2x4.jsonl"
+    os.truncate(torn, int(torn.stat().st_size * share))
+    whole = torn.read_bytes().count(b"\n")
+    counting = {name: Counting(decoder) for name, decoder in decoders.items()}
+    benchmark = Benchmark(counting, QUESTIONS, folder, OPTIONS)
+    benchmark.run()
+    assert counting["pp-2"].prompts == []
+    asked = [question for question in QUESTIONS if question.id in ASKED][whole:]
+    assert counting["best-first-2x4"].prompts[0] == asked[0].turns[0]
+    turns = {81: 2, "qa/1": 1, 83: 3}
+    assert len(counting["best-first-2x4"].prompts) == sum(turns[question.id] for question in asked)
+    times = {"wall_s", "ttft_s", "tpot_s", "compile_s"}
+    for name, rows in done.rows().items():
+        for ours, theirs in zip(benchmark.rows()[name], rows, strict=True):
+            for turn, other in zip(ours["turns"], theirs["turns"], strict=True):
+                assert {k: v for k, v in turn.items() if k not in times} == {
+                    k: v for k, v in other.items() if k not in times
+                }
+        answers = LineFile(folder / "answers" / f"{name}.jsonl").rows
+        assert [answer["question_id"] for answer in answers] == ASKED
+    again = {name: Counting(decoder) for name, decoder in decoders.items()}
+    Benchmark(again, QUESTIONS, folder, OPTIONS).run()
+    assert [counted.prompts for counted in again.values()] == [[], []]
+
+
+def test_other_tokens_are_an_error_and_not_kept(decoders, tmp_path):
+    wrong = decoders | {"best-first-2x4": Counting(decoders["best-first-2x4"], wrong=QUESTIONS[3].turns[0])}
+    benchmark = Benchmark(wrong, QUESTIONS, tmp_path, OPTIONS)
+    with pytest.raises(
+        TokensDifferError, match=r"question 83, turn 1, new token 9: \d+ by best-first-2x4, \d+ by pp-2"
+    ):
+        benchmark.run()
+    assert [row["question_id"] for row in LineFile(tmp_path / "answers" / "best-first-2x4.jsonl").rows] == ASKED[:2]
+    assert [row["question_id"] for row in LineFile(tmp_path / "answers" / "pp-2.jsonl").rows] == ASKED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_tokens_among_the_kept_ones_are_an_error(done, decoders, tmp_path, name):
+    path = copied(done, tmp_path) / "figures" / f"{name}.jsonl"
+    rows = LineFile(path).rows
+    del rows[2]["turns"][1]["token_ids"][-1]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(TokensDifferError, match="question 83, turn 2, new token 9"):
+        Benchmark(decoders, QUESTIONS, tmp_path, OPTIONS).run()
+
+
+def test_files_of_two_runs_are_an_error(done, decoders, tmp_path):
+    path = copied(done, tmp_path) / "answers" / "pp-2.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[::-1]))
+    with pytest.raises(ValueError, match=r"pp-2.jsonl, line 1: does not go with the same line"):
+        Benchmark(decoders, QUESTIONS, tmp_path, OPTIONS)
+
+
+def test_bad_options_are_an_error_before_anything_is_written(decoders, tmp_path):
+    with pytest.raises(ValueError, match="temperature must be"):
+        Benchmark(decoders, QUESTIONS, tmp_path / "out", OPTIONS | {"temperature": -1.0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conversation_is_in_the_chat_template_or_one_text(decoders):
+    model = decoders["pp-2"].target
+    assert conversation(model, ["a", "b"], ["A"], chat=False) == "aA\n\nb"
+    messages = [("user", "a"), ("assistant", "A"), ("user", "b")]
+    tokens = conversation(model, ["a", "b"], ["A"], chat=True)
+    assert tokens == model.chat([{"role": role, "content": content} for role, content in messages])
+
+
+def test_a_run_goes_on_only_with_the_same_settings(tmp_path):
+    settings = {"methods": ["pp"], "stages": (2, 4)}
+    assert open_run(tmp_path, settings) == {}
+    save_run(tmp_path, settings, {"pipespec-2": {"passes": [3]}})
+    assert open_run(tmp_path, settings) == {"pipespec-2": {"passes": [3]}}
+    with pytest.raises(ValueError, match=r"other settings \(stages: \[2, 4\] there, \[2\] now\): choose another --out"):
+        open_run(tmp_path, settings | {"stages": [2]})
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run\.json is no file of a benchmark"):
+        open_run(tmp_path, settings)
+
+
+@pytest.fixture
+def command(family, tmp_path, decoders, monkeypatch):
+    """Arguments of the script, which takes the compiled decoders."""
+    lines = [{"question_id": q.id, "category": q.category, "turns": q.turns} for q in QUESTIONS]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    by_method = {decoder.method: decoder for decoder in decoders.values()}
+    monkeypatch.setattr(generate, "open_decoder", lambda used: by_method[used.method])
+    options = ["--target", str(family["target"]), "--draft", str(family["draft"]), "--methods", "pp", "best-first"]
+    options += ["--stages", "2", "--width", "4", "--max-new-tokens", "10", "--out", str(tmp_path / "out")]
+    return ["--prompts", str(tmp_path / "question.jsonl"), *options]
+
+
+def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    script.main(command)
+    shown = capsys.readouterr()
+    assert "matplotlib is missing; pip install 'pipedec_jax[plots]'" in shown.err
+    assert "question 82 (line 2) is left out" in shown.err
+    assert "3 questions of question.jsonl (1 more are too long), 6 answers of at most 10 tokens" in shown.out
+    assert "all 2 settings gave the same tokens in all 6 answers" in shown.out
+    assert (tmp_path / "out" / "table.md").read_text() in shown.out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["name"] for row in summary["contenders"]] == list(NAMES)
+    assert summary["contenders"][0]["figures"]["ticks_per_token"]["median"] == 2
+    assert list(summary["questions_left_out"]) == ["82"]
+    assert list(summary["turns_left_out"]) == ["qa/1"]
+
+    def no_answer(*_, **__):
+        raise AssertionError("answered again")
+
+    monkeypatch.setattr(pipedec_jax.Decoder, "generate", no_answer)
+    script.main(command)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    capsys.readouterr()
+    expect_error(capsys, [*command, "--seed", "1"], "holds a run with other settings (seed: 0 there, 1 now)")
+    path = tmp_path / "out" / "figures" / "pp-2.jsonl"
+    path.write_text(path.read_text().replace('"token_ids": [', '"token_ids": [7, '))
+    expect_error(capsys, command, "tokens differ: question 81, turn 1, new token 0", status=1)
+
+
+BAD = {
+    "no file": (["--prompts", "/nowhere/question.jsonl"], "No such file"),
+    "another method": (["--methods", "pp", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),
+    "no limit": (["--limit", "0"], "limit must be at least 1"),
+    "a temperature": (["--temperature", "-1"], "temperature must be"),
+    "selected models": (["--models", "auto", "a", "b"], "--models auto is for generate.py"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_on_standard_error(command, capsys, arguments, message):
+    expect_error(capsys, [*command, *arguments], message)
+
+
+def expect_error(capsys, arguments, message, status=2):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    shown = capsys.readouterr()
+    assert stopped.value.code == status
+    assert shown.out == ""
+    lines = [line for line in shown.err.splitlines() if not line.startswith("question ")]
+    assert len(lines) == 1, shown.err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_settings_take_the_options_of_their_methods():
+    every = ["pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", "pipespec", "speculative"]
+    given = ["--prompts", "p", "--methods", *every, "--stages", "2", "4", "--width", "8", "16"]
+    given += ["--exit-layer", "3", "--draft-steps", "2", "--passes", "5", "--models", "small", "middle", "big"]
+    found = script.contenders(script.parse(given))
+    assert len(found) == 2 * (2 + 3 * 2 + 3)
+    assert (found["pp-4"].stages, found["pp-4"].target, found["pp-4"].draft) == (4, "big", None)
+    tree = found["best-first-2x8"]
+    assert (tree.width, tree.draft_steps, tree.target, tree.draft, tree.exit_layer) == (8, 2, "big", "small", None)
+    assert found["pipedec-4x16"].draft_steps is None
+    assert (found["eesd-2"].exit_layer, found["eesd-2"].width, found["eesd-2"].draft) == (3, None, None)
+    assert (found["pipespec-2"].models, found["pipespec-2"].passes) == (["small", "middle", "big"], [5])
+    assert (found["speculative-4"].models, found["speculative-4"].passes) == (["small", "big"], None)
+    assert found["pipespec-2"].target is None
+    pair = script.contenders(script.parse(["--prompts", "p", "--methods", "pipespec", "--target", "t", "--draft", "d"]))
+    assert pair["pipespec-4"].models == ["d", "t"]
+    ngram = ["--prompts", "p", "--target", "t", "--draft", "d", "--drafter", "ngram", "--methods", "pipedec"]
+    assert script.contenders(script.parse(ngram))["pipedec-4x16"].draft is None
