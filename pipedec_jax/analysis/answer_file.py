@@ -99,7 +99,7 @@ def answer_line(question: Question, model_id: str, turns: Sequence[dict[str, Any
         "turns": [turn["text"] for turn in turns],
         "decoding_steps": [turn["ticks"] for turn in turns],
         "new_tokens": [turn["new_tokens"] for turn in turns],
-        "wall_time": [turn["wall_s"] for turn in turns],
+        "wall_time": [turn["measured_wall_s"] for turn in turns],
         "accept_lengths": [length for turn in turns for length in turn["accept_lengths"]],
     }
     return {

@@ -97,7 +97,7 @@ class Benchmark:
         """Why questions were not asked at all."""
         self.kept = {name: Kept(self.folder, name) for name in self.decoders}
         self.warm_ups = LineFile(self.folder / "warm_ups.jsonl")
-        """Measured `compile_s` of each decoder's first compiling, once in each session."""
+        """`measured_compile_s` of each decoder's first compiling, once in each session."""
 
     def run(self) -> None:
         """Ask all questions that are not answered yet.
@@ -159,7 +159,7 @@ class Benchmark:
         for _ in itertools.islice(stream, WARM_UP_TOKENS):
             pass
         seconds = decoder.engine.compile_seconds - before
-        self.warm_ups.append({"decoder": name, "question_id": question.id, "compile_s": seconds})
+        self.warm_ups.append({"decoder": name, "question_id": question.id, "measured_compile_s": seconds})
 
     def _ask(self, question: Question, decoder: AnyDecoder) -> dict[str, Any]:
         """Figures of the answers to all turns that fit."""
@@ -180,7 +180,7 @@ class Benchmark:
             if compile_s:
                 # A length that needs other programs or caches: that was the warm-up.
                 result = decoder.generate(prompt, **self.options)
-            turns.append(figures(result, decoder.engine.run(0).nodes) | {"compile_s": compile_s})
+            turns.append(figures(result, decoder.engine.run(0).nodes) | {"measured_compile_s": compile_s})
         return {"question_id": question.id, "category": question.category, "left_out": left_out, "turns": turns}
 
     def _check(self, question: Question, name: str, row: dict[str, Any]) -> None:
@@ -243,9 +243,9 @@ def figures(result: Generation, nodes: int) -> dict[str, Any]:
         # The others are what the target chose itself: the first row, and one after each miss.
         "guesses": None if misses is None else max(0, nodes - misses - 1),
         "modeled_speedup_vs_pp": result.modeled_speedup_vs_pp,
-        "ttft_s": result.ttft_s,
-        "tpot_s": result.tpot_s,
-        "wall_s": result.ttft_s + (result.tpot_s or 0.0) * (result.new_tokens - 1),
+        "measured_ttft_s": result.ttft_s,
+        "measured_tpot_s": result.tpot_s,
+        "measured_wall_s": result.ttft_s + (result.tpot_s or 0.0) * (result.new_tokens - 1),
         "token_ids": result.token_ids,
         "text": result.text,
     }

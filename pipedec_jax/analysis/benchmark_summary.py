@@ -16,6 +16,18 @@ import numpy as np
 Row = Mapping[str, Any]
 """The figures of one question's answers, from `analysis.benchmark`."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """The figures of an answer, and of those that the same turn got from the baselines, where these were run."""
+
+    own: Row
+    pp: Row | None
+    """PP on as many stages."""
+    plain: Row | None
+    """PP on one stage: plain decoding on one device."""
+
+
 Kind = Literal["ticks", "modeled", "measured"]
 
 
@@ -49,8 +61,7 @@ class Figure:
     kind: Kind
     heading: str
     """Of its column, but for the kind."""
-    value: Callable[[Row, Row | None], float | None]
-    """Takes a turn's figures, and those of the same turn under PP on as many stages, if that was run."""
+    value: Callable[[Turn], float | None]
     baseline: str | None = None
     """Of a ratio."""
     digits: int = 2
@@ -60,30 +71,43 @@ def _over(value: float | None, other: float | None) -> float | None:
     return value / other if value is not None and other else None
 
 
+def _hit_rate(turn: Turn) -> float | None:
+    hits = turn.own["hits"]
+    return None if hits is None else _over(hits, hits + turn.own["misses"])
+
+
+def _tpot_ms(turn: Turn) -> float | None:
+    seconds = turn.own["measured_tpot_s"]
+    return None if seconds is None else 1e3 * seconds
+
+
+def _tpot_over(baseline: Row | None, own: Row) -> float | None:
+    return None if baseline is None else _over(baseline["measured_tpot_s"], own["measured_tpot_s"])
+
+
 PP = "pp on as many stages"
+PLAIN = "pp on one stage, which is plain decoding on one device"
 
 FIGURES = {
-    "ticks_per_token": Figure("ticks", "ticks per token", lambda turn, _: turn["ticks"] / turn["new_tokens"]),
-    "hit_rate": Figure(
-        "ticks",
-        "hit rate",
-        lambda turn, _: None if turn["hits"] is None else _over(turn["hits"], turn["hits"] + turn["misses"]),
-        digits=3,
-    ),
+    "ticks_per_token": Figure("ticks", "ticks per token", lambda turn: turn.own["ticks"] / turn.own["new_tokens"]),
+    "hit_rate": Figure("ticks", "hit rate", _hit_rate, digits=3),
     "tokens_per_refill": Figure(
-        "ticks", "tokens per refill", lambda turn, _: turn["new_tokens"] / len(turn["accept_lengths"])
+        "ticks", "tokens per refill", lambda turn: turn.own["new_tokens"] / len(turn.own["accept_lengths"])
     ),
     "drafted_per_kept": Figure(
-        "ticks", "draft tokens computed per token kept", lambda turn, _: _over(turn["guesses"], turn["hits"])
+        "ticks", "draft tokens computed per token kept", lambda turn: _over(turn.own["guesses"], turn.own["hits"])
     ),
     "modeled_speedup_vs_pp": Figure(
-        "modeled", "modeled time: pp / this", lambda turn, _: turn["modeled_speedup_vs_pp"], PP
+        "modeled", "modeled time: pp / this", lambda turn: turn.own["modeled_speedup_vs_pp"], PP
     ),
-    "ttft_ms": Figure("measured", "TTFT, ms", lambda turn, _: 1e3 * turn["ttft_s"], digits=1),
-    "tpot_ms": Figure("measured", "TPOT, ms", lambda turn, _: None if turn["tpot_s"] is None else 1e3 * turn["tpot_s"]),
-    "tokens_per_s": Figure("measured", "tokens/s", lambda turn, _: turn["new_tokens"] / turn["wall_s"], digits=1),
-    "measured_speedup_vs_pp": Figure(
-        "measured", "TPOT: pp / this", lambda turn, pp: _over(pp["tpot_s"], turn["tpot_s"]) if pp else None, PP
+    "ttft_ms": Figure("measured", "TTFT, ms", lambda turn: 1e3 * turn.own["measured_ttft_s"], digits=1),
+    "tpot_ms": Figure("measured", "TPOT, ms", _tpot_ms),
+    "tokens_per_s": Figure(
+        "measured", "tokens/s", lambda turn: turn.own["new_tokens"] / turn.own["measured_wall_s"], digits=1
+    ),
+    "measured_speedup_vs_pp": Figure("measured", "TPOT: pp / this", lambda turn: _tpot_over(turn.pp, turn.own), PP),
+    "measured_speedup_vs_plain": Figure(
+        "measured", "TPOT: plain / this", lambda turn: _tpot_over(turn.plain, turn.own), PLAIN
     ),
 }
 """By name in the summary, in the order of the tables' columns."""
@@ -96,9 +120,10 @@ TABLES: dict[str, tuple[Kind, ...]] = {
 LEGEND = f"""\
 Medians over answers, with quartiles in brackets. *ticks*: counted, and the same on any machine; *modeled*: from the
 bytes of weights that the slowest rank reads in each tick, or from a calibration's seconds; *measured*: wall clock of
-this machine, compiling apart. pp as a baseline is {PP}. Stages are the target's devices; the draft's are in devices.
-hit rate: tokens that were in the pipe when the target chose them; tokens per refill: tokens from each filling of the
-pipe; draft tokens computed per token kept: guesses that the target's stages were sent, over hits."""
+this machine, compiling apart. Baselines of ratios: pp is {PP}; plain is {PLAIN}.
+Stages are the target's devices; devices counts the draft's as well. Hit rate: tokens that were in the pipe when the
+target chose them. Tokens per refill: tokens from each filling of the pipe. Draft tokens computed per token kept:
+guesses that the target's stages were sent, over hits. Compiling: at the first prompt, all programs together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,20 +149,15 @@ def summarize(
     Args:
         contenders: by name.
         rows: by the same names, their answers to the same questions.
-        warm_ups: `decoder` (a name) and `compile_s`, measured.
+        warm_ups: `decoder` (a name) and `measured_compile_s`.
     """
     warm_ups = list(warm_ups)
-    plain = {
-        contender.stages: rows[name] for name, contender in contenders.items() if contender.method == "pp"
-    }  # by stages
+    pipes = {contender.stages: rows[name] for name, contender in contenders.items() if contender.method == "pp"}
     found = []
     for name, contender in contenders.items():
-        pairs = list(_turns(rows[name], plain.get(contender.stages)))
-        turns = [turn for turn, _ in pairs]
-        figures = {
-            key: _described(figure, Spread.of(figure.value(*pair) for pair in pairs)) for key, figure in FIGURES.items()
-        }
-        compiled = Spread.of(row["compile_s"] for row in warm_ups if row["decoder"] == name)
+        turns = list(_turns(rows[name], pipes.get(contender.stages), pipes.get(1)))
+        figures = {key: _described(figure, Spread.of(map(figure.value, turns))) for key, figure in FIGURES.items()}
+        compiled = Spread.of(row["measured_compile_s"] for row in warm_ups if row["decoder"] == name)
         figures["compile_s"] = {"kind": "measured", "baseline": None} | (
             dataclasses.asdict(compiled) if compiled else {}
         )
@@ -145,7 +165,7 @@ def summarize(
             {
                 "name": name,
                 **dataclasses.asdict(contender),
-                "totals": _totals(turns),
+                "totals": _totals([turn.own for turn in turns]),
                 "figures": figures,
                 "categories": {
                     category: _totals(
@@ -227,11 +247,11 @@ def plot(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def _turns(rows: Sequence[Row], plain: Sequence[Row] | None) -> Iterable[tuple[Row, Row | None]]:
-    """Every turn's figures beside PP's of the same turn."""
+def _turns(rows: Sequence[Row], pp: Sequence[Row] | None, plain: Sequence[Row] | None) -> Iterable[Turn]:
+    """Every turn's figures beside those of the same turn under the baselines."""
     for index, row in enumerate(rows):
         for count, turn in enumerate(row["turns"]):
-            yield turn, plain[index]["turns"][count] if plain is not None else None
+            yield Turn(turn, *(other[index]["turns"][count] if other is not None else None for other in (pp, plain)))
 
 
 def _described(figure: Figure, spread: Spread | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_accept_lengths_end_at_misses_and_sum_to_the_tokens(hits, lengths):
 
 
 def test_an_answer_has_spec_benchs_keys_and_json():
-    turn = {"text": "a", "ticks": 7, "new_tokens": 3, "wall_s": 0.5, "accept_lengths": [1, 2], "hits": 1}
+    turn = {"text": "a", "ticks": 7, "new_tokens": 3, "measured_wall_s": 0.5, "accept_lengths": [1, 2], "hits": 1}
     line = answer_line(Question(81, "writing", ("x", "y"), 1), "demo, pp-2", [turn, turn | {"text": "b"}])
     assert json.loads(json.dumps(line)) == line
     assert list(line) == ["question_id", "category", "answer_id", "model_id", "tstamp", "choices"]

@@ -8,6 +8,7 @@ import pytest
 from pipedec_jax.analysis.benchmark_summary import FIGURES, TABLES, Contender, Spread, plot, summarize, tables
 
 CONTENDERS = {
+    "pp-1": Contender("pp", 1, 1, None),
     "pp-2": Contender("pp", 2, 2, None),
     "pipedec-2x4": Contender("pipedec", 2, 3, 4),
     "pipedec-4x4": Contender("pipedec", 4, 5, 4),
@@ -25,9 +26,9 @@ def turn(ticks, hits, tpot, tokens=5, guesses=8):
         "guesses": None if hits is None else guesses,
         "accept_lengths": [1] * tokens if hits is None else [*[1] * misses, tokens - misses],
         "modeled_speedup_vs_pp": 1.0 if hits is None else 1.5,
-        "ttft_s": 0.1,
-        "tpot_s": tpot,
-        "wall_s": 0.1 + (tpot or 0) * (tokens - 1),
+        "measured_ttft_s": 0.1,
+        "measured_tpot_s": tpot,
+        "measured_wall_s": 0.1 + (tpot or 0) * (tokens - 1),
     }
 
 
@@ -39,11 +40,12 @@ def rows(*turns, left_out=None):
 
 
 FOUND = {
+    "pp-1": rows(*(turn(5, None, tpot) for tpot in (0.3, 0.3, 0.3)), left_out="turn 2: too long"),
     "pp-2": rows(*(turn(10, None, tpot) for tpot in (0.1, 0.2, 0.4)), left_out="turn 2: too long"),
     "pipedec-2x4": rows(turn(7, 2, 0.1), turn(6, 4, 0.1), turn(9, 0, 0.1), left_out="turn 2: too long"),
     "pipedec-4x4": rows(turn(12, 2, None, tokens=3), turn(6, 4, 0.1), turn(9, 0, 0.1), left_out="turn 2: too long"),
 }
-WARM_UPS = [{"decoder": name, "compile_s": seconds} for name in CONTENDERS for seconds in (3.0, 1.0)]
+WARM_UPS = [{"decoder": name, "measured_compile_s": seconds} for name in CONTENDERS for seconds in (3.0, 1.0)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_figures_are_medians_over_answers_and_ratios_pair_the_same_answer(summar
     assert json.loads(json.dumps(summary)) == summary
     assert (summary["questions"], summary["answers"]) == (2, 3)
     assert summary["turns_left_out"] == {"2": "turn 2: too long"}
-    pp, two, four = summary["contenders"]
+    plain, pp, two, four = summary["contenders"]
     assert (pp["method"], two["devices"], four["width"]) == ("pp", 3, 4)
     assert two["figures"]["ticks_per_token"]["median"] == 7 / 5
     assert two["totals"]["ticks_per_token"] == 22 / 15
@@ -72,6 +74,9 @@ def test_figures_are_medians_over_answers_and_ratios_pair_the_same_answer(summar
     assert (ratio["median"], ratio["least"], ratio["most"]) == pytest.approx((2, 1, 4))
     assert ratio["baseline"] == "pp on as many stages"
     assert "median" not in four["figures"]["measured_speedup_vs_pp"], "PP was not run on four stages"
+    assert four["figures"]["measured_speedup_vs_plain"]["median"] == pytest.approx(3)
+    assert four["figures"]["measured_speedup_vs_plain"]["baseline"].startswith("pp on one stage")
+    assert plain["figures"]["measured_speedup_vs_pp"]["median"] == 1
     assert four["figures"]["tpot_ms"]["count"] == 2
     assert two["figures"]["tokens_per_s"]["median"] == 5 / (0.1 + 4 * 0.1)
     assert two["figures"]["compile_s"]["median"] == 2
@@ -93,7 +98,7 @@ def test_every_figure_and_column_says_what_it_is(summary):
     assert {figure.kind for figure in FIGURES.values()} == {kind for kinds in TABLES.values() for kind in kinds}
     assert all(figure.baseline for figure in FIGURES.values() if " / this" in figure.heading)
     assert "| pipedec | 2 | 3 | 4 | 1.47 | 1.40 [1.30, 1.60] | 0.500 [0.250, 0.750] |" in ticks
-    assert "| - | 2.0 [1.5, 2.5] |" in times
+    assert "| - | 3.00 [3.00, 3.00] | 2.0 [1.5, 2.5] |" in times
 
 
 def test_plots_are_drawn_where_matplotlib_is(summary, tmp_path):

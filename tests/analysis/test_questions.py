@@ -11,7 +11,7 @@ SPEC_BENCH = [
     {
         "question_id": 81,
         "category": "writing",
-        "turns": ["Compose a post.", "Rewrite it.\u2028Please."],
+        "turns": ["Compose a post.", "Rewrite\u2028it."],
         "reference": [],
     },
     {"question_id": 101, "category": "qa", "turns": ["Who?"]},
