@@ -85,8 +85,8 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
         for method in options.methods:
             name, used = f"{method}-{stages}", {**shared, "method": method, "stages": stages}
             if method in hierarchy.METHODS:
-                pair = method == "speculative" and models
-                used |= {"models": [models[0], models[-1]] if pair else models, "form": options.form}
+                pair = [models[0], models[-1]] if models and method == "speculative" else models
+                used |= {"models": pair, "form": options.form}
                 used["passes"] = options.passes if method == "pipespec" else None
                 found[name] = overlaid(used)
                 continue

@@ -260,8 +260,8 @@ def _described(figure: Figure, spread: Spread | None) -> dict[str, Any]:
 
 def _totals(turns: Sequence[Row]) -> dict[str, Any]:
     """Sums over answers, all in or of ticks."""
-    sums = {name: sum(turn[name] for turn in turns) for name in ("prompt_tokens", "new_tokens", "ticks")}
-    for name in ("hits", "misses", "guesses"):
+    sums: dict[str, int | None] = {}
+    for name in ("prompt_tokens", "new_tokens", "ticks", "hits", "misses", "guesses"):
         values = [turn[name] for turn in turns]
         sums[name] = None if None in values else sum(values)
     return {
@@ -269,7 +269,7 @@ def _totals(turns: Sequence[Row]) -> dict[str, Any]:
         "answers": len(turns),
         **sums,
         "refills": sum(len(turn["accept_lengths"]) for turn in turns),
-        "ticks_per_token": sums["ticks"] / sums["new_tokens"],
+        "ticks_per_token": sum(turn["ticks"] for turn in turns) / sum(turn["new_tokens"] for turn in turns),
     }
 
 

@@ -142,6 +142,21 @@ def test_methods_take_turns_on_each_question_and_warm_up_before(decoders, tmp_pa
     )
 
 
+def test_an_answer_that_had_to_compile_is_timed_again(decoders, tmp_path):
+    class Compiling(Counting):
+        def generate(self, prompt, **options):
+            result = super().generate(prompt, **options)
+            return dataclasses.replace(result, compile_s=5.0, ttft_s=99.0) if len(self.prompts) == 1 else result
+
+    decoder = Compiling(decoders["pp-2"])
+    benchmark = Benchmark({"pp-2": decoder}, QUESTIONS[:1], tmp_path, OPTIONS)
+    benchmark.run()
+    first, second = benchmark.rows()["pp-2"][0]["turns"]
+    assert [first["measured_compile_s"], second["measured_compile_s"]] == [5.0, 0.0]
+    assert first["measured_ttft_s"] < 99
+    assert len(decoder.prompts) == 3
+
+
 @pytest.mark.parametrize("part", ["answers", "figures"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_killed_run_goes_on_where_it_stopped(done, decoders, tmp_path, part, share):
