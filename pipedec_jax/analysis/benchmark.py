@@ -30,6 +30,10 @@ AnyDecoder = Decoder | HierarchyDecoder
 WARM_UP_TOKENS = 4
 """Tokens of the answer that a decoder warms up with: all programs have then run."""
 
+COMPILING_S = 0.02
+"""Seconds from which on an answer is taken to have compiled, or made caches, and is timed again. A hierarchy counts the
+time in which it finds its programs, far less than that, as compiling."""
+
 
 class Kept:
     """What one decoder has answered so far, in two files with a line for each question.
@@ -177,7 +181,7 @@ class Benchmark:
                 break
             result = decoder.generate(prompt, **self.options)
             compile_s = result.compile_s
-            if compile_s:
+            if compile_s > COMPILING_S:
                 # A length that needs other programs or caches: that was the warm-up.
                 result = decoder.generate(prompt, **self.options)
             turns.append(figures(result, decoder.engine.run(0).nodes) | {"measured_compile_s": compile_s})
@@ -228,7 +232,8 @@ def figures(result: Generation, nodes: int) -> dict[str, Any]:
 
     Args:
         result: a whole answer.
-        nodes: rows the target was sent for it (`pipeline.engine.Progress`).
+        nodes: rows the target was sent for it (`pipeline.engine.Progress`); under PipeSpec also those it read before
+            the host saw the end.
     """
     misses = result.misses
     return {

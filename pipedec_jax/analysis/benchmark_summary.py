@@ -120,10 +120,11 @@ TABLES: dict[str, tuple[Kind, ...]] = {
 LEGEND = f"""\
 Medians over answers, with quartiles in brackets. *ticks*: counted, and the same on any machine; *modeled*: from the
 bytes of weights that the slowest rank reads in each tick, or from a calibration's seconds; *measured*: wall clock of
-this machine, compiling apart. Baselines of ratios: pp is {PP}; plain is {PLAIN}.
-Stages are the target's devices; devices counts the draft's as well. Hit rate: tokens that were in the pipe when the
-target chose them. Tokens per refill: tokens from each filling of the pipe. Draft tokens computed per token kept:
-guesses that the target's stages were sent, over hits. Compiling: at the first prompt, all programs together."""
+this machine, compiling apart. Baselines of ratios: pp is {PP}; plain is
+{PLAIN}. Stages are the target's devices; devices counts the draft's as well.
+Hit rate: tokens that were in the pipe when the target chose them. Tokens per refill: tokens from each filling of the
+pipe. Draft tokens computed per token kept: guesses that the target's stages were sent, over hits. Compiling: at the
+first prompt, all programs together."""
 
 
 @dataclasses.dataclass(frozen=True)
