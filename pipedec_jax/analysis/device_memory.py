@@ -1,0 +1,138 @@
+"""Bytes of weights and caches on each device, before anything is loaded.
+
+For this engine's methods they are what `Engine.bytes_per_device` reports: one program runs on every rank, so every
+rank has arrays of the same shapes, as long as the longest stage, the draft's weights and cache among them. What
+programs need for a while (activations, prefill's chunk) is not in it, nor what JAX and the driver keep for themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from pipedec_jax.analysis.cost import head_bytes, layer_bytes
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes, step_weights
+from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, make_split
+from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.vocabulary import shard_size
+
+
+def cache_bytes(config: LlamaConfig, slots: int, item_bytes: int) -> int:
+    """Bytes of one layer's keys and values."""
+    return 2 * slots * config.kv_heads * config.head_size * item_bytes
+
+
+def draft_bytes(draft: LlamaConfig, slots: int, item_bytes: int) -> dict[str, int]:
+    """Bytes of a whole draft model on a device, by part; its embedding once where it is its head as well."""
+    matrices = 1 if draft.tied_embeddings else 2
+    return {
+        "draft layers": draft.layers * layer_bytes(draft, item_bytes),
+        "draft embedding and head": matrices * head_bytes(draft, item_bytes),
+        "draft cache": draft.layers * cache_bytes(draft, slots, item_bytes),
+    }
+
+
+def engine_bytes(
+    settings: EngineSettings,
+    target: LlamaConfig,
+    draft: LlamaConfig | None,
+    context: int,
+    head: ExitHeadConfig | None = None,
+) -> dict[str, int]:
+    """Bytes on every device of a method of this engine, by part, as `Engine.bytes_per_device` names them.
+
+    Args:
+        settings: of the engine; their dtype is that of weights and caches.
+        target: its geometry.
+        draft: of the draft model on a rank of its own; `None` for PP and for an exit.
+        context: tokens of prompt and answer together. The cache has place for the tree as well, and is rounded up.
+        head: the exit head.
+
+    Raises:
+        ValueError: when the layers cannot be split so, or a capacity that was given does not suffice.
+    """
+    item = jnp.dtype(settings.dtype).itemsize
+    longest = make_split(settings, target, head).longest
+    slots = cache_slots(settings, context)
+    ranks = settings.stages + (draft is not None)
+    if draft is not None:
+        drafter = draft_bytes(draft, slots, item)
+    elif head is not None:
+        drafter = _exit_bytes(head, target, slots, item)
+    else:
+        drafter = {"draft layers": 0, "draft embedding and head": 0, "draft cache": 0}
+    return {
+        "target layers": longest * layer_bytes(target, item),
+        "embedding and head": _vocabulary_bytes(target, ranks, item),
+        "target cache": longest * cache_bytes(target, slots, item),
+        **drafter,
+    }
+
+
+def _exit_bytes(head: ExitHeadConfig, target: LlamaConfig, slots: int, item_bytes: int) -> dict[str, int]:
+    """An exit head as every device holds it: its vocabulary's matrix whole, also where it is the target's own."""
+    own = sum(
+        math.prod(shape) for name, shape in head_shapes(head, target).items() if name not in ("final_norm", "head")
+    )
+    return {
+        "draft layers": item_bytes * own,
+        "draft embedding and head": item_bytes * step_weights(head, target)["vocabulary"],
+        "draft cache": cache_bytes(target, slots, item_bytes) if head.variant == "block" else 0,
+    }
+
+
+def _vocabulary_bytes(config: LlamaConfig, ranks: int, item_bytes: int) -> int:
+    """Embedding and head, sliced over the ranks."""
+    part = dataclasses.replace(config, vocab_size=shard_size(config.vocab_size, ranks))
+    return (1 if config.tied_embeddings else 2) * head_bytes(part, item_bytes)
+
+
+def tensor_share(config: LlamaConfig, parts: int) -> float:
+    """What a device has to read of a layer that is split over `parts` devices by heads and by feed-forward width.
+
+    Keys and values are split over no more devices than there are KV heads, and norms are not split.
+
+    Raises:
+        ValueError: when the layer cannot be split so.
+    """
+    if not divides(config, parts):
+        raise ValueError(
+            f"{config.heads} heads, {config.kv_heads} KV heads and a feed-forward width of {config.feed_forward} "
+            f"cannot be split over {parts} devices"
+        )
+    whole = part = 0.0
+    for name, shape in layer_shapes(dataclasses.replace(config, int8=False)).items():
+        size = math.prod(shape)
+        whole += size
+        if name in ("key", "value"):
+            part += size / min(parts, config.kv_heads)
+        else:
+            part += size if name.endswith("norm") else size / parts
+    return part / whole
+
+
+def divides(config: LlamaConfig, parts: int) -> bool:
+    """Whether a layer can be split over so many devices."""
+    groups = config.kv_heads % parts == 0 or parts % config.kv_heads == 0
+    return config.heads % parts == 0 and config.feed_forward % parts == 0 and groups
+
+
+def tensor_bytes(
+    target: LlamaConfig, stages: int, tensor: int, slots: int, item_bytes: int, draft: LlamaConfig | None = None
+) -> dict[str, int]:
+    """Bytes on the fullest device where each of `stages` stages is split over `tensor` devices, by part.
+
+    A draft model, where there is one, is whole on every device.
+    """
+    longest = split_layers(target.layers, stages).longest
+    part = longest * cache_bytes(target, slots, item_bytes) / min(tensor, target.kv_heads)
+    found = {
+        "target layers": math.ceil(longest * layer_bytes(target, item_bytes) * tensor_share(target, tensor)),
+        "embedding and head": _vocabulary_bytes(target, stages * tensor, item_bytes),
+        "target cache": math.ceil(part),
+    }
+    return found | (draft_bytes(draft, slots, item_bytes) if draft else {})

@@ -1,0 +1,208 @@
+"""Which method, stages and width to choose for a target, a draft and so many devices: predictions, nothing measured.
+
+A prediction takes the parts' seconds (a calibration, or a device's bandwidth and operations), the links' latency and
+bandwidth, and ticks per token from a hit curve. Rows of a batch are charged in full, alive or not, and nothing in a
+tick overlaps with its exchange. Beside this engine's methods stand what the same devices could do instead
+(`pipedec_jax.analysis.plan_alternatives`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+
+from pipedec_jax.analysis.cost import at_rows, pp_token_cost
+from pipedec_jax.analysis.device_memory import engine_bytes
+from pipedec_jax.analysis.exit_cost import cycle, ppsd_ticks_per_token
+from pipedec_jax.analysis.hit_curve import Setting, lines_at
+from pipedec_jax.analysis.links import exchange_seconds
+from pipedec_jax.analysis.plan_alternatives import alternative_predictions, combined_predictions
+from pipedec_jax.analysis.prediction import (
+    Prediction,
+    Problem,
+    batch_rows,
+    exit_head_cost,
+    rows_cost,
+    tick_seconds,
+    useful_stages,
+)
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, make_split, tree_slots
+from pipedec_jax.pipeline.split import split_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that was predicted, and what follows."""
+
+    methods: tuple[Prediction, ...]
+    """Of this engine: the quickest setting of every method and drafter, of those that fit if any does."""
+    alternatives: tuple[Prediction, ...]
+    """What the same devices can do without this engine: the quickest of each kind."""
+    combined: tuple[Prediction, ...]
+    """Stages x tensor with the pipe kept full, which no software here does."""
+    chosen: Prediction | None
+    """The quickest of `methods` that does not fail to fit."""
+    best_alternative: Prediction | None
+    """The quickest of `alternatives` that does not."""
+    needed_hit_rate: float | None
+    """Hit rate at which PipeDec, as in `methods`, would equal that; over 1 where none does."""
+
+
+def make_plan(problem: Problem) -> Plan:
+    """Predict everything and choose."""
+    methods = _best_of_each(engine_predictions(problem))
+    alternatives = _best_of_each(alternative_predictions(problem))
+    best = _quickest(alternatives)
+    pipedec = next((found for found in methods if found.method == "pipedec"), None)
+    return Plan(
+        methods=methods,
+        alternatives=alternatives,
+        combined=_best_of_each(combined_predictions(problem)),
+        chosen=_quickest(methods),
+        best_alternative=best,
+        needed_hit_rate=needed_hit_rate(pipedec, best.seconds) if pipedec and best else None,
+    )
+
+
+def engine_predictions(problem: Problem) -> Iterator[Prediction]:
+    """Every setting of this engine's methods: PP on all devices, others on as many stages as may be quickest."""
+    target, devices = problem.target, problem.devices
+    yield _pp(problem, min(devices, target.layers))
+    if problem.draft is not None:
+        for stages in useful_stages(target.layers, devices - 1):
+            for setting, ticks, over in lines_at(problem.curve, stages):
+                settings = _settings(problem, setting, stages)
+                if tree_slots(settings) <= MOST_PLACES:
+                    yield _drafted(problem, problem.draft, setting, settings, ticks, over)
+    for share, rate in problem.curve.exits.items():
+        exit_layer = round(share * target.layers)
+        for stages in useful_stages(target.layers, devices):
+            if stages > 1 and 0 < exit_layer < target.layers:
+                yield _ppsd(problem, stages, exit_layer, rate)
+
+
+def _settings(problem: Problem, setting: Setting, stages: int) -> EngineSettings:
+    static = setting.method == "stpp"
+    steps = {"depth": setting.draft_steps} if static else {"draft_steps": setting.draft_steps}
+    return EngineSettings(
+        method=setting.method,
+        stages=stages,
+        width=setting.width,
+        children=setting.children,
+        dtype=problem.dtype,
+        **steps,
+    )
+
+
+def _pp(problem: Problem, stages: int) -> Prediction:
+    costs, target = problem.costs, problem.target
+    links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes)
+    seconds = pp_token_cost(dataclasses.replace(costs, exchange=costs.exchange + links), target.layers, stages)
+    settings = EngineSettings(method="pp", stages=stages, dtype=problem.dtype)
+    held = engine_bytes(settings, target, None, problem.context)
+    return Prediction(
+        method="pp",
+        ours=True,
+        devices=stages,
+        stages=stages,
+        tensor=1,
+        seconds=seconds,
+        memory=held,
+        fits=problem.fits(held),
+        ticks=float(stages),
+        tick_seconds=seconds / stages,
+    )
+
+
+def _drafted(
+    problem: Problem, draft: LlamaConfig, setting: Setting, settings: EngineSettings, ticks: float, beyond: bool
+) -> Prediction:
+    stages = settings.stages
+    longest = split_layers(problem.target.layers, stages).longest
+    stage = longest * rows_cost(problem.costs.layer, batch_rows(setting))
+    step = rows_cost(problem.costs.draft, setting.width)
+    tick = tick_seconds(problem, setting, stages, stages + 1, stage, rows_cost(problem.costs.draft, 1), step)
+    held = engine_bytes(settings, problem.target, draft, problem.context)
+    return Prediction(
+        method=setting.method,
+        ours=True,
+        devices=stages + 1,
+        stages=stages,
+        tensor=1,
+        seconds=ticks * tick,
+        memory=held,
+        fits=problem.fits(held),
+        ticks=ticks,
+        tick_seconds=tick,
+        drafter=setting.drafter,
+        width=setting.width,
+        children=setting.children,
+        draft_steps=setting.draft_steps,
+        beyond=beyond,
+    )
+
+
+def _ppsd(problem: Problem, stages: int, exit_layer: int, rate: float) -> Prediction:
+    target = problem.target
+    head = ExitHeadConfig(exit_layer=exit_layer, variant=problem.exit_head)
+    settings = EngineSettings(
+        method="ppsd", stages=stages, width=1, children=1, exit_layer=exit_layer, dtype=problem.dtype
+    )
+    split = make_split(settings, target, head)
+    costs = dataclasses.replace(problem.costs, exit_head=exit_head_cost(problem.costs, head, target))
+    links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes, guesses=1)
+    longest = cycle(costs, split).layers * at_rows(costs.layer, 1)
+    tick = longest + at_rows(costs.head, 1) / stages + costs.exchange + links
+    ticks = ppsd_ticks_per_token(rate, stages, split.exit)
+    held = engine_bytes(settings, target, None, problem.context, head)
+    return Prediction(
+        method="ppsd",
+        ours=True,
+        devices=stages,
+        stages=stages,
+        tensor=1,
+        seconds=ticks * tick,
+        memory=held,
+        fits=problem.fits(held),
+        ticks=ticks,
+        tick_seconds=tick,
+        drafter="exit head",
+        children=1,
+        draft_steps=1,
+        exit_layer=exit_layer,
+    )
+
+
+def needed_hit_rate(pipedec: Prediction, seconds: float) -> float:
+    """The hit rate at which PipeDec's tick would give a token in so many seconds: `h + (1 - h) n` ticks.
+
+    Over 1 where no hit rate does; 0 where any does.
+    """
+    assert pipedec.tick_seconds is not None
+    ticks = seconds / pipedec.tick_seconds
+    if pipedec.stages == 1:
+        return 0.0 if ticks >= 1 else math.inf
+    return max(0.0, (pipedec.stages - ticks) / (pipedec.stages - 1))
+
+
+def _order(prediction: Prediction) -> tuple[bool, float]:
+    """What fits first, or is not known not to; of that the quickest, otherwise the one that lacks least."""
+    lacks = prediction.fits is False
+    return lacks, prediction.bytes if lacks else prediction.seconds
+
+
+def _best_of_each(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
+    best: dict[tuple[str, str], Prediction] = {}
+    for found in predictions:
+        kind = (found.method, found.drafter)
+        if kind not in best or _order(found) < _order(best[kind]):
+            best[kind] = found
+    return tuple(best.values())
+
+
+def _quickest(predictions: Iterable[Prediction]) -> Prediction | None:
+    fitting = [found for found in predictions if found.fits is not False]
+    return min(fitting, key=lambda found: found.seconds, default=None)

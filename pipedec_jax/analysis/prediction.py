@@ -1,0 +1,233 @@
+"""What a plan is made of: models, devices and links, the seconds of the parts, and one predicted way to decode."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from pipedec_jax.analysis.cost import ByRows, Costs, at_rows, head_bytes, layer_bytes, roofline_seconds
+from pipedec_jax.analysis.device_memory import cache_bytes
+from pipedec_jax.analysis.hit_curve import HitCurve, Setting
+from pipedec_jax.analysis.links import Link, exchange_seconds
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
+from pipedec_jax.pipeline.split import split_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One device, where no calibration says more.
+
+    Raises:
+        ValueError: for a value that is not over 0.
+    """
+
+    bandwidth: float
+    """Bytes of its memory that it reads in a second; best as measured by a copy."""
+    operations: float
+    """Additions and multiplications that it makes in a second."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"the device's {name} must be a finite number over 0, not {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is to be planned.
+
+    Raises:
+        ValueError: for a number of devices that is none, a context that the target has not, or no memory.
+    """
+
+    target: LlamaConfig
+    draft: LlamaConfig | None
+    """`None` where there is none; then methods with a draft model are left out."""
+    costs: Costs
+    """Seconds of the parts."""
+    curve: HitCurve
+    link: Link
+    devices: int
+    context: int = 4096
+    """Tokens of prompt and answer together, for which caches have place."""
+    memory: float | None = None
+    """Bytes of a device; `None` where nothing is to be checked against it."""
+    dtype: Any = jnp.bfloat16
+    """Of weights, activations and caches."""
+    exit_head: str = "block"
+    """Variant of the exit head that PPSD would be given; its sizes are the target's."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.devices, bool) or not isinstance(self.devices, int) or self.devices < 1:
+            raise ValueError(f"devices must be a whole number of at least 1, not {self.devices!r}")
+        if not 1 <= self.context <= self.target.context:
+            raise ValueError(f"context must be 1 to the target's {self.target.context} tokens, not {self.context}")
+        if self.draft is not None and self.draft.context < self.context:
+            raise ValueError(f"the draft has a context of {self.draft.context} tokens; {self.context} are planned for")
+        if self.memory is not None and not 0 < self.memory < math.inf:
+            raise ValueError(f"a device's memory must be a finite number of bytes over 0, not {self.memory!r}")
+        if self.draft is not None and not at_rows(self.costs.draft, 1):
+            raise ValueError("the costs have no draft step: calibrate with the draft, or leave the draft out")
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number."""
+        return jnp.dtype(self.dtype).itemsize
+
+    def fits(self, held: Mapping[str, int]) -> bool | None:
+        """Whether a device has place for this; `None` where its memory is not known."""
+        return None if self.memory is None else sum(held.values()) <= self.memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One way to decode on these devices, as predicted."""
+
+    method: str
+    """A method of this engine, or of what else there is."""
+    ours: bool
+    """Whether this software can run it."""
+    devices: int
+    """Devices in use, the draft's rank among them."""
+    stages: int
+    tensor: int
+    """Devices over which each stage is split."""
+    seconds: float
+    """Time of a token after the first (TPOT)."""
+    memory: dict[str, int]
+    """Bytes of the fullest device, by part."""
+    fits: bool | None
+    """Whether that is no more than a device has; `None` where it is not known."""
+    ticks: float | None = None
+    """Ticks per token, from the hit curve."""
+    tick_seconds: float | None = None
+    """Mean time of a tick."""
+    drafter: str = "none"
+    width: int = 1
+    children: int | None = None
+    draft_steps: int | None = None
+    """Draft steps in a tick; of a static tree, its levels."""
+    exit_layer: int | None = None
+    beyond: bool = False
+    """Whether the hit curve had to be continued over its last point."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the fullest device."""
+        return sum(self.memory.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields, and the sum of the bytes, JSON-ready."""
+        return dataclasses.asdict(self) | {"bytes": self.bytes}
+
+
+def roofline_costs(
+    target: LlamaConfig,
+    draft: LlamaConfig | None,
+    device: Device,
+    *,
+    item_bytes: int,
+    context: int,
+    rows: Iterable[int],
+) -> Costs:
+    """Seconds of the parts from a device's bandwidth and operations: whichever of the two takes longer.
+
+    A layer reads its weights, then the cache of the whole context. An exit head is left out: see `exit_head_cost`.
+
+    Args:
+        target: its geometry.
+        draft: the draft's, or `None`.
+        device: what it can do.
+        item_bytes: of a weight that is not int8, and of the cache.
+        context: tokens in the cache.
+        rows: of the batches for which costs are wanted.
+    """
+
+    def layer(config: LlamaConfig, count: int) -> float:
+        weight = 1 if config.int8 else item_bytes
+        read = roofline_seconds(layer_bytes(config, item_bytes), weight, count, device.bandwidth, device.operations)
+        cache = cache_bytes(config, context, item_bytes) / device.bandwidth
+        products = 4 * count * config.heads * config.head_size * context / device.operations
+        return read + max(cache, products)
+
+    def matrix(size: float, count: int) -> float:
+        return roofline_seconds(size, item_bytes, count, device.bandwidth, device.operations)
+
+    def draft_step(count: int) -> float:
+        if draft is None:
+            return 0.0
+        return draft.layers * layer(draft, count) + matrix(head_bytes(draft, item_bytes), count)
+
+    sizes = sorted({1, *rows})
+    return Costs(
+        layer={count: layer(target, count) for count in sizes},
+        head={count: matrix(head_bytes(target, item_bytes), count) for count in sizes},
+        draft={count: draft_step(count) for count in sizes},
+    )
+
+
+def rows_needed(curve: HitCurve) -> set[int]:
+    """Rows of all batches that the curve's settings send or draft."""
+    return {1} | {rows for setting in curve.lines for rows in (setting.width, batch_rows(setting))}
+
+
+def batch_rows(setting: Setting) -> int:
+    """Rows of the widest batch in the pipe; a static tree is one batch."""
+    return 1 + setting.draft_steps * setting.width if setting.method == "stpp" else setting.width
+
+
+def rows_cost(cost: ByRows, rows: int) -> float:
+    """What so many rows cost; more rows than were measured cost as much more as they are more."""
+    if not isinstance(cost, Mapping):
+        return cost
+    return at_rows(cost, rows) * max(1.0, rows / max(cost))
+
+
+def exit_head_cost(costs: Costs, head: ExitHeadConfig, target: LlamaConfig) -> ByRows:
+    """Seconds of the exit head; where they are not known, those of as many of the target's layers as it weighs."""
+    if at_rows(costs.exit_head, 1):
+        return costs.exit_head
+    layers = sum(step_weights(head, target).values()) / layer_bytes(dataclasses.replace(target, int8=False), 1)
+    return layers * at_rows(costs.layer, 1)
+
+
+def useful_stages(layers: int, most: int) -> list[int]:
+    """Numbers of stages up to `most` of which none has fewer stages and a longest stage as short, rising."""
+    counts: dict[int, int] = {}
+    for stages in range(1, min(layers, most) + 1):
+        counts.setdefault(split_layers(layers, stages).longest, stages)
+    return sorted(counts.values())
+
+
+def tick_seconds(
+    problem: Problem, setting: Setting, stages: int, ranks: int, stage: float, first_step: float, step: float
+) -> float:
+    """Mean time of a tick of a method with a draft model.
+
+    A filled pipe's tick is its longest stage or the draft's steps, then the slice of the head and the exchange. A
+    static tree takes a tick for drafting, a step after the other from the root on, and one for each of N stages, at the
+    end of the last of which the head is read.
+
+    Args:
+        problem: for its costs and links.
+        setting: method, width and draft steps.
+        stages: of the target (N).
+        ranks: devices over which the head is sliced, and which take part in the exchange.
+        stage: seconds of the longest stage.
+        first_step: of a draft step over one node.
+        step: of a draft step over as many as the setting's width.
+    """
+    costs, rows = problem.costs, batch_rows(setting)
+    guesses = setting.draft_steps * setting.width * setting.children
+    links = exchange_seconds(problem.link, ranks, rows, problem.target.width, problem.item_bytes, guesses)
+    exchange = costs.exchange + links
+    head = rows_cost(costs.head, rows) / ranks
+    if setting.method == "stpp":
+        drafting = first_step + (setting.draft_steps - 1) * step
+        return (drafting + stages * stage + head) / (stages + 1) + exchange
+    return max(stage, setting.draft_steps * step) + head + exchange

@@ -1,0 +1,234 @@
+r"""Choose a method, stages and width for a target, a draft and so many devices, before anything is loaded.
+
+Everything it prints is predicted: the parts' seconds come from a calibration (scripts/calibrate.py) or, without one,
+from a device's memory bandwidth and peak operations; ticks per token from a hit curve, by default the demo family's;
+the links from the command line. Beside this software's methods stand what the same devices could do instead.
+
+python scripts/plan.py --target configs/llama-3.1-70b.json --draft configs/llama-3.2-1b.json --devices 15 \
+    --bandwidth 2800 --peak 800 --memory 80 --link-bandwidth 10 --link-latency 15
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pipedec_jax
+from generate import Parser, fail
+from pipedec_jax.analysis.cost import Costs, calibrated_costs
+from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
+from pipedec_jax.analysis.links import Link
+from pipedec_jax.analysis.plan import Plan, make_plan
+from pipedec_jax.analysis.prediction import Device, Prediction, Problem, roofline_costs, rows_needed
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import VARIANTS
+
+DEMO_CURVE = Path(__file__).resolve().parent.parent / "configs" / "demo_hit_curve.json"
+GIGA = 1e9
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--target", required=True, metavar="CONFIG", help="geometry (JSON, see configs/) or a model")
+    parser.add_argument("--draft", metavar="CONFIG", help="the same for the draft; left out: methods without one")
+    parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices, the draft's rank among them")
+    parser.add_argument("--calibration", metavar="FILE", help="measured seconds of these models' parts (calibrate.py)")
+    parser.add_argument("--bandwidth", type=float, metavar="GB/s", help="without a calibration: a device's memory")
+    parser.add_argument("--peak", type=float, metavar="TFLOP/s", help="without a calibration: a device's operations")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of a device; without it nothing is checked to fit")
+    parser.add_argument("--link-bandwidth", type=float, default=25.0, metavar="GB/s", help="of a device (25)")
+    parser.add_argument("--link-latency", type=float, default=10.0, metavar="US", help="of a message (10 microseconds)")
+    parser.add_argument("--hit-curve", metavar="FILE", default=str(DEMO_CURVE), help="ticks per token (the demo's)")
+    parser.add_argument("--context", type=int, default=4096, metavar="TOKENS", help="prompt and answer (4096)")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of weights and caches (bfloat16)")
+    parser.add_argument("--exit-head", default="block", choices=VARIANTS, help="that PPSD would be given (block)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(arguments)
+
+
+def read_object(path: str | Path, what: str) -> dict[str, Any]:
+    """A JSON file's object."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {what} {path}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{what} {path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} {path} must hold a JSON object")
+    return values
+
+
+def geometry(name: str, what: str) -> LlamaConfig:
+    """Of a JSON file, or of a model's directory."""
+    if not name.endswith(".json"):
+        return pipedec_jax.load(name).config
+    values = read_object(name, what)
+    try:
+        return LlamaConfig.from_dict(values.get("model", values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} {name} is no geometry: {error}") from None
+
+
+def costs_of(
+    args: argparse.Namespace, target: LlamaConfig, draft: LlamaConfig | None, curve: HitCurve
+) -> tuple[Costs, str]:
+    """Seconds of the parts, and in words where they are from."""
+    if args.calibration is not None:
+        if args.bandwidth is not None or args.peak is not None:
+            raise ValueError("give --calibration, or --bandwidth and --peak, not both")
+        try:
+            costs = calibrated_costs(read_object(args.calibration, "calibration"))
+        except TypeError as error:
+            raise ValueError(f"calibration {args.calibration}: {error}") from None
+        return costs, f"times measured on one machine ({args.calibration}; it must be of these two models)"
+    if args.bandwidth is None or args.peak is None:
+        raise ValueError("give --calibration FILE, or a device's --bandwidth (GB/s) and --peak (TFLOP/s)")
+    device = Device(bandwidth=args.bandwidth * GIGA, operations=args.peak * 1e12)
+    costs = roofline_costs(
+        target,
+        draft,
+        device,
+        item_bytes=DTYPES[args.dtype],
+        context=args.context,
+        rows=rows_needed(curve),
+    )
+    return costs, f"a roofline of {args.bandwidth:g} GB/s and {args.peak:g} TFLOP/s a device, no cost of a tick itself"
+
+
+def describe(found: Prediction) -> str:
+    """One prediction in words."""
+    words = [found.method]
+    if found.drafter not in ("none", "exit head"):
+        words.append(f"drafter {found.drafter}")
+    if found.exit_layer is not None:
+        words.append(f"exit after layer {found.exit_layer}")
+    if found.stages > 1 or found.ours:
+        words.append(f"{found.stages} stages")
+    if found.tensor > 1:
+        words.append(f"each over {found.tensor} devices" if found.stages > 1 else f"over {found.tensor} devices")
+    if found.draft_steps is not None and found.exit_layer is None:
+        levels = "static" in found.method or found.method == "stpp"
+        words.append(f"width {found.width}, {found.draft_steps} {'levels' if levels else 'draft steps'}")
+    return ", ".join(words)
+
+
+def verdict(plan: Plan, problem: Problem) -> list[str]:
+    """What follows, in plain words."""
+    lines = []
+    best, other = plan.chosen, plan.best_alternative
+    for found in (*plan.methods, *plan.alternatives):
+        if found.fits is False:
+            assert problem.memory is not None
+            lines.append(
+                f"does not fit: {describe(found)} needs at least {found.bytes / GIGA:.1f} GB a device, of "
+                f"{problem.memory / GIGA:g}"
+            )
+    if best is None and other is None:
+        return [*lines, "nothing fits: more devices, more memory, a narrower dtype or a shorter context is needed"]
+    if best is None:
+        assert other is not None
+        return [*lines, f"no method of this software fits; use {describe(other)}: {1e3 * other.seconds:.2f} ms a token"]
+    lines.append(f"would choose: {describe(best)}: {1e3 * best.seconds:.2f} ms a token")
+    if other is not None and other.seconds < best.seconds:
+        lines.append(
+            f"but {describe(other)} WINS: {1e3 * other.seconds:.2f} ms a token, "
+            f"{best.seconds / other.seconds:.2f} times as fast as that"
+        )
+    elif other is not None:
+        lines.append(
+            f"it wins: {other.seconds / best.seconds:.2f} times as fast as the best of the alternatives, "
+            f"{describe(other)} at {1e3 * other.seconds:.2f} ms"
+        )
+    if plan.needed_hit_rate is not None and other is not None:
+        need = plan.needed_hit_rate
+        at = f"at a hit rate of {need:.2f}" if need <= 1 else "at no hit rate"
+        lines.append(f"pipedec as above would equal {describe(other)} {'at any hit rate' if need <= 0 else at}")
+    mixed = min((found for found in plan.combined if found.fits is not False), key=lambda x: x.seconds, default=None)
+    if mixed is not None and mixed.seconds < min(found.seconds for found in (best, other) if found is not None):
+        lines.append(
+            f"quicker still, but not in this software: {describe(mixed)}: {1e3 * mixed.seconds:.2f} ms a token"
+        )
+    return lines
+
+
+def table(predictions: list[Prediction], baseline: float) -> None:
+    """Print predictions as a Markdown table."""
+    print("| method | devices | ticks per token | ms a tick | ms a token | pp / this | GB a device | |")
+    print("|" + " --- |" * 8)
+    for found in predictions:
+        ticks = "-" if found.ticks is None else f"{found.ticks:.2f}{'*' if found.beyond else ''}"
+        tick = "-" if found.tick_seconds is None else f"{1e3 * found.tick_seconds:.2f}"
+        fits = {None: "", True: "fits", False: "does NOT fit"}[found.fits]
+        print(
+            f"| {describe(found)} | {found.devices} | {ticks} | {tick} | {1e3 * found.seconds:.2f} | "
+            f"{baseline / found.seconds:.2f} | {found.bytes / GIGA:.1f} | {fits} |"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse arguments, predict, print."""
+    args = parse(arguments)
+    try:
+        target = geometry(args.target, "target")
+        draft = geometry(args.draft, "draft") if args.draft is not None else None
+        curve = read_hit_curve(read_object(args.hit_curve, "hit curve"))
+        costs, source = costs_of(args, target, draft, curve)
+        problem = Problem(
+            target=target,
+            draft=draft,
+            costs=costs,
+            curve=curve,
+            link=Link(bandwidth=args.link_bandwidth * GIGA, latency=args.link_latency * 1e-6),
+            devices=args.devices,
+            context=args.context,
+            memory=None if args.memory is None else args.memory * GIGA,
+            dtype=args.dtype,
+            exit_head=args.exit_head,
+        )
+        plan = make_plan(problem)
+    except (OSError, ValueError) as error:
+        fail(error)
+    basis = [
+        f"times: {source}",
+        f"links: {args.link_bandwidth:g} GB/s and {args.link_latency:g} us a message, between any two devices alike",
+        f"ticks per token: {Path(args.hit_curve).name}: {curve.about or 'it does not say where it is from'}",
+    ]
+    if draft is not None and draft.vocab_size != target.vocab_size:
+        basis.append(
+            f"vocabularies differ ({target.vocab_size} and {draft.vocab_size}): a pair must share its tokenizer"
+        )
+    if args.memory is None:
+        basis.append("memory: not checked, as --memory was not given")
+    words = verdict(plan, problem)
+    if args.json:
+        groups = {name: [x.to_dict() for x in getattr(plan, name)] for name in ("methods", "alternatives", "combined")}
+        chosen = plan.chosen and plan.chosen.to_dict()
+        best = plan.best_alternative and plan.best_alternative.to_dict()
+        need = plan.needed_hit_rate
+        found = {"kind": "predicted", "from": basis, "argv": sys.argv[1:] if arguments is None else arguments, **groups}
+        found |= {"chosen": chosen, "best_alternative": best, "pipedec_needs_hit_rate": need, "verdict": words}
+        print(json.dumps(found, indent=1))
+        return
+    baseline = plan.methods[0].seconds
+    print(
+        f"PREDICTED, nothing here was measured as a whole. {args.devices} devices, {args.dtype}, {args.context} tokens."
+    )
+    print("\n".join(f"  {line}" for line in basis))
+    print("\nThis software (the best setting of each; * the hit curve continued over its last point)")
+    table(list(plan.methods), baseline)
+    print("\nThe same devices without it, in their favour: no fixed cost of a step, layers split exactly")
+    table(list(plan.alternatives), baseline)
+    if plan.combined:
+        print("\nA filled pipe of stages that are split as well: not in this software")
+        table(list(plan.combined), baseline)
+    print()
+    print("\n".join(words))
+
+
+if __name__ == "__main__":
+    main()
