@@ -22,9 +22,10 @@ from pipedec_jax.analysis.cost import Costs, calibrated_costs
 from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
-from pipedec_jax.analysis.prediction import Device, Prediction, Problem, roofline_costs, rows_needed
+from pipedec_jax.analysis.prediction import Device, Prediction, Problem, most_slots, roofline_costs, rows_needed
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
+from pipedec_jax.pipeline.settings import check_count
 
 DEMO_CURVE = Path(__file__).resolve().parent.parent / "configs" / "demo_hit_curve.json"
 GIGA = 1e9
@@ -76,8 +77,8 @@ def geometry(name: str, what: str) -> LlamaConfig:
 
 def costs_of(
     args: argparse.Namespace, target: LlamaConfig, draft: LlamaConfig | None, curve: HitCurve
-) -> tuple[Costs, str]:
-    """Seconds of the parts, and in words where they are from."""
+) -> tuple[Costs, Costs | None, str]:
+    """Seconds of the parts in this engine and elsewhere, and in words where they are from."""
     if args.calibration is not None:
         if args.bandwidth is not None or args.peak is not None:
             raise ValueError("give --calibration, or --bandwidth and --peak, not both")
@@ -85,19 +86,18 @@ def costs_of(
             costs = calibrated_costs(read_object(args.calibration, "calibration"))
         except TypeError as error:
             raise ValueError(f"calibration {args.calibration}: {error}") from None
-        return costs, f"times measured on one machine ({args.calibration}; it must be of these two models)"
+        return costs, None, f"measured by parts on one machine ({args.calibration}; it must be of these two models)"
     if args.bandwidth is None or args.peak is None:
         raise ValueError("give --calibration FILE, or a device's --bandwidth (GB/s) and --peak (TFLOP/s)")
     device = Device(bandwidth=args.bandwidth * GIGA, operations=args.peak * 1e12)
-    costs = roofline_costs(
-        target,
-        draft,
-        device,
-        item_bytes=DTYPES[args.dtype],
-        context=args.context,
-        rows=rows_needed(curve),
+    check_count("devices", args.devices)
+    check_count("context", args.context)
+    ours, elsewhere = (
+        roofline_costs(target, draft, device, item_bytes=DTYPES[args.dtype], slots=slots, rows=rows_needed(curve))
+        for slots in (most_slots(curve, args.devices, args.context), args.context)
     )
-    return costs, f"a roofline of {args.bandwidth:g} GB/s and {args.peak:g} TFLOP/s a device, no cost of a tick itself"
+    source = f"a roofline of {args.bandwidth:g} GB/s and {args.peak:g} TFLOP/s a device, no fixed cost of a tick"
+    return ours, elsewhere, source
 
 
 def describe(found: Prediction) -> str:
@@ -112,8 +112,8 @@ def describe(found: Prediction) -> str:
     if found.tensor > 1:
         words.append(f"each over {found.tensor} devices" if found.stages > 1 else f"over {found.tensor} devices")
     if found.draft_steps is not None and found.exit_layer is None:
-        levels = "static" in found.method or found.method == "stpp"
-        words.append(f"width {found.width}, {found.draft_steps} {'levels' if levels else 'draft steps'}")
+        what = "level" if "static" in found.method or found.method == "stpp" else "draft step"
+        words.append(f"width {found.width}, {found.draft_steps} {what}{'s' if found.draft_steps > 1 else ''}")
     return ", ".join(words)
 
 
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         target = geometry(args.target, "target")
         draft = geometry(args.draft, "draft") if args.draft is not None else None
         curve = read_hit_curve(read_object(args.hit_curve, "hit curve"))
-        costs, source = costs_of(args, target, draft, curve)
+        costs, other_costs, source = costs_of(args, target, draft, curve)
         problem = Problem(
             target=target,
             draft=draft,
@@ -189,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
             memory=None if args.memory is None else args.memory * GIGA,
             dtype=args.dtype,
             exit_head=args.exit_head,
+            other_costs=other_costs,
         )
         plan = make_plan(problem)
     except (OSError, ValueError) as error:

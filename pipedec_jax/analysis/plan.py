@@ -9,7 +9,6 @@ tick overlaps with its exchange. Beside this engine's methods stand what the sam
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator
 
 from pipedec_jax.analysis.cost import at_rows, pp_token_cost
@@ -22,6 +21,7 @@ from pipedec_jax.analysis.prediction import (
     Prediction,
     Problem,
     batch_rows,
+    engine_settings,
     exit_head_cost,
     rows_cost,
     tick_seconds,
@@ -48,7 +48,7 @@ class Plan:
     best_alternative: Prediction | None
     """The quickest of `alternatives` that does not."""
     needed_hit_rate: float | None
-    """Hit rate at which PipeDec, as in `methods`, would equal that; over 1 where none does."""
+    """Hit rate at which PipeDec, as in `methods`, would equal that; over 1 where none does, `None` without it."""
 
 
 def make_plan(problem: Problem) -> Plan:
@@ -74,7 +74,7 @@ def engine_predictions(problem: Problem) -> Iterator[Prediction]:
     if problem.draft is not None:
         for stages in useful_stages(target.layers, devices - 1):
             for setting, ticks, over in lines_at(problem.curve, stages):
-                settings = _settings(problem, setting, stages)
+                settings = engine_settings(setting, stages, problem.dtype)
                 if tree_slots(settings) <= MOST_PLACES:
                     yield _drafted(problem, problem.draft, setting, settings, ticks, over)
     for share, rate in problem.curve.exits.items():
@@ -82,19 +82,6 @@ def engine_predictions(problem: Problem) -> Iterator[Prediction]:
         for stages in useful_stages(target.layers, devices):
             if stages > 1 and 0 < exit_layer < target.layers:
                 yield _ppsd(problem, stages, exit_layer, rate)
-
-
-def _settings(problem: Problem, setting: Setting, stages: int) -> EngineSettings:
-    static = setting.method == "stpp"
-    steps = {"depth": setting.draft_steps} if static else {"draft_steps": setting.draft_steps}
-    return EngineSettings(
-        method=setting.method,
-        stages=stages,
-        width=setting.width,
-        children=setting.children,
-        dtype=problem.dtype,
-        **steps,
-    )
 
 
 def _pp(problem: Problem, stages: int) -> Prediction:
@@ -176,15 +163,14 @@ def _ppsd(problem: Problem, stages: int, exit_layer: int, rate: float) -> Predic
     )
 
 
-def needed_hit_rate(pipedec: Prediction, seconds: float) -> float:
+def needed_hit_rate(pipedec: Prediction, seconds: float) -> float | None:
     """The hit rate at which PipeDec's tick would give a token in so many seconds: `h + (1 - h) n` ticks.
 
-    Over 1 where no hit rate does; 0 where any does.
+    Over 1 where no hit rate does; 0 where any does; `None` where one stage has nothing in flight to hit.
     """
-    assert pipedec.tick_seconds is not None
+    if pipedec.stages == 1 or pipedec.tick_seconds is None:
+        return None
     ticks = seconds / pipedec.tick_seconds
-    if pipedec.stages == 1:
-        return 0.0 if ticks >= 1 else math.inf
     return max(0.0, (pipedec.stages - ticks) / (pipedec.stages - 1))
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipedec_jax.analysis.cost import Costs
 from pipedec_jax.analysis.device_memory import divides, tensor_bytes, tensor_share
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, hop_seconds
 from pipedec_jax.analysis.prediction import Prediction, Problem, batch_rows, rows_cost, tick_seconds, useful_stages
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.pipeline.settings import EngineSettings, cache_slots
 from pipedec_jax.pipeline.split import split_layers
+
+
+def _costs(problem: Problem) -> Costs:
+    return problem.other_costs or problem.costs
 
 
 def pass_seconds(problem: Problem, stages: int, tensor: int, rows: int = 1) -> float:
@@ -24,18 +28,18 @@ def pass_seconds(problem: Problem, stages: int, tensor: int, rows: int = 1) -> f
     Every layer ends its attention and its feed-forward layer with a sum over the stage's devices; the head is sliced
     over all devices.
     """
-    target, link = problem.target, problem.link
+    target, link, costs = problem.target, problem.link, _costs(problem)
     batch = rows * target.width * problem.item_bytes
-    layer = rows_cost(problem.costs.layer, rows) * tensor_share(target, tensor)
+    layer = rows_cost(costs.layer, rows) * tensor_share(target, tensor)
     layer += 2 * all_reduce_seconds(link, batch, tensor)
     ranks = stages * tensor
-    head = rows_cost(problem.costs.head, rows) / ranks + all_reduce_seconds(link, 16 * ranks * rows, ranks)
+    head = rows_cost(costs.head, rows) / ranks + all_reduce_seconds(link, 16 * ranks * rows, ranks)
     return target.layers * layer + (stages - 1) * hop_seconds(link, batch) + head
 
 
 def split_draft_step(problem: Problem, draft: LlamaConfig, tensor: int, rows: int) -> float:
     """Seconds of a draft step on one device or split over `tensor`, whichever is less."""
-    alone = rows_cost(problem.costs.draft, rows)
+    alone = rows_cost(_costs(problem).draft, rows)
     if not divides(draft, tensor):
         return alone
     sums = 2 * draft.layers * all_reduce_seconds(problem.link, rows * draft.width * problem.item_bytes, tensor)
@@ -50,7 +54,7 @@ def alternative_predictions(problem: Problem) -> Iterator[Prediction]:
             continue
         for stages in useful_stages(target.layers, problem.devices // tensor):
             if stages > 1:
-                method = "stages x tensor" if tensor > 1 else "stages"
+                method = "stages x tensor" if tensor > 1 else "plain stages"
             else:
                 method = "tensor" if tensor > 1 else "one device"
             yield _other(problem, method, stages, tensor, pass_seconds(problem, stages, tensor))
@@ -63,9 +67,7 @@ def alternative_predictions(problem: Problem) -> Iterator[Prediction]:
 
 def _other(problem: Problem, method: str, stages: int, tensor: int, seconds: float, **values: Any) -> Prediction:
     draft = problem.draft if "draft_steps" in values else None
-    settings = EngineSettings(method="pp", stages=1, dtype=problem.dtype)
-    slots = cache_slots(settings, problem.context)
-    held = tensor_bytes(problem.target, stages, tensor, slots, problem.item_bytes, draft)
+    held = tensor_bytes(problem.target, stages, tensor, problem.context, problem.item_bytes, draft)
     values = {"devices": stages * tensor} | values
     return Prediction(
         method=method,
@@ -114,7 +116,7 @@ def combined_predictions(problem: Problem) -> Iterator[Prediction]:
                 if setting.method == "stpp":
                     continue
                 batch = setting.width * target.width * problem.item_bytes
-                layer = rows_cost(problem.costs.layer, setting.width) * share
+                layer = rows_cost(_costs(problem).layer, setting.width) * share
                 layer += 2 * all_reduce_seconds(problem.link, batch, tensor)
                 stage = split_layers(target.layers, stages).longest * layer
                 step = split_draft_step(problem, draft, tensor, setting.width)

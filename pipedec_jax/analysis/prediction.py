@@ -15,6 +15,7 @@ from pipedec_jax.analysis.hit_curve import HitCurve, Setting
 from pipedec_jax.analysis.links import Link, exchange_seconds
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
+from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, cache_slots, tree_slots
 from pipedec_jax.pipeline.split import split_layers
 
 
@@ -49,7 +50,7 @@ class Problem:
     draft: LlamaConfig | None
     """`None` where there is none; then methods with a draft model are left out."""
     costs: Costs
-    """Seconds of the parts."""
+    """Seconds of the parts, as this engine runs them."""
     curve: HitCurve
     link: Link
     devices: int
@@ -61,6 +62,8 @@ class Problem:
     """Of weights, activations and caches."""
     exit_head: str = "block"
     """Variant of the exit head that PPSD would be given; its sizes are the target's."""
+    other_costs: Costs | None = None
+    """Seconds of the parts for what the devices do without this engine, where they differ."""
 
     def __post_init__(self) -> None:
         if isinstance(self.devices, bool) or not isinstance(self.devices, int) or self.devices < 1:
@@ -132,27 +135,27 @@ def roofline_costs(
     device: Device,
     *,
     item_bytes: int,
-    context: int,
+    slots: int,
     rows: Iterable[int],
 ) -> Costs:
     """Seconds of the parts from a device's bandwidth and operations: whichever of the two takes longer.
 
-    A layer reads its weights, then the cache of the whole context. An exit head is left out: see `exit_head_cost`.
+    A layer reads its weights, then all slots of the cache. An exit head is left out: see `exit_head_cost`.
 
     Args:
         target: its geometry.
         draft: the draft's, or `None`.
         device: what it can do.
         item_bytes: of a weight that is not int8, and of the cache.
-        context: tokens in the cache.
+        slots: of the cache.
         rows: of the batches for which costs are wanted.
     """
 
     def layer(config: LlamaConfig, count: int) -> float:
         weight = 1 if config.int8 else item_bytes
         read = roofline_seconds(layer_bytes(config, item_bytes), weight, count, device.bandwidth, device.operations)
-        cache = cache_bytes(config, context, item_bytes) / device.bandwidth
-        products = 4 * count * config.heads * config.head_size * context / device.operations
+        cache = cache_bytes(config, slots, item_bytes) / device.bandwidth
+        products = 4 * count * config.heads * config.head_size * slots / device.operations
         return read + max(cache, products)
 
     def matrix(size: float, count: int) -> float:
@@ -179,6 +182,27 @@ def rows_needed(curve: HitCurve) -> set[int]:
 def batch_rows(setting: Setting) -> int:
     """Rows of the widest batch in the pipe; a static tree is one batch."""
     return 1 + setting.draft_steps * setting.width if setting.method == "stpp" else setting.width
+
+
+def engine_settings(setting: Setting, stages: int, dtype: Any) -> EngineSettings:
+    """The engine's settings for a line of the curve."""
+    static = setting.method == "stpp"
+    return EngineSettings(
+        method=setting.method,
+        stages=stages,
+        width=setting.width,
+        children=setting.children,
+        draft_steps=1 if static else setting.draft_steps,
+        depth=setting.draft_steps if static else 4,
+        dtype=dtype,
+    )
+
+
+def most_slots(curve: HitCurve, stages: int, context: int) -> int:
+    """Cache slots that this engine takes, and reads, for a context with the largest tree of the curve's settings."""
+    settings = [engine_settings(setting, stages, jnp.float32) for setting in curve.lines]
+    fitting = [found for found in settings if tree_slots(found) <= MOST_PLACES]
+    return max(cache_slots(found, context) for found in (EngineSettings(method="pp", stages=stages), *fitting))
 
 
 def rows_cost(cost: ByRows, rows: int) -> float:
@@ -210,8 +234,8 @@ def tick_seconds(
     """Mean time of a tick of a method with a draft model.
 
     A filled pipe's tick is its longest stage or the draft's steps, then the slice of the head and the exchange. A
-    static tree takes a tick for drafting, a step after the other from the root on, and one for each of N stages, at the
-    end of the last of which the head is read.
+    static tree takes a tick for drafting, a step after the other from the root on, and one for each of N stages: beside
+    the first the draft takes in what was sent without being extended, after the last the head is read.
 
     Args:
         problem: for its costs and links.
@@ -229,5 +253,6 @@ def tick_seconds(
     head = rows_cost(costs.head, rows) / ranks
     if setting.method == "stpp":
         drafting = first_step + (setting.draft_steps - 1) * step
-        return (drafting + stages * stage + head) / (stages + 1) + exchange
+        passing = max(stage, setting.draft_steps * step) + (stages - 1) * stage
+        return (drafting + passing + head) / (stages + 1) + exchange
     return max(stage, setting.draft_steps * step) + head + exchange

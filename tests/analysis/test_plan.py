@@ -1,0 +1,457 @@
+"""Plans by hand-computed examples, against the engine's own bytes and the simulator's published figures."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import plan as script
+from pipedec_jax.analysis import device_memory, plan, prediction
+from pipedec_jax.analysis.cost import Costs, byte_costs, layer_bytes, speedup_filled_pipe
+from pipedec_jax.analysis.hit_curve import HitCurve, Setting, lines_at, read_hit_curve, ticks_at
+from pipedec_jax.analysis.links import Link, all_reduce_seconds, exchange_seconds, hop_seconds
+from pipedec_jax.analysis.plan_alternatives import pass_seconds, split_draft_step
+from pipedec_jax.analysis.prediction import Device, Problem, roofline_costs, useful_stages
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.parameters import parameter_count
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
+from tests.random_pairs import FIVE, ODD, VOCAB, Pair, as_source, draft_weights, exit_head, target_weights
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+PUBLISHED = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+}
+"""Parameters that the hub states for the checkpoints' files (LLaMA 2's without their stored rotary frequencies)."""
+
+
+def geometry(name: str) -> LlamaConfig:
+    return LlamaConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text())["model"])
+
+
+def curve() -> HitCurve:
+    return read_hit_curve(json.loads((CONFIGS / "demo_hit_curve.json").read_text()))
+
+
+FREE = Link(bandwidth=1e30, latency=0)
+TINY = LlamaConfig(vocab_size=100, width=8, feed_forward=16, layers=8, heads=4, kv_heads=2, head_size=2, context=64)
+LEVELS = Setting("pipedec", "model", width=4, children=2, draft_steps=1)
+TREE = Setting("stpp", "model", width=4, children=2, draft_steps=3)
+
+
+def problem(**changes) -> Problem:
+    lines = {LEVELS: {4: 1.6, 8: 2.4}, TREE: {4: 1.25, 8: 2.25}}
+    values = {"target": TINY, "draft": dataclasses.replace(TINY, layers=1), "link": FREE, "devices": 5, "context": 40}
+    values |= {"costs": Costs(layer=10.0, head=6.0, draft=3.0), "curve": HitCurve(lines, {0.25: 0.8})}
+    return Problem(**{**values, **changes})
+
+
+# Geometries.
+
+
+def test_there_is_a_file_for_every_published_model():
+    assert {path.stem for path in CONFIGS.glob("llama-*.json")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_geometry_has_as_many_parameters_as_are_published(name):
+    config = geometry(name)
+    assert parameter_count(config) == PUBLISHED[name]
+    assert config.tied_embeddings == name.startswith("llama-3.2")
+    assert (config.rope_scaling is None) == name.startswith(("llama-2", "llama-3-"))
+    assert config.head_size * config.heads == config.width
+    assert script.geometry(str(CONFIGS / f"{name}.json"), "target") == config
+
+
+# Links.
+
+
+def test_a_sum_over_devices_takes_the_quickest_way():
+    link = Link(bandwidth=100, latency=1)
+    assert hop_seconds(link, 50) == 1.5
+    assert all_reduce_seconds(link, 50, 1) == 0
+    assert all_reduce_seconds(link, 10, 8) == 1 + 7 * 10 / 100  # little: all at once
+    assert all_reduce_seconds(link, 100, 8) == 3 * (1 + 1)  # log2 of 8
+    assert all_reduce_seconds(link, 8000, 8) == pytest.approx(14 * (1 + 10))  # much: a ring
+    with pytest.raises(ValueError, match="bandwidth must be a finite number over 0"):
+        Link(bandwidth=0, latency=1)
+    with pytest.raises(ValueError, match="latency"):
+        Link(bandwidth=1, latency=-1)
+
+
+def test_a_ticks_exchange_is_three_sums_and_a_hop():
+    latency = Link(bandwidth=1e30, latency=1)
+    assert exchange_seconds(latency, ranks=9, rows=4, width=8, item_bytes=2) == pytest.approx(4)
+    assert exchange_seconds(latency, ranks=1, rows=4, width=8, item_bytes=2) == 0
+    bytes_alone = Link(bandwidth=1, latency=0)
+    # Two ranks, 4 rows of 8: embeddings 64 bytes, rows as words 128 and 3 guesses of 8, the hop 64, choices 2 x 4 x 16.
+    assert exchange_seconds(bytes_alone, 2, 4, 8, 2, guesses=3) == 64 + 128 + 24 + 64 + 128
+
+
+# Hit curves.
+
+
+def test_ticks_lie_on_straight_lines_between_points():
+    points = {4: 1.6, 8: 2.4}
+    assert [ticks_at(LEVELS, points, n) for n in (1, 2, 4, 6, 8)] == pytest.approx([1, 1.2, 1.6, 2.0, 2.4])
+    assert ticks_at(LEVELS, points, 16) == pytest.approx(4.0)
+    assert ticks_at(LEVELS, {4: 1.6}, 16) is None
+    assert ticks_at(LEVELS, {4: 1.6, 8: 1.0}, 16) == 1.0  # never down
+    # 4 tokens a round of n + 1 ticks, whatever the stages.
+    assert [ticks_at(TREE, {4: 1.25, 8: 2.25}, n) for n in (1, 4, 6, 16)] == pytest.approx([0.5, 1.25, 1.75, 4.25])
+
+
+def test_lines_that_end_before_are_left_out_where_another_does_not():
+    long = dataclasses.replace(LEVELS, width=8)
+    lines = HitCurve({LEVELS: {4: 1.6, 8: 2.4}, long: {4: 1.5, 16: 4.0}}, {})
+    assert lines_at(lines, 8) == [(LEVELS, 2.4, False), (long, pytest.approx(1.5 + 2.5 / 3), False)]
+    assert lines_at(lines, 16) == [(long, 4.0, False)]
+    assert [setting for setting, _, over in lines_at(lines, 32) if over] == [LEVELS, long]
+
+
+def test_the_shipped_curve_is_what_the_results_say():
+    tables = [(ROOT / "scripts" / "results" / name).read_text() for name in ("schedules.md", "exits.md")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for text in tables for line in text.splitlines()]
+    found = curve()
+    numbers = [row for row in rows if len(row) == 12 and row[0].isdigit()]
+    assert sum(map(len, found.lines.values())) == len(numbers) == 80
+    for stages, width, method, drafter, children, steps, ticks, *_ in numbers:
+        setting = Setting(method, drafter, int(width), int(children), int(steps))
+        assert found.lines[setting][int(stages)] == float(ticks)
+    chains = {int(row[1]) / 16: float(row[7]) for row in rows if len(row) == 11 and row[5:7] == ["ppsd", "1"]}
+    assert found.exits == dict(sorted(chains.items()))
+    assert "simulated" in found.about
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "magic"}, "row 1 of the hit curve: method must be one of pp, stpp"),
+        ({"hit_rate": 1.5}, "hit rate from 0 to 1"),
+        ({"ticks_per_token": 0}, "ticks per token over 0"),
+        ({"ticks_per_token": "1"}, "ticks_per_token must be a number"),
+        ({"stages": 2.5}, "stages must be a whole number"),
+        ({"width": None}, "width must be a whole number"),
+        ({"method": "ppsd", "width": 1}, "it lacks 'layers_by_stage'"),
+        ({"method": "ppsd", "width": 1, "layers_by_stage": [2, 2], "exit_layer": 4}, "inside the 4 layers"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_refused(changes, message):
+    row = {"method": "pipedec", "stages": 4, "width": 8, "children": 8, "draft_steps": 1}
+    row |= {"ticks_per_token": 1.3, "hit_rate": 0.9}
+    assert len(read_hit_curve({"rows": [row]}).lines) == 1
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_hit_curve({"rows": [row | changes]})
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    ("pair", "settings"),
+    [
+        (Pair(FIVE), EngineSettings("pipedec", stages=3, width=4, children=2)),
+        (Pair(ODD), EngineSettings("best-first", stages=2, width=2, children=2, draft_steps=2, dtype=jnp.bfloat16)),
+        (Pair(FIVE), EngineSettings("stpp", stages=4, width=3, children=2, depth=2)),
+        (Pair(FIVE), EngineSettings("pp", stages=2)),
+        (Pair(FIVE), EngineSettings("ppsd", stages=2, width=1, children=1, exit_layer=2)),
+    ],
+    ids=lambda value: value.method if isinstance(value, EngineSettings) else "",
+)
+def test_bytes_are_those_of_the_engine(pair, settings):
+    target, draft, head = as_source(pair.target_config, target_weights(pair)), None, None
+    if settings.method == "ppsd":
+        head = exit_head(pair, ExitHeadConfig(exit_layer=2, variant="block"))
+    elif settings.method != "pp":
+        draft = as_source(pair.draft_config, draft_weights(pair))
+    engine = Engine(target, draft, settings, vocab_size=VOCAB, exit_head=head)
+    local = engine.new_local(engine.capacity_for(200))
+    caches = {"target cache": placement.bytes_per_device(local.cache)}
+    caches["draft cache"] = placement.bytes_per_device(local.drafter)
+    expected = device_memory.engine_bytes(
+        settings, target.config, draft.config if draft else None, 200, head.config if head else None
+    )
+    for device, row in zip(engine.mesh.devices.flat, engine.bytes_per_device(), strict=True):
+        found = row | {name: sizes.get(device, 0) for name, sizes in caches.items()}
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_a_layer_split_over_devices_leaves_its_norms_and_few_kv_heads_whole():
+    config = geometry("llama-3.1-70b")
+    assert device_memory.tensor_share(config, 1) == 1
+    assert device_memory.tensor_share(config, 8) == pytest.approx(1 / 8, rel=1e-3)
+    # 16 devices for 8 KV heads: keys and values (2 % of a layer) are no more than split in 8.
+    split = 2 * 8192 * 8 * 128
+    whole = layer_bytes(config, 1)
+    assert device_memory.tensor_share(config, 16) == pytest.approx(
+        (whole - split) / whole / 16 + split / whole / 8, 1e-3
+    )
+    with pytest.raises(ValueError, match=r"64 heads, 8 KV heads .* over 7 devices"):
+        device_memory.tensor_share(config, 7)
+    held = device_memory.tensor_bytes(config, stages=2, tensor=8, slots=4096, item_bytes=2)
+    assert sum(held.values()) == pytest.approx((2 * parameter_count(config) + 80 * 2 * 4096 * 1024 * 2) / 16, rel=1e-3)
+
+
+# Time.
+
+
+def test_pp_and_a_filled_pipe_by_hand():
+    found = {(x.method, x.stages): x for x in plan.engine_predictions(problem())}
+    assert found["pp", 5].seconds == pytest.approx(8 * 10 + 6 / 5)
+    four = found["pipedec", 4]
+    assert four.devices == 5
+    assert (four.ticks, four.tick_seconds) == (1.6, pytest.approx(2 * 10 + 6 / 5))
+    assert four.seconds == pytest.approx(1.6 * 21.2)
+    # A round: 3 draft steps, 4 stages, a fifth of the head; 5 / 1.25 = 4 tokens. The draft's steps fit beside a stage.
+    assert found["stpp", 4].seconds == pytest.approx((9 + 80 + 6 / 5) / 4)
+    # A heavy draft is the tick; beside a tree's first stage it takes in what it has not seen.
+    heavy = {(x.method, x.stages): x for x in plan.engine_predictions(problem(costs=Costs(10.0, 6.0, 30.0)))}
+    assert heavy["pipedec", 4].tick_seconds == pytest.approx(30 + 6 / 5)
+    assert heavy["stpp", 4].seconds == pytest.approx((90 + 90 + 60 + 6 / 5) / 4)
+
+
+def test_links_and_the_fixed_cost_of_a_tick_are_charged_to_every_tick():
+    slow = problem(link=Link(1e30, 0.5), costs=Costs(layer=10.0, head=6.0, draft=3.0, exchange=7.0))
+    base, slowed = (
+        {(x.method, x.stages): x.seconds for x in plan.engine_predictions(given)} for given in (problem(), slow)
+    )
+    each = 7 + 4 * 0.5
+    assert slowed["pp", 5] - base["pp", 5] == pytest.approx(5 * each)
+    assert slowed["pipedec", 4] - base["pipedec", 4] == pytest.approx(1.6 * each)
+    assert slowed["stpp", 4] - base["stpp", 4] == pytest.approx(1.25 * each)
+
+
+def test_ppsd_follows_its_closed_form():
+    costs = Costs(layer=10.0, head=0.0, exit_head=5.0)
+    found = {x.stages: x for x in plan.engine_predictions(problem(costs=costs, draft=None, devices=4)) if x.exit_layer}
+    assert found[4].exit_layer == 2
+    assert found[4].ticks == pytest.approx(0.8 * 1 + 0.2 * 4)
+    assert found[4].seconds == pytest.approx(1.6 * 25)
+    # An exit head of unknown time takes that of the layers it weighs: here a layer's weights, and the vocabulary's.
+    free = dataclasses.replace(costs, exit_head=0.0)
+    layers = (layer_bytes(TINY, 1) + 8 + 800) / layer_bytes(TINY, 1)
+    assert prediction.exit_head_cost(free, ExitHeadConfig(2, "block"), TINY) == pytest.approx(10 * layers)
+
+
+def test_tensor_parallel_by_hand():
+    link = Link(bandwidth=1e30, latency=1)
+    given = problem(link=link)
+    share = device_memory.tensor_share(TINY, 2)
+    sums = 2 * 8 * 1  # two a layer, each a message's latency between two devices
+    assert pass_seconds(given, 1, 1) == 86
+    assert pass_seconds(given, 1, 2) == pytest.approx(80 * share + sums + 3 + 1)
+    assert pass_seconds(given, 2, 2) == pytest.approx(80 * share + sums + 1 + 6 / 4 + 1)
+    assert split_draft_step(given, given.draft, 2, 1) == 3  # 1.5 and two sums are more than 3
+    assert split_draft_step(dataclasses.replace(given, link=FREE), given.draft, 2, 1) == 1.5
+
+
+def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
+    """With bytes for times and free links, PP's time over a method's is the one simulated tick by tick."""
+    target, draft = geometry("demo_target"), geometry("demo_draft")
+    text = (ROOT / "scripts" / "results" / "schedules.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    modeled = {
+        (method, drafter, *map(int, (stages, width, children, steps))): float(ratio)
+        for stages, width, method, drafter, children, steps, *_, ratio in (row for row in rows if len(row) == 12)
+        if stages.isdigit()
+    }
+    values = {"target": target, "draft": draft, "costs": byte_costs(target, draft, 4), "curve": curve()}
+    for stages in (4, 8, 16):
+        given = problem(**values, devices=stages + 1, context=512, dtype="float32")
+        baseline = pass_seconds(given, stages, 1)
+        for found in plan.engine_predictions(given):
+            key = (found.method, found.drafter, stages, found.width, found.children, found.draft_steps)
+            if found.stages == stages and key in modeled:
+                assert baseline / found.seconds == pytest.approx(modeled.pop(key), rel=0.01), key
+    assert not modeled
+
+
+@pytest.mark.parametrize(("stages", "share", "ticks", "ratio"), [(4, 0.25, 1.54, 2.03), (8, 0.125, 2.42, 2.14)])
+def test_so_are_those_of_ppsd(stages, share, ticks, ratio):
+    target = geometry("demo_target")
+    costs = dataclasses.replace(byte_costs(target, None, 4), exit_head=4 * (221952 + 196608))
+    given = problem(target=target, draft=None, costs=costs, curve=curve(), devices=stages, context=512)
+    (found,) = [x for x in plan.engine_predictions(given) if x.stages == stages and x.exit_layer == share * 16]
+    assert pass_seconds(given, stages, 1) / (ticks * found.tick_seconds) == pytest.approx(ratio, rel=0.01)
+    # The closed form is the limit of long answers; the first of 128 tokens takes a whole refill.
+    assert found.ticks + (stages - found.ticks) / 128 == pytest.approx(ticks, rel=0.01)
+
+
+def test_a_roofline_is_the_slower_of_reading_and_multiplying():
+    device = Device(bandwidth=1000.0, operations=4000.0)
+    costs = roofline_costs(TINY, None, device, item_bytes=2, slots=10, rows=[1, 64])
+    weights, cache = layer_bytes(TINY, 2), 2 * 10 * 4 * 2
+    assert costs.layer[1] == pytest.approx((weights + cache) / 1000)
+    assert costs.layer[64] == pytest.approx(2 * 64 * weights / 2 / 4000 + 4 * 64 * 8 * 10 / 4000)
+    assert costs.head[1] == pytest.approx(1600 / 1000)
+    assert costs.draft == {1: 0.0, 64: 0.0}
+    assert prediction.rows_cost(costs.layer, 128) == pytest.approx(2 * costs.layer[64])
+    assert prediction.rows_cost(3.0, 128) == 3.0
+
+
+def test_the_engine_reads_a_cache_with_place_for_the_tree():
+    # Four stages and a batch of four, and the root; STPP's tree of 13, twice, and the root.
+    lines = problem().curve
+    assert prediction.most_slots(HitCurve({}, {}), 4, 240) == 256
+    assert prediction.most_slots(lines, 4, 229) == 256
+    assert prediction.most_slots(lines, 4, 230) == 512
+
+
+def test_stages_that_shorten_nothing_are_not_tried():
+    assert useful_stages(80, 16) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16]
+    assert useful_stages(4, 99) == [1, 2, 4]
+
+
+def test_the_needed_hit_rate_gives_the_time_asked_for():
+    found = next(x for x in plan.engine_predictions(problem()) if x.method == "pipedec" and x.stages == 4)
+    rate = plan.needed_hit_rate(found, 40.0)
+    assert found.tick_seconds * 4 / speedup_filled_pipe(rate, 4) == pytest.approx(40)
+    assert plan.needed_hit_rate(found, 1.0) > 1
+    assert plan.needed_hit_rate(found, 1000.0) == 0
+
+
+# Choosing.
+
+
+def llama(**changes) -> Problem:
+    target, draft, lines = geometry("llama-3.1-70b"), geometry("llama-3.2-1b"), curve()
+    costs = roofline_costs(
+        target, draft, Device(2.8e12, 8e14), item_bytes=2, slots=4096, rows=prediction.rows_needed(lines)
+    )
+    values = {"target": target, "draft": draft, "costs": costs, "curve": lines, "devices": 9, "context": 4096}
+    return problem(**{**values, "memory": 80e9, **changes})
+
+
+def test_tensor_parallel_wins_on_fast_links_and_the_pipeline_on_slow_ones():
+    fast = plan.make_plan(llama(link=Link(bandwidth=4e11, latency=3e-6)))
+    tensor = next(found for found in fast.alternatives if found.method == "tensor")
+    assert tensor.tensor == 8
+    assert tensor.seconds < min(found.seconds for found in fast.methods if found.method in ("pp", "ppsd"))
+    assert fast.best_alternative.method == "tensor, static tree"
+    assert fast.best_alternative.seconds < fast.chosen.seconds
+    slow = plan.make_plan(llama(link=Link(bandwidth=1.25e9, latency=1e-4)))
+    assert slow.chosen.seconds < slow.best_alternative.seconds
+    assert slow.chosen.method in ("pipedec", "best-first")
+    # Plain stages hand on one row seven times, tensor parallel sums 160 times a token.
+    slower = plan.make_plan(llama(link=Link(bandwidth=1.25e9, latency=5e-4)))
+    seconds = {found.method: found.seconds for found in slower.alternatives}
+    assert seconds["plain stages"] < min(seconds["stages x tensor"], seconds["tensor"])
+    assert slower.chosen.seconds < slower.best_alternative.seconds
+
+
+def test_what_does_not_fit_is_not_chosen():
+    small = plan.make_plan(llama(link=FREE, memory=30e9))
+    assert all(found.bytes <= 30e9 for found in (small.chosen, small.best_alternative))
+    one = next(found for found in small.alternatives if found.method == "one device")
+    assert (one.fits, one.bytes) == (False, pytest.approx(2 * 70.55e9 + 4096 * 80 * 4096, rel=1e-3))
+    assert plan.make_plan(llama(link=FREE, memory=None)).chosen.fits is None
+    none = plan.make_plan(llama(link=FREE, memory=1e9))
+    assert (none.chosen, none.best_alternative, none.needed_hit_rate) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": 0}, "devices must be a whole number of at least 1, not 0"),
+        ({"context": 65}, "context must be 1 to the target's 64 tokens, not 65"),
+        ({"draft": dataclasses.replace(TINY, context=30)}, "the draft has a context of 30 tokens"),
+        ({"memory": 0.0}, "memory must be a finite number of bytes over 0"),
+        ({"costs": Costs(layer=1.0, head=1.0)}, "the costs have no draft step"),
+    ],
+)
+def test_a_problem_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        problem(**changes)
+
+
+def test_without_a_draft_its_methods_are_left_out():
+    found = plan.make_plan(problem(draft=None))
+    assert {x.method for x in found.methods} == {"pp", "ppsd"}
+    assert found.combined == ()
+    assert found.needed_hit_rate is None
+
+
+# The command line.
+
+BASIC = [
+    "--target",
+    str(CONFIGS / "llama-3.1-8b.json"),
+    "--draft",
+    str(CONFIGS / "llama-3.2-1b.json"),
+    "--devices",
+    "5",
+]
+ROOFLINE = ["--bandwidth", "900", "--peak", "150"]
+
+
+def test_the_script_says_what_it_predicts_and_from_what(capsys):
+    script.main([*BASIC, *ROOFLINE, "--memory", "12", "--link-bandwidth", "1", "--link-latency", "50"])
+    said = capsys.readouterr().out
+    assert said.startswith("PREDICTED, nothing here was measured as a whole. 5 devices, bfloat16, 4096 tokens.")
+    assert "a roofline of 900 GB/s and 150 TFLOP/s" in said
+    assert "links: 1 GB/s and 50 us" in said
+    assert "demo_hit_curve.json: simulated, the demo family" in said
+    assert "does not fit: one device needs at least 16.6 GB a device, of 12" in said
+    assert "would choose: best-first, drafter both, 4 stages, width" in said
+    assert "it wins: " in said
+
+
+def test_json_holds_the_same(capsys, tmp_path):
+    (tmp_path / "times.json").write_text(json.dumps({"layer": {"1": 0.001, "8": 0.002}, "head": 0.002, "draft": 0.001}))
+    script.main([*BASIC, "--calibration", str(tmp_path / "times.json"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "predicted"
+    assert any("times: measured by parts on one machine" in line for line in found["from"])
+    assert found["chosen"]["seconds"] == min(x["seconds"] for x in found["methods"])
+    assert found["methods"][0]["method"] == "pp"
+    assert all(math.isfinite(x["seconds"]) for x in found["methods"] + found["alternatives"] + found["combined"])
+    assert all(x["bytes"] == sum(x["memory"].values()) for x in found["methods"])
+    # PP by hand: 32 layers, the head's fifth, five hops with three sums over 25 GB/s links of 10 us.
+    assert found["methods"][0]["seconds"] == pytest.approx(0.0324 + 5 * 4e-5, rel=0.001)
+    assert found["verdict"][0].startswith(("would choose", "does not fit"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (BASIC, "give --calibration FILE, or a device's --bandwidth (GB/s) and --peak (TFLOP/s)"),
+        ([*BASIC, "--bandwidth", "900"], "give --calibration FILE"),
+        ([*BASIC, *ROOFLINE, "--calibration", "x.json"], "not both"),
+        ([*BASIC, "--calibration", "missing.json"], "there is no calibration missing.json"),
+        ([*BASIC, "--calibration", str(CONFIGS / "llama-2-7b.json")], "unknown key 'model' in calibration"),
+        ([*BASIC, *ROOFLINE, "--hit-curve", str(CONFIGS / "llama-2-7b.json")], 'a hit curve needs a list of "rows"'),
+        ([*BASIC, *ROOFLINE, "--target", "missing.json"], "there is no target missing.json"),
+        ([*BASIC, *ROOFLINE, "--target", str(CONFIGS / "demo_hit_curve.json")], "is no geometry: unknown key 'about'"),
+        ([*BASIC, *ROOFLINE, "--target", str(CONFIGS / "demo_records.json")], "must hold a JSON object"),
+        ([*BASIC, *ROOFLINE, "--devices", "0"], "devices must be a whole number of at least 1, not 0"),
+        ([*BASIC, *ROOFLINE, "--link-bandwidth", "0"], "links' bandwidth must be a finite number over 0"),
+        ([*BASIC, "--bandwidth", "nan", "--peak", "1"], "device's bandwidth must be a finite number over 0"),
+        ([*BASIC, *ROOFLINE, "--context", "200000"], "context must be 1 to the target's 131072 tokens"),
+        ([*BASIC, *ROOFLINE, "--dtype", "int4"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
