@@ -22,10 +22,9 @@ from pipedec_jax.analysis.cost import Costs, calibrated_costs
 from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
-from pipedec_jax.analysis.prediction import Device, Prediction, Problem, most_slots, roofline_costs, rows_needed
+from pipedec_jax.analysis.prediction import Device, Prediction, Problem, cache_costs, roofline_costs, rows_needed
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
-from pipedec_jax.pipeline.settings import check_count
 
 DEMO_CURVE = Path(__file__).resolve().parent.parent / "configs" / "demo_hit_curve.json"
 GIGA = 1e9
@@ -78,7 +77,7 @@ def geometry(name: str, what: str) -> LlamaConfig:
 def costs_of(
     args: argparse.Namespace, target: LlamaConfig, draft: LlamaConfig | None, curve: HitCurve
 ) -> tuple[Costs, Costs | None, str]:
-    """Seconds of the parts in this engine and elsewhere, and in words where they are from."""
+    """Seconds of the parts, those of a slot of the cache, and in words where they are from."""
     if args.calibration is not None:
         if args.bandwidth is not None or args.peak is not None:
             raise ValueError("give --calibration, or --bandwidth and --peak, not both")
@@ -90,14 +89,12 @@ def costs_of(
     if args.bandwidth is None or args.peak is None:
         raise ValueError("give --calibration FILE, or a device's --bandwidth (GB/s) and --peak (TFLOP/s)")
     device = Device(bandwidth=args.bandwidth * GIGA, operations=args.peak * 1e12)
-    check_count("devices", args.devices)
-    check_count("context", args.context)
-    ours, elsewhere = (
-        roofline_costs(target, draft, device, item_bytes=DTYPES[args.dtype], slots=slots, rows=rows_needed(curve))
-        for slots in (most_slots(curve, args.devices, args.context), args.context)
+    costs, per_slot = (
+        part(target, draft, device, item_bytes=DTYPES[args.dtype], rows=rows_needed(curve))
+        for part in (roofline_costs, cache_costs)
     )
     source = f"a roofline of {args.bandwidth:g} GB/s and {args.peak:g} TFLOP/s a device, no fixed cost of a tick"
-    return ours, elsewhere, source
+    return costs, per_slot, source
 
 
 def describe(found: Prediction) -> str:
@@ -108,7 +105,7 @@ def describe(found: Prediction) -> str:
     if found.exit_layer is not None:
         words.append(f"exit after layer {found.exit_layer}")
     if found.stages > 1 or found.ours:
-        words.append(f"{found.stages} stages")
+        words.append(f"{found.stages} stage{'s' if found.stages > 1 else ''}")
     if found.tensor > 1:
         words.append(f"each over {found.tensor} devices" if found.stages > 1 else f"over {found.tensor} devices")
     if found.draft_steps is not None and found.exit_layer is None:
@@ -125,7 +122,7 @@ def verdict(plan: Plan, problem: Problem) -> list[str]:
         if found.fits is False:
             assert problem.memory is not None
             lines.append(
-                f"does not fit: {describe(found)} needs at least {found.bytes / GIGA:.1f} GB a device, of "
+                f"does not fit: {describe(found)} needs at least {found.bytes / GIGA:.3g} GB a device, of "
                 f"{problem.memory / GIGA:g}"
             )
     if best is None and other is None:
@@ -166,7 +163,7 @@ def table(predictions: list[Prediction], baseline: float) -> None:
         fits = {None: "", True: "fits", False: "does NOT fit"}[found.fits]
         print(
             f"| {describe(found)} | {found.devices} | {ticks} | {tick} | {1e3 * found.seconds:.2f} | "
-            f"{baseline / found.seconds:.2f} | {found.bytes / GIGA:.1f} | {fits} |"
+            f"{baseline / found.seconds:.2f} | {found.bytes / GIGA:.3g} | {fits} |"
         )
 
 
@@ -177,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         target = geometry(args.target, "target")
         draft = geometry(args.draft, "draft") if args.draft is not None else None
         curve = read_hit_curve(read_object(args.hit_curve, "hit curve"))
-        costs, other_costs, source = costs_of(args, target, draft, curve)
+        costs, per_slot, source = costs_of(args, target, draft, curve)
         problem = Problem(
             target=target,
             draft=draft,
@@ -189,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
             memory=None if args.memory is None else args.memory * GIGA,
             dtype=args.dtype,
             exit_head=args.exit_head,
-            other_costs=other_costs,
+            per_slot=per_slot,
         )
         plan = make_plan(problem)
     except (OSError, ValueError) as error:

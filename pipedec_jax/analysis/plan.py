@@ -21,6 +21,7 @@ from pipedec_jax.analysis.prediction import (
     Prediction,
     Problem,
     batch_rows,
+    costs_with_cache,
     engine_settings,
     exit_head_cost,
     rows_cost,
@@ -29,7 +30,7 @@ from pipedec_jax.analysis.prediction import (
 )
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
-from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, make_split, tree_slots
+from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, cache_slots, make_split, tree_slots
 from pipedec_jax.pipeline.split import split_layers
 
 
@@ -85,10 +86,11 @@ def engine_predictions(problem: Problem) -> Iterator[Prediction]:
 
 
 def _pp(problem: Problem, stages: int) -> Prediction:
-    costs, target = problem.costs, problem.target
+    target = problem.target
+    settings = EngineSettings(method="pp", stages=stages, dtype=problem.dtype)
+    costs = costs_with_cache(problem, cache_slots(settings, problem.context))
     links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes)
     seconds = pp_token_cost(dataclasses.replace(costs, exchange=costs.exchange + links), target.layers, stages)
-    settings = EngineSettings(method="pp", stages=stages, dtype=problem.dtype)
     held = engine_bytes(settings, target, None, problem.context)
     return Prediction(
         method="pp",
@@ -109,9 +111,10 @@ def _drafted(
 ) -> Prediction:
     stages = settings.stages
     longest = split_layers(problem.target.layers, stages).longest
-    stage = longest * rows_cost(problem.costs.layer, batch_rows(setting))
-    step = rows_cost(problem.costs.draft, setting.width)
-    tick = tick_seconds(problem, setting, stages, stages + 1, stage, rows_cost(problem.costs.draft, 1), step)
+    costs = costs_with_cache(problem, cache_slots(settings, problem.context))
+    stage = longest * rows_cost(costs.layer, batch_rows(setting))
+    step = rows_cost(costs.draft, setting.width)
+    tick = tick_seconds(problem, setting, stages, stages + 1, stage, rows_cost(costs.draft, 1), step)
     held = engine_bytes(settings, problem.target, draft, problem.context)
     return Prediction(
         method=setting.method,
@@ -139,7 +142,8 @@ def _ppsd(problem: Problem, stages: int, exit_layer: int, rate: float) -> Predic
         method="ppsd", stages=stages, width=1, children=1, exit_layer=exit_layer, dtype=problem.dtype
     )
     split = make_split(settings, target, head)
-    costs = dataclasses.replace(problem.costs, exit_head=exit_head_cost(problem.costs, head, target))
+    costs = costs_with_cache(problem, cache_slots(settings, problem.context))
+    costs = dataclasses.replace(costs, exit_head=exit_head_cost(costs, head, target))
     links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes, guesses=1)
     longest = cycle(costs, split).layers * at_rows(costs.layer, 1)
     tick = longest + at_rows(costs.head, 1) / stages + costs.exchange + links

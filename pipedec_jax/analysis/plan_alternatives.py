@@ -13,13 +13,22 @@ from pipedec_jax.analysis.cost import Costs
 from pipedec_jax.analysis.device_memory import divides, tensor_bytes, tensor_share
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, hop_seconds
-from pipedec_jax.analysis.prediction import Prediction, Problem, batch_rows, rows_cost, tick_seconds, useful_stages
+from pipedec_jax.analysis.prediction import (
+    Prediction,
+    Problem,
+    batch_rows,
+    costs_with_cache,
+    rows_cost,
+    tick_seconds,
+    useful_stages,
+)
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.pipeline.split import split_layers
 
 
 def _costs(problem: Problem) -> Costs:
-    return problem.other_costs or problem.costs
+    """Seconds of the parts with a cache of no more slots than tokens."""
+    return costs_with_cache(problem, problem.context)
 
 
 def pass_seconds(problem: Problem, stages: int, tensor: int, rows: int = 1) -> float:

@@ -15,7 +15,7 @@ from pipedec_jax.analysis.hit_curve import HitCurve, Setting
 from pipedec_jax.analysis.links import Link, exchange_seconds
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
-from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, cache_slots, tree_slots
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 
 
@@ -50,7 +50,7 @@ class Problem:
     draft: LlamaConfig | None
     """`None` where there is none; then methods with a draft model are left out."""
     costs: Costs
-    """Seconds of the parts, as this engine runs them."""
+    """Seconds of the parts."""
     curve: HitCurve
     link: Link
     devices: int
@@ -62,8 +62,8 @@ class Problem:
     """Of weights, activations and caches."""
     exit_head: str = "block"
     """Variant of the exit head that PPSD would be given; its sizes are the target's."""
-    other_costs: Costs | None = None
-    """Seconds of the parts for what the devices do without this engine, where they differ."""
+    per_slot: Costs | None = None
+    """What every slot of the cache adds to them; `None` where they have it in them, as measured ones do."""
 
     def __post_init__(self) -> None:
         if isinstance(self.devices, bool) or not isinstance(self.devices, int) or self.devices < 1:
@@ -130,48 +130,66 @@ class Prediction:
 
 
 def roofline_costs(
-    target: LlamaConfig,
-    draft: LlamaConfig | None,
-    device: Device,
-    *,
-    item_bytes: int,
-    slots: int,
-    rows: Iterable[int],
+    target: LlamaConfig, draft: LlamaConfig | None, device: Device, *, item_bytes: int, rows: Iterable[int]
 ) -> Costs:
-    """Seconds of the parts from a device's bandwidth and operations: whichever of the two takes longer.
+    """Seconds of the parts from a device's bandwidth and operations: reading weights or multiplying, without caches.
 
-    A layer reads its weights, then all slots of the cache. An exit head is left out: see `exit_head_cost`.
+    An exit head is left out: see `exit_head_cost`.
 
     Args:
         target: its geometry.
         draft: the draft's, or `None`.
         device: what it can do.
-        item_bytes: of a weight that is not int8, and of the cache.
-        slots: of the cache.
+        item_bytes: of a weight that is not int8.
         rows: of the batches for which costs are wanted.
     """
 
+    def seconds(size: float, weight: int, count: int) -> float:
+        return roofline_seconds(size, weight, count, device.bandwidth, device.operations)
+
     def layer(config: LlamaConfig, count: int) -> float:
-        weight = 1 if config.int8 else item_bytes
-        read = roofline_seconds(layer_bytes(config, item_bytes), weight, count, device.bandwidth, device.operations)
-        cache = cache_bytes(config, slots, item_bytes) / device.bandwidth
-        products = 4 * count * config.heads * config.head_size * slots / device.operations
-        return read + max(cache, products)
+        return seconds(layer_bytes(config, item_bytes), 1 if config.int8 else item_bytes, count)
 
-    def matrix(size: float, count: int) -> float:
-        return roofline_seconds(size, item_bytes, count, device.bandwidth, device.operations)
-
-    def draft_step(count: int) -> float:
-        if draft is None:
-            return 0.0
-        return draft.layers * layer(draft, count) + matrix(head_bytes(draft, item_bytes), count)
+    def head(config: LlamaConfig, count: int) -> float:
+        return seconds(head_bytes(config, item_bytes), item_bytes, count)
 
     sizes = sorted({1, *rows})
     return Costs(
         layer={count: layer(target, count) for count in sizes},
-        head={count: matrix(head_bytes(target, item_bytes), count) for count in sizes},
-        draft={count: draft_step(count) for count in sizes},
+        head={count: head(target, count) for count in sizes},
+        draft={count: draft.layers * layer(draft, count) + head(draft, count) if draft else 0.0 for count in sizes},
     )
+
+
+def cache_costs(
+    target: LlamaConfig, draft: LlamaConfig | None, device: Device, *, item_bytes: int, rows: Iterable[int]
+) -> Costs:
+    """Seconds that every slot of the cache adds to the parts: reading its keys and values, or attention's products."""
+
+    def slot(config: LlamaConfig, count: int) -> float:
+        products = 4 * count * config.heads * config.head_size
+        return max(cache_bytes(config, 1, item_bytes) / device.bandwidth, products / device.operations)
+
+    sizes = sorted({1, *rows})
+    return Costs(
+        layer={count: slot(target, count) for count in sizes},
+        head=0.0,
+        draft={count: draft.layers * slot(draft, count) if draft else 0.0 for count in sizes},
+    )
+
+
+def costs_with_cache(problem: Problem, slots: int) -> Costs:
+    """Seconds of the parts where the cache has so many slots, all of which are read."""
+    if problem.per_slot is None:
+        return problem.costs
+
+    def add(cost: ByRows, each: ByRows) -> ByRows:
+        counts = sorted({rows for part in (cost, each) if isinstance(part, Mapping) for rows in part}) or [1]
+        both = {rows: rows_cost(cost, rows) + slots * rows_cost(each, rows) for rows in counts}
+        return both if isinstance(cost, Mapping) or isinstance(each, Mapping) else both[1]
+
+    costs, each = problem.costs, problem.per_slot
+    return dataclasses.replace(costs, layer=add(costs.layer, each.layer), draft=add(costs.draft, each.draft))
 
 
 def rows_needed(curve: HitCurve) -> set[int]:
@@ -196,13 +214,6 @@ def engine_settings(setting: Setting, stages: int, dtype: Any) -> EngineSettings
         depth=setting.draft_steps if static else 4,
         dtype=dtype,
     )
-
-
-def most_slots(curve: HitCurve, stages: int, context: int) -> int:
-    """Cache slots that this engine takes, and reads, for a context with the largest tree of the curve's settings."""
-    settings = [engine_settings(setting, stages, jnp.float32) for setting in curve.lines]
-    fitting = [found for found in settings if tree_slots(found) <= MOST_PLACES]
-    return max(cache_slots(found, context) for found in (EngineSettings(method="pp", stages=stages), *fitting))
 
 
 def rows_cost(cost: ByRows, rows: int) -> float:

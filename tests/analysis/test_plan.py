@@ -1,6 +1,7 @@
 """Plans by hand-computed examples, against the engine's own bytes and the simulator's published figures."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from pipedec_jax.analysis.cost import Costs, byte_costs, layer_bytes, speedup_fi
 from pipedec_jax.analysis.hit_curve import HitCurve, Setting, lines_at, read_hit_curve, ticks_at
 from pipedec_jax.analysis.links import Link, all_reduce_seconds, exchange_seconds, hop_seconds
 from pipedec_jax.analysis.plan_alternatives import pass_seconds, split_draft_step
-from pipedec_jax.analysis.prediction import Device, Problem, roofline_costs, useful_stages
+from pipedec_jax.analysis.prediction import Device, Problem, cache_costs, roofline_costs, useful_stages
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import parameter_count
@@ -46,6 +47,7 @@ def geometry(name: str) -> LlamaConfig:
     return LlamaConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text())["model"])
 
 
+@functools.cache
 def curve() -> HitCurve:
     return read_hit_curve(json.loads((CONFIGS / "demo_hit_curve.json").read_text()))
 
@@ -296,22 +298,37 @@ def test_so_are_those_of_ppsd(stages, share, ticks, ratio):
 
 def test_a_roofline_is_the_slower_of_reading_and_multiplying():
     device = Device(bandwidth=1000.0, operations=4000.0)
-    costs = roofline_costs(TINY, None, device, item_bytes=2, slots=10, rows=[1, 64])
-    weights, cache = layer_bytes(TINY, 2), 2 * 10 * 4 * 2
-    assert costs.layer[1] == pytest.approx((weights + cache) / 1000)
-    assert costs.layer[64] == pytest.approx(2 * 64 * weights / 2 / 4000 + 4 * 64 * 8 * 10 / 4000)
+    costs = roofline_costs(TINY, None, device, item_bytes=2, rows=[1, 64])
+    weights = layer_bytes(TINY, 2)
+    assert costs.layer[1] == pytest.approx(weights / 1000)
+    assert costs.layer[64] == pytest.approx(2 * 64 * weights / 2 / 4000)
     assert costs.head[1] == pytest.approx(1600 / 1000)
     assert costs.draft == {1: 0.0, 64: 0.0}
     assert prediction.rows_cost(costs.layer, 128) == pytest.approx(2 * costs.layer[64])
     assert prediction.rows_cost(3.0, 128) == 3.0
 
 
-def test_the_engine_reads_a_cache_with_place_for_the_tree():
-    # Four stages and a batch of four, and the root; STPP's tree of 13, twice, and the root.
-    lines = problem().curve
-    assert prediction.most_slots(HitCurve({}, {}), 4, 240) == 256
-    assert prediction.most_slots(lines, 4, 229) == 256
-    assert prediction.most_slots(lines, 4, 230) == 512
+def test_the_engine_reads_a_cache_with_place_for_the_tree_and_others_one_of_the_context():
+    device = Device(bandwidth=1.0, operations=1e30)
+    per_slot = cache_costs(TINY, problem().draft, device, item_bytes=2, rows=[1, 64])
+    assert per_slot.layer == {1: 16, 64: 16}  # keys and values of 2 heads of 2
+    assert per_slot.draft == {1: 16, 64: 16}
+    busy = Device(bandwidth=1e30, operations=1.0)
+    assert cache_costs(TINY, None, busy, item_bytes=2, rows=[64]).layer == {1: 4 * 8, 64: 4 * 64 * 8}
+    wide = dataclasses.replace(TINY, context=999)
+    given = {"target": wide, "draft": dataclasses.replace(wide, layers=1), "context": 240}
+    base, held = (
+        {(x.method, x.stages): x for x in plan.engine_predictions(problem(**given, per_slot=cache))}
+        for cache in (None, per_slot)
+    )
+    # PP has place for 240 tokens in 256 slots, a pipe of five batches of four does not.
+    assert held["pp", 5].seconds - base["pp", 5].seconds == pytest.approx(8 * 16 * 256)
+    more = held["pipedec", 4].tick_seconds - base["pipedec", 4].tick_seconds
+    assert more == pytest.approx(2 * 16 * 512)
+    slots = held["pipedec", 4].memory["target cache"] / held["pp", 5].memory["target cache"]
+    assert slots == 2
+    others = [pass_seconds(problem(**given, per_slot=cache), 1, 1) for cache in (None, per_slot)]
+    assert others[1] - others[0] == pytest.approx(8 * 16 * 240)
 
 
 def test_stages_that_shorten_nothing_are_not_tried():
@@ -332,10 +349,12 @@ def test_the_needed_hit_rate_gives_the_time_asked_for():
 
 def llama(**changes) -> Problem:
     target, draft, lines = geometry("llama-3.1-70b"), geometry("llama-3.2-1b"), curve()
-    costs = roofline_costs(
-        target, draft, Device(2.8e12, 8e14), item_bytes=2, slots=4096, rows=prediction.rows_needed(lines)
+    costs, per_slot = (
+        part(target, draft, Device(2.8e12, 8e14), item_bytes=2, rows=prediction.rows_needed(lines))
+        for part in (roofline_costs, cache_costs)
     )
-    values = {"target": target, "draft": draft, "costs": costs, "curve": lines, "devices": 9, "context": 4096}
+    values = {"target": target, "draft": draft, "costs": costs, "per_slot": per_slot, "curve": lines}
+    values |= {"devices": 9, "context": 4096}
     return problem(**{**values, "memory": 80e9, **changes})
 
 
