@@ -6,8 +6,10 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import plan as script
@@ -58,9 +60,10 @@ LEVELS = Setting("pipedec", "model", width=4, children=2, draft_steps=1)
 TREE = Setting("stpp", "model", width=4, children=2, draft_steps=3)
 
 
-def problem(**changes) -> Problem:
+def problem(**changes: Any) -> Problem:
     lines = {LEVELS: {4: 1.6, 8: 2.4}, TREE: {4: 1.25, 8: 2.25}}
-    values = {"target": TINY, "draft": dataclasses.replace(TINY, layers=1), "link": FREE, "devices": 5, "context": 40}
+    values: dict[str, Any] = {"target": TINY, "draft": dataclasses.replace(TINY, layers=1), "link": FREE}
+    values |= {"devices": 5, "context": 40}
     values |= {"costs": Costs(layer=10.0, head=6.0, draft=3.0), "curve": HitCurve(lines, {0.25: 0.8})}
     return Problem(**{**values, **changes})
 
@@ -132,8 +135,8 @@ def test_the_shipped_curve_is_what_the_results_say():
     tables = [(ROOT / "scripts" / "results" / name).read_text() for name in ("schedules.md", "exits.md")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for text in tables for line in text.splitlines()]
     found = curve()
-    numbers = [row for row in rows if len(row) == 12 and row[0].isdigit()]
-    assert sum(map(len, found.lines.values())) == len(numbers) == 80
+    numbers = [row for row in rows if len(row) == 12 and row[0].isdigit() and not row[2].endswith("free")]
+    assert sum(map(len, found.lines.values())) == len(numbers) == 108
     for stages, width, method, drafter, children, steps, ticks, *_ in numbers:
         setting = Setting(method, drafter, int(width), int(children), int(steps))
         assert found.lines[setting][int(stages)] == float(ticks)
@@ -255,33 +258,40 @@ def test_ppsd_follows_its_closed_form():
 def test_tensor_parallel_by_hand():
     link = Link(bandwidth=1e30, latency=1)
     given = problem(link=link)
+    draft = given.draft
+    assert draft is not None
     share = device_memory.tensor_share(TINY, 2)
     sums = 2 * 8 * 1  # two a layer, each a message's latency between two devices
     assert pass_seconds(given, 1, 1) == 86
     assert pass_seconds(given, 1, 2) == pytest.approx(80 * share + sums + 3 + 1)
     assert pass_seconds(given, 2, 2) == pytest.approx(80 * share + sums + 1 + 6 / 4 + 1)
-    assert split_draft_step(given, given.draft, 2, 1) == 3  # 1.5 and two sums are more than 3
-    assert split_draft_step(dataclasses.replace(given, link=FREE), given.draft, 2, 1) == 1.5
+    assert split_draft_step(given, draft, 2, 1) == 3  # 1.5 and two sums are more than 3
+    assert split_draft_step(dataclasses.replace(given, link=FREE), draft, 2, 1) == 1.5
 
 
 def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
-    """With bytes for times and free links, PP's time over a method's is the one simulated tick by tick."""
+    """With bytes for times and free links, PP's time over a method's is the one simulated tick by tick.
+
+    But for the LM head, which is predicted for every tick and read only in those that a batch leaves: up to 2 % less.
+    """
     target, draft = geometry("demo_target"), geometry("demo_draft")
     text = (ROOT / "scripts" / "results" / "schedules.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     modeled = {
         (method, drafter, *map(int, (stages, width, children, steps))): float(ratio)
         for stages, width, method, drafter, children, steps, *_, ratio in (row for row in rows if len(row) == 12)
-        if stages.isdigit()
+        if stages.isdigit() and not method.endswith("free")
     }
     values = {"target": target, "draft": draft, "costs": byte_costs(target, draft, 4), "curve": curve()}
     for stages in (4, 8, 16):
         given = problem(**values, devices=stages + 1, context=512, dtype="float32")
         baseline = pass_seconds(given, stages, 1)
         for found in plan.engine_predictions(given):
-            key = (found.method, found.drafter, stages, found.width, found.children, found.draft_steps)
+            key: tuple[Any, ...] = (found.method, found.drafter, stages, found.width, found.children)
+            key += (found.draft_steps,)
             if found.stages == stages and key in modeled:
-                assert baseline / found.seconds == pytest.approx(modeled.pop(key), rel=0.01), key
+                ratio = baseline / found.seconds / modeled.pop(key)
+                assert 0.98 < ratio < 1.005, key
     assert not modeled
 
 
@@ -300,6 +310,8 @@ def test_a_roofline_is_the_slower_of_reading_and_multiplying():
     device = Device(bandwidth=1000.0, operations=4000.0)
     costs = roofline_costs(TINY, None, device, item_bytes=2, rows=[1, 64])
     weights = layer_bytes(TINY, 2)
+    assert isinstance(costs.layer, dict)
+    assert isinstance(costs.head, dict)
     assert costs.layer[1] == pytest.approx(weights / 1000)
     assert costs.layer[64] == pytest.approx(2 * 64 * weights / 2 / 4000)
     assert costs.head[1] == pytest.approx(1600 / 1000)
@@ -316,15 +328,16 @@ def test_the_engine_reads_a_cache_with_place_for_the_tree_and_others_one_of_the_
     busy = Device(bandwidth=1e30, operations=1.0)
     assert cache_costs(TINY, None, busy, item_bytes=2, rows=[64]).layer == {1: 4 * 8, 64: 4 * 64 * 8}
     wide = dataclasses.replace(TINY, context=999)
-    given = {"target": wide, "draft": dataclasses.replace(wide, layers=1), "context": 240}
+    given: dict[str, Any] = {"target": wide, "draft": dataclasses.replace(wide, layers=1), "context": 240}
     base, held = (
         {(x.method, x.stages): x for x in plan.engine_predictions(problem(**given, per_slot=cache))}
         for cache in (None, per_slot)
     )
     # PP has place for 240 tokens in 256 slots, a pipe of five batches of four does not.
     assert held["pp", 5].seconds - base["pp", 5].seconds == pytest.approx(8 * 16 * 256)
-    more = held["pipedec", 4].tick_seconds - base["pipedec", 4].tick_seconds
-    assert more == pytest.approx(2 * 16 * 512)
+    ticks = [found["pipedec", 4].tick_seconds for found in (base, held)]
+    assert None not in ticks
+    assert np.diff(np.array(ticks, float)) == pytest.approx(2 * 16 * 512)
     slots = held["pipedec", 4].memory["target cache"] / held["pp", 5].memory["target cache"]
     assert slots == 2
     others = [pass_seconds(problem(**given, per_slot=cache), 1, 1) for cache in (None, per_slot)]
@@ -339,21 +352,23 @@ def test_stages_that_shorten_nothing_are_not_tried():
 def test_the_needed_hit_rate_gives_the_time_asked_for():
     found = next(x for x in plan.engine_predictions(problem()) if x.method == "pipedec" and x.stages == 4)
     rate = plan.needed_hit_rate(found, 40.0)
+    assert rate is not None
+    assert found.tick_seconds is not None
     assert found.tick_seconds * 4 / speedup_filled_pipe(rate, 4) == pytest.approx(40)
-    assert plan.needed_hit_rate(found, 1.0) > 1
+    assert (plan.needed_hit_rate(found, 1.0) or 0) > 1
     assert plan.needed_hit_rate(found, 1000.0) == 0
 
 
 # Choosing.
 
 
-def llama(**changes) -> Problem:
+def llama(**changes: Any) -> Problem:
     target, draft, lines = geometry("llama-3.1-70b"), geometry("llama-3.2-1b"), curve()
     costs, per_slot = (
         part(target, draft, Device(2.8e12, 8e14), item_bytes=2, rows=prediction.rows_needed(lines))
         for part in (roofline_costs, cache_costs)
     )
-    values = {"target": target, "draft": draft, "costs": costs, "per_slot": per_slot, "curve": lines}
+    values: dict[str, Any] = {"target": target, "draft": draft, "costs": costs, "per_slot": per_slot, "curve": lines}
     values |= {"devices": 9, "context": 4096}
     return problem(**{**values, "memory": 80e9, **changes})
 
@@ -363,24 +378,32 @@ def test_tensor_parallel_wins_on_fast_links_and_the_pipeline_on_slow_ones():
     tensor = next(found for found in fast.alternatives if found.method == "tensor")
     assert tensor.tensor == 8
     assert tensor.seconds < min(found.seconds for found in fast.methods if found.method in ("pp", "ppsd"))
+    assert fast.best_alternative is not None
+    assert fast.chosen is not None
     assert fast.best_alternative.method == "tensor, static tree"
     assert fast.best_alternative.seconds < fast.chosen.seconds
     slow = plan.make_plan(llama(link=Link(bandwidth=1.25e9, latency=1e-4)))
+    assert slow.chosen is not None
+    assert slow.best_alternative is not None
     assert slow.chosen.seconds < slow.best_alternative.seconds
     assert slow.chosen.method in ("pipedec", "best-first")
     # Plain stages hand on one row seven times, tensor parallel sums 160 times a token.
     slower = plan.make_plan(llama(link=Link(bandwidth=1.25e9, latency=5e-4)))
     seconds = {found.method: found.seconds for found in slower.alternatives}
     assert seconds["plain stages"] < min(seconds["stages x tensor"], seconds["tensor"])
+    assert slower.chosen is not None
+    assert slower.best_alternative is not None
     assert slower.chosen.seconds < slower.best_alternative.seconds
 
 
 def test_what_does_not_fit_is_not_chosen():
     small = plan.make_plan(llama(link=FREE, memory=30e9))
-    assert all(found.bytes <= 30e9 for found in (small.chosen, small.best_alternative))
+    assert all(found and found.bytes <= 30e9 for found in (small.chosen, small.best_alternative))
     one = next(found for found in small.alternatives if found.method == "one device")
     assert (one.fits, one.bytes) == (False, pytest.approx(2 * 70.55e9 + 4096 * 80 * 4096, rel=1e-3))
-    assert plan.make_plan(llama(link=FREE, memory=None)).chosen.fits is None
+    unknown = plan.make_plan(llama(link=FREE, memory=None)).chosen
+    assert unknown is not None
+    assert unknown.fits is None
     none = plan.make_plan(llama(link=FREE, memory=1e9))
     assert (none.chosen, none.best_alternative, none.needed_hit_rate) == (None, None, None)
 
