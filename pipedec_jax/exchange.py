@@ -1,4 +1,4 @@
-"""The small broadcasts of a tick: sums and gathers over the ranks, whole pytrees packed into one collective each.
+"""The small broadcasts of a tick: sums and gathers over all devices, whole pytrees packed into one collective each.
 
 A collective's cost on small arrays is its latency, so everything that is ready at the same point of a tick travels
 together. Call these only at the top level of a tick: a collective in a branch that some ranks skip hangs.
@@ -15,25 +15,39 @@ from jax import lax
 
 AXIS = "stage"
 """Name of the mesh axis over which stages and drafters are spread."""
+TENSOR = "tensor"
+"""Name of the mesh axis over which the layers of a stage are split."""
+AXES = (AXIS, TENSOR)
+"""All devices, those of a stage one after the other."""
 
 
 def vary(tree: Any) -> Any:
-    """Type a pytree as differing between ranks, as branches that depend on the rank need (jax issue 40823).
+    """Type a pytree as differing between devices, as branches that depend on the rank need (jax issue 40823).
 
     A select between a value and itself does it in every supported JAX version (`lax.pcast` refuses what varies
     already, and how to ask has changed); XLA removes it.
     """
-    here = lax.axis_index(AXIS) >= 0
+    here = lax.axis_index(AXES) >= 0
     return jax.tree.map(lambda x: jnp.where(here, x, x), tree)
 
 
-def sum_over_ranks(tree: Any) -> Any:
-    """Sum every leaf over the ranks: one collective per dtype. With one nonzero contribution it is a broadcast."""
+def leads() -> jax.Array:
+    """Whether this device is the first of its stage's: what all of them know alike, it says."""
+    return lax.axis_index(TENSOR) == 0
+
+
+def sum_over_parts(x: jax.Array) -> jax.Array:
+    """Sum over the devices of a stage. A branch that depends on the stage alone may hold it: all of them take it."""
+    return lax.psum(x, TENSOR)
+
+
+def sum_over_devices(tree: Any) -> Any:
+    """Sum every leaf over all devices: one collective per dtype. With one nonzero contribution it is a broadcast."""
     leaves, structure = jax.tree.flatten(tree)
     summed: list[Any] = list(leaves)
     for dtype in sorted({str(leaf.dtype) for leaf in leaves}):
         members = [i for i, leaf in enumerate(leaves) if str(leaf.dtype) == dtype]
-        flat = lax.psum(jnp.concatenate([vary(leaves[i]).ravel() for i in members]), AXIS)
+        flat = lax.psum(jnp.concatenate([vary(leaves[i]).ravel() for i in members]), AXES)
         start = 0
         for i in members:
             summed[i] = flat[start : start + leaves[i].size].reshape(leaves[i].shape)
@@ -42,17 +56,17 @@ def sum_over_ranks(tree: Any) -> Any:
 
 
 def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
-    """Pytrees that one rank each knows, to all ranks: one collective for them together, exact to the bit.
+    """Pytrees that one device each knows, to all: one collective for them together, exact to the bit.
 
     Args:
-        parts: each a pytree and whether this rank is the one that knows it.
+        parts: each a pytree and whether this device is the one that knows it.
     """
     leaves, structure = jax.tree.flatten([tree for tree, _ in parts])
     known = [knows for tree, knows in parts for _ in jax.tree.leaves(tree)]
     if not leaves:
         return [tree for tree, _ in parts]
     words = [jnp.where(knows, _to_words(leaf), 0) for leaf, knows in zip(leaves, known, strict=True)]
-    everyone = lax.psum(jnp.concatenate([vary(word).ravel() for word in words]), AXIS)
+    everyone = lax.psum(jnp.concatenate([vary(word).ravel() for word in words]), AXES)
     received, start = [], 0
     for leaf, word in zip(leaves, words, strict=True):
         received.append(_from_words(everyone[start : start + word.size].reshape(word.shape), leaf.dtype))
@@ -60,8 +74,8 @@ def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
     return jax.tree.unflatten(structure, received)
 
 
-def gather_over_ranks(tree: Any, ranks: int) -> Any:
-    """Every rank's leaves, stacked in front `[R, ...]` and known to all: one collective, exact to the bit.
+def gather_over_devices(tree: Any) -> Any:
+    """Every device's leaves, stacked in front `[devices, ...]` and known to all: one collective, exact to the bit.
 
     The leaves (bool, int32 or floats) travel as the int32 words they are made of.
     """
@@ -70,11 +84,12 @@ def gather_over_ranks(tree: Any, ranks: int) -> Any:
         return tree
     words = [_to_words(leaf) for leaf in leaves]
     mine = vary(jnp.concatenate([word.ravel() for word in words]))
-    place = (jnp.arange(ranks, dtype=jnp.int32) == lax.axis_index(AXIS))[:, None]
-    everyone = lax.psum(jnp.where(place, mine[None, :], 0), AXIS)
+    devices = lax.axis_size(AXES)
+    place = (jnp.arange(devices, dtype=jnp.int32) == lax.axis_index(AXES))[:, None]
+    everyone = lax.psum(jnp.where(place, mine[None, :], 0), AXES)
     gathered, start = [], 0
     for leaf, word in zip(leaves, words, strict=True):
-        part = everyone[:, start : start + word.size].reshape(ranks, *word.shape)
+        part = everyone[:, start : start + word.size].reshape(devices, *word.shape)
         gathered.append(_from_words(part, leaf.dtype))
         start += word.size
     return jax.tree.unflatten(structure, gathered)

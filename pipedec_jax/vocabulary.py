@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.exchange import AXIS, gather_over_ranks
+from pipedec_jax.exchange import AXES, gather_over_devices
 from pipedec_jax.model import llama
 from pipedec_jax.sampling import SamplingArrays, SamplingMode, gumbel_noise, keep, scale
 
@@ -24,7 +24,7 @@ def shard_size(vocab_size: int, ranks: int) -> int:
 
 def embed_part(shard: jax.Array, token_W: jax.Array) -> jax.Array:
     """This rank's part `[W, D]` of the embeddings: rows of tokens it holds, zeros elsewhere; sum over the ranks."""
-    local = token_W - lax.axis_index(AXIS) * shard.shape[0]
+    local = token_W - lax.axis_index(AXES) * shard.shape[0]
     mine = (local >= 0) & (local < shard.shape[0])
     return jnp.where(mine[:, None], shard[jnp.where(mine, local, 0)], jnp.zeros((), shard.dtype))
 
@@ -38,7 +38,7 @@ def head_part(
     """
     with jax.named_scope("head"):
         logit = llama.logits(config, final_norm, shard, hidden_WD)
-    token = lax.axis_index(AXIS) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)
+    token = lax.axis_index(AXES) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)
     logit = jnp.where(jnp.isfinite(logit), logit, jnp.asarray(jnp.nan, logit.dtype))
     return jnp.where(token < vocab_size, logit, jnp.asarray(-jnp.inf, logit.dtype))
 
@@ -80,7 +80,7 @@ def choice_part(
     pick = token[:, None]
     return ChoicePart(
         best=jnp.take_along_axis(score, pick, axis=-1)[:, 0],
-        token=token + lax.axis_index(AXIS) * logit_WVr.shape[-1],
+        token=token + lax.axis_index(AXES) * logit_WVr.shape[-1],
         logit=jnp.take_along_axis(logit_WVr, pick, axis=-1)[:, 0],
         total=jax.nn.logsumexp(logit_WVr, axis=-1),
     )
@@ -89,17 +89,16 @@ def choice_part(
 def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int) -> jax.Array:
     """This rank's slice of the filters' mask, which needs all logits: the one thing that is gathered whole."""
     W, Vr = scaled_WVr.shape
-    ranks = lax.axis_size(AXIS)
-    whole = gather_over_ranks(scaled_WVr, ranks)
-    whole = jnp.moveaxis(whole, 0, 1).reshape(W, ranks * Vr)[:, :vocab_size]
+    whole = gather_over_devices(scaled_WVr)
+    whole = jnp.moveaxis(whole, 0, 1).reshape(W, -1)[:, :vocab_size]
     return _my_columns(keep(sampling, whole), Vr)
 
 
 def _my_columns(whole_WV: jax.Array, size: int) -> jax.Array:
     """This rank's `size` columns of an array over the vocabulary, zeros past its end."""
-    missing = lax.axis_size(AXIS) * size - whole_WV.shape[-1]
+    missing = lax.axis_size(AXES) * size - whole_WV.shape[-1]
     whole_WV = jnp.pad(whole_WV, ((0, 0), (0, missing))) if missing > 0 else whole_WV
-    return lax.dynamic_slice_in_dim(whole_WV, lax.axis_index(AXIS) * size, size, axis=1)
+    return lax.dynamic_slice_in_dim(whole_WV, lax.axis_index(AXES) * size, size, axis=1)
 
 
 def choose(parts: ChoicePart) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import PartitionSpec as P
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pipedec_jax.exchange import AXIS, gather_over_ranks
+from pipedec_jax.exchange import AXES, gather_over_devices
 from pipedec_jax.pipeline import placement
 from pipedec_jax.sampling import Sampling, SamplingArrays, SamplingMode, gumbel_noise, keep, scale
 from pipedec_jax.vocabulary import choice_part, choose, noise_part, shard_size
@@ -110,12 +110,12 @@ def sharded_choice(rows: int, vocab: int, ranks: int, mode: SamplingMode) -> Any
     size = shard_size(rows, ranks)
 
     def run(sampling: SamplingArrays, logit_WVr: jax.Array, position_W: jax.Array) -> tuple[jax.Array, jax.Array]:
-        token = jax.lax.axis_index(AXIS) * size + jnp.arange(size, dtype=jnp.int32)
+        token = jax.lax.axis_index(AXES) * size + jnp.arange(size, dtype=jnp.int32)
         logit_WVr = jnp.where((token < vocab)[None, :], logit_WVr, -jnp.inf)
         noise = noise_part(mode, sampling, logit_WVr, position_W, vocab)
-        return choose(gather_over_ranks(choice_part(mode, sampling, logit_WVr, noise, vocab), ranks))
+        return choose(gather_over_devices(choice_part(mode, sampling, logit_WVr, noise, vocab)))
 
-    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P(), P(None, AXIS), P()), out_specs=P()))
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P(), P(None, AXES), P()), out_specs=P()))
 
 
 SHARDS = [(17, 17, 1), (17, 17, 2), (23, 17, 3), (17, 17, 5), (20, 19, 7), (5, 3, 9), (101, 101, 17), (2, 1, 4)]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipedec_jax import tree
-from pipedec_jax.exchange import AXIS
+from pipedec_jax.exchange import AXES
+from pipedec_jax.pipeline.placement import make_mesh
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.tick_costs import Curve, over_live_rows
 
@@ -37,8 +38,8 @@ def test_live_rows_alone_are_computed_in_the_least_size_that_holds_them(sizes: t
         return over_live_rows(sizes, live, run, jnp.zeros(1, jnp.int32), rows)
 
     spec = jax.sharding.PartitionSpec
-    mesh = jax.make_mesh((1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
-    program = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(spec(), spec()), out_specs=spec(AXIS)))
+    mesh = make_mesh(1)
+    program = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(spec(), spec()), out_specs=spec(AXES)))
     rows = np.arange(1, W + 1, dtype=np.int32)
     for bits in range(2**W):
         live = np.asarray([bits >> i & 1 for i in range(W)], bool)

@@ -19,6 +19,7 @@ from typing import Any
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import fixed_dtype, layer_shapes
+from pipedec_jax.model.tensor_parallel import tensor_share
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.tick_costs import Curve, TickCosts
 
@@ -76,6 +77,24 @@ def byte_costs(
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
         exit_head=item_bytes * sum(step_weights(head, target).values()) if head else 0.0,
     )
+
+
+def split_over(costs: Costs, target: LlamaConfig, parts: int) -> Costs:
+    """Costs where each stage of the target is split over so many devices; their sums over the devices are left out.
+
+    Raises:
+        ValueError: when layers cannot be split so.
+    """
+    if parts == 1:
+        return costs
+
+    def times(cost: ByRows, factor: float) -> ByRows:
+        if not isinstance(cost, Mapping):
+            return factor * cost
+        return {rows: factor * value for rows, value in cost.items()}
+
+    layer, head = times(costs.layer, tensor_share(target, parts)), times(costs.head, 1 / parts)
+    return dataclasses.replace(costs, layer=layer, head=head)
 
 
 def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:

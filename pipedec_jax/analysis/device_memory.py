@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes, step_weights
-from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.model.tensor_parallel import part_config
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, make_split
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.vocabulary import shard_size
@@ -58,7 +58,8 @@ def engine_bytes(
     item = jnp.dtype(settings.dtype).itemsize
     longest = make_split(settings, target, head).longest
     slots = cache_slots(settings, context)
-    ranks = settings.stages + (draft is not None)
+    part = part_config(target, settings.tensor_parallel)
+    devices = (settings.stages + (draft is not None)) * settings.tensor_parallel
     if draft is not None:
         drafter = draft_bytes(draft, slots, item)
     elif head is not None:
@@ -66,9 +67,9 @@ def engine_bytes(
     else:
         drafter = {"draft layers": 0, "draft embedding and head": 0, "draft cache": 0}
     return {
-        "target layers": longest * layer_bytes(target, item),
-        "embedding and head": _vocabulary_bytes(target, ranks, item),
-        "target cache": longest * cache_bytes(target, slots, item),
+        "target layers": longest * layer_bytes(part, item),
+        "embedding and head": _vocabulary_bytes(target, devices, item),
+        "target cache": longest * cache_bytes(part, slots, item),
         **drafter,
     }
 
@@ -89,36 +90,6 @@ def _vocabulary_bytes(config: LlamaConfig, ranks: int, item_bytes: int) -> int:
     """Embedding and head, sliced over the ranks."""
     part = dataclasses.replace(config, vocab_size=shard_size(config.vocab_size, ranks))
     return (1 if config.tied_embeddings else 2) * head_bytes(part, item_bytes)
-
-
-def tensor_share(config: LlamaConfig, parts: int) -> float:
-    """What a device has to read of a layer that is split over `parts` devices by heads and by feed-forward width.
-
-    Keys and values are split over no more devices than there are KV heads, and norms are not split.
-
-    Raises:
-        ValueError: when the layer cannot be split so.
-    """
-    if not divides(config, parts):
-        raise ValueError(
-            f"{config.heads} heads, {config.kv_heads} KV heads and a feed-forward width of {config.feed_forward} "
-            f"cannot be split over {parts} devices"
-        )
-    whole = part = 0.0
-    for name, shape in layer_shapes(dataclasses.replace(config, int8=False)).items():
-        size = math.prod(shape)
-        whole += size
-        if name in ("key", "value"):
-            part += size / min(parts, config.kv_heads)
-        else:
-            part += size if name.endswith("norm") else size / parts
-    return part / whole
-
-
-def divides(config: LlamaConfig, parts: int) -> bool:
-    """Whether a layer can be split over so many devices."""
-    groups = config.kv_heads % parts == 0 or parts % config.kv_heads == 0
-    return config.heads % parts == 0 and config.feed_forward % parts == 0 and groups
 
 
 def tensor_bytes(

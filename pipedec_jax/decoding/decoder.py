@@ -53,7 +53,9 @@ class Decoder:
         method: `best-first`, `pipedec` as published, `stpp` for one static tree at a time, `pp` for plain pipeline
             parallelism, `ppsd` for guesses from the target's own early exit, or `eesd` for the same drafted first and
             verified then. The tokens are the same.
-        stages: devices that the target's layers are spread over; the draft takes one more.
+        stages: stages that the target's layers are spread over; the draft takes one more.
+        tensor_parallel: devices that each stage is split over, by heads, feed-forward width and vocabulary; the draft
+            is whole on each of its own.
         width: most guesses that a tick sends into the pipe; by default 16, and 1 for `ppsd` (the paper's chain) and
             `eesd`.
         children: most guesses of the draft after each token; beside a draft, look-up adds a few. By default as `width`.
@@ -95,6 +97,7 @@ class Decoder:
         *,
         method: str = "best-first",
         stages: int = 4,
+        tensor_parallel: int = 1,
         width: int | None = None,
         children: int | None = None,
         draft_steps: int | None = None,
@@ -124,6 +127,7 @@ class Decoder:
         settings = EngineSettings(
             method=method,
             stages=stages,
+            tensor_parallel=tensor_parallel,
             width=(1 if chain else 16) if width is None else width,
             children=(1 if chain else 16) if children is None else children,
             draft_steps=1 if draft_steps is None else draft_steps,
@@ -154,8 +158,8 @@ class Decoder:
         guesser = make_drafter(
             settings, draft.config if draft else None, drafter, target.vocab_size, target.config, head
         )
-        ranks = stages + guesser.ranks
-        self.devices = pick_devices(ranks) if devices is None else _check_devices(devices, ranks)
+        count = (stages + guesser.ranks) * tensor_parallel
+        self.devices = pick_devices(count) if devices is None else _check_devices(devices, count)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
         if calibration is None:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
@@ -163,6 +167,7 @@ class Decoder:
             self._costs = cost.calibrated_costs(calibration)
             if head is not None and not self._costs.exit_head:
                 raise ValueError("the calibration lacks exit_head: the seconds of a step of the exit head")
+        self._costs = cost.split_over(self._costs, target.config, tensor_parallel)
         layers, width = target.config.layers, settings.width
         if draft_steps is None and method == "best-first" and exit_layer is None:
             steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)

@@ -23,7 +23,7 @@ from jax import lax
 
 from pipedec_jax import soundness, vocabulary
 from pipedec_jax.cache import chunk_rows
-from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
 from pipedec_jax.pipeline.prefill import Request
 from pipedec_jax.pipeline.stage import Target, TargetParams, run_head, run_stage_where
@@ -212,7 +212,7 @@ def compute(
     W, T = pipe.width, request.prompt.shape[0]
     rank = lax.axis_index(AXIS)
     token = state.fed.at[state.start[0] + jnp.arange(W, dtype=jnp.int32)].get(mode="clip")
-    embedded = sum_over_ranks(vocabulary.embed_part(params.embedding, token))
+    embedded = sum_over_devices(vocabulary.embed_part(params.embedding, token))
     x = jnp.where(rank == 0, embedded, local.x)
     start, count = state.start[rank], state.count[rank]
 
@@ -220,12 +220,12 @@ def compute(
     cache, x = run_stage_where(count > 0, target, params, local.cache, rows, x)
     row = jnp.arange(W, dtype=jnp.int32)
     found = soundness.to_bits(soundness.not_finite(x, row < count), rank, pipe.stages)
-    hidden, found = broadcast([(x, rank == pipe.stages - 1), (found, rank >= 0)])
+    hidden, found = broadcast([(x, leads() & (rank == pipe.stages - 1)), (found, leads())])
     shift = [(k, k + 1) for k in range(pipe.stages - 1)]
     local = local.replace(x=lax.ppermute(x, AXIS, shift) if shift else x, cache=cache)
     after, live = state.start[-1] + 1 + row, row < state.count[-1]
     part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, (W,))
-    choice, log_prob = vocabulary.choose(gather_over_ranks(part, pipe.stages))
+    choice, log_prob = vocabulary.choose(gather_over_devices(part))
     return choice, log_prob, soundness.from_bits(found, pipe.stages), local
 
 

@@ -168,11 +168,11 @@ class ModelProgram:
 
     def _new_local(self, capacity: int) -> Local:
         if self.target is None:
-            return Local(x=placement.per_rank(self.mesh, (1, 1), np.float32, _zeros((1, 1))), cache=(), drafter=())
+            return Local(x=placement.per_device(self.mesh, (1, 1), np.float32, _zeros((1, 1))), cache=(), drafter=())
         config, split = self.target.config, self.target.split
         shape = (self.width, config.width)
         return Local(
-            x=placement.per_rank(self.mesh, shape, self.dtype, _zeros(shape)),
+            x=placement.per_device(self.mesh, shape, self.dtype, _zeros(shape)),
             cache=placement.place_caches(self.mesh, config, split.longest, capacity, self.dtype),
             drafter=(),
         )

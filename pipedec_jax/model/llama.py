@@ -129,20 +129,28 @@ def from_heads(x: jax.Array, weight_HAD: jax.Array, scale_D: jax.Array | None = 
 
 
 def forward_layer(
-    config: LlamaConfig, layer: Parameters, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
+    config: LlamaConfig,
+    layer: Parameters,
+    x: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    attend: Attend,
+    total: Callable[[jax.Array], jax.Array] = lambda part: part,
 ) -> tuple[jax.Array, Any]:
-    """One decoder layer over `x [..., W, D]`; returns the new `x` and whatever cache `attend` returned."""
+    """One decoder layer over `x [..., W, D]`; returns the new `x` and whatever cache `attend` returned.
+
+    Where the layer is split over devices, each has its heads and columns, and `total` sums `[..., W, D]` over them.
+    """
     with jax.named_scope("attention"):
         y = rms_norm(x, layer["attention_norm"], config.norm_eps)
         query = rotate(to_heads(y, *_matrix(layer, "query")), rope)
         key = rotate(to_heads(y, *_matrix(layer, "key")), rope)
         mixed, cache = attend(query, key, to_heads(y, *_matrix(layer, "value")))
-        x = x + from_heads(mixed, *_matrix(layer, "output"))
+        x = x + total(from_heads(mixed, *_matrix(layer, "output")))
     with jax.named_scope("feed_forward"):
         y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
         gate = project(y, *_matrix(layer, "gate"))
         up = project(y, *_matrix(layer, "up"))
-        x = x + project(jax.nn.silu(gate) * up, *_matrix(layer, "down"))
+        x = x + total(project(jax.nn.silu(gate) * up, *_matrix(layer, "down")))
     return x, cache
 
 

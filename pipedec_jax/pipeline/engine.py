@@ -152,12 +152,14 @@ class Engine:
         check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter, head)
         split = make_split(settings, target.config, head)
         self.settings = settings
-        self.target = Target(config=target.config, split=split, vocab_size=vocab_size)
+        self.target = Target(target.config, split, vocab_size, parts=settings.tensor_parallel)
         self._drafter = make_drafter(
             settings, draft.config if draft else None, drafter, vocab_size, target.config, head
         )
         self._schedule = make_schedule(settings)
-        self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices)
+        self.mesh: Mesh = placement.make_mesh(
+            settings.stages + self._drafter.ranks, devices, settings.tensor_parallel
+        )
         self.compile_seconds = 0.0
         self._programs: dict[Any, _Programs] = {}
         self._prefills: dict[Any, Any] = {}
@@ -175,8 +177,8 @@ class Engine:
         self.weights = Weights(target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params)
 
     @property
-    def ranks(self) -> int:
-        """Devices in use: the target's stages, then the drafter's ranks."""
+    def devices(self) -> int:
+        """Devices in use: the target's stages, then the drafter's ranks, each of as many as a stage is split over."""
         return self.mesh.size
 
     def capacity_for(self, length: int) -> int:
@@ -259,7 +261,7 @@ class Engine:
         return jax.tree.map(functools.partial(placement.replicate, self.mesh), tree)
 
     def _take_local(self, capacity: int) -> Local:
-        """The ranks' own state; the caches of the last prompt serve again (what is stale in them is masked)."""
+        """The devices' own state; the caches of the last prompt serve again (what is stale in them is masked)."""
         held, self._local, self._shared = self._local, None, None
         if held is not None and held[0] == capacity:
             return held[1]
@@ -277,7 +279,7 @@ class Engine:
         )
         state = jax.jit(make)()
         return Local(
-            x=placement.per_rank(
+            x=placement.per_device(
                 self.mesh,
                 (self._schedule.width, config.width),
                 dtype,
@@ -305,7 +307,7 @@ class Engine:
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
 
         def lowered(function: Any, specs: tuple[Any, ...], *arguments: Any) -> Any:
-            # The ranks' own state is donated: caches are updated in place.
+            # The devices' own state is donated: caches are updated in place.
             donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
             spread = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN))
             return jax.jit(spread, donate_argnums=donated).lower(self.weights, *arguments)

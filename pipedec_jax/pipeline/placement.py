@@ -1,7 +1,7 @@
 """Weights and caches onto the mesh: each device gets its stage, its slice of the vocabulary and the draft's layers.
 
-A global array that differs between ranks is the ranks' local arrays one behind the other along the first axis, so
-that under `shard_map` a rank sees exactly its own array. Arrays are built shard by shard for the devices this process
+A global array that differs between devices is their local arrays one behind the other along the first axis, so that
+under `shard_map` a device sees exactly its own array. Arrays are built shard by shard for the devices this process
 can address; nothing here needs to see the others, and no more than one array at a time is on the host.
 """
 
@@ -21,69 +21,72 @@ from pipedec_jax.cache import LayerCache, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
-from pipedec_jax.exchange import AXIS
+from pipedec_jax.exchange import AXES, TENSOR
 from pipedec_jax.model.exit_head import ExitHead, vocabulary_part
 from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, layer_shapes
+from pipedec_jax.model.tensor_parallel import part_config, read_layer_part
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
 from pipedec_jax.vocabulary import shard_size
 
-OWN = P(AXIS)
-"""Sharding of arrays that every rank has its own of."""
+OWN = P(AXES)
+"""Sharding of arrays that every device has its own of."""
 SAME = P()
-"""Sharding of arrays that are the same on every rank."""
+"""Sharding of arrays that are the same on every device."""
 
 
 BLOCK_BYTES = 2**26
 """What is read of embedding or head at a time: they are the largest arrays, and are put together in their place."""
 
 
-def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `ranks` devices along the stage axis.
+def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None, parts: int = 1) -> Mesh:
+    """A mesh of `ranks` along the stage axis, each of `parts` devices, which follow each other.
 
     Raises:
         ValueError: when there are fewer devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if len(devices) < ranks:
+    count = ranks * parts
+    if len(devices) < count:
         raise ValueError(
-            f"this method needs {ranks} devices (stages, and a rank for the draft model) but there are {len(devices)}; "
+            f"this method needs {count} devices (stages, and a rank for the draft model) but there are {len(devices)}; "
             "use fewer stages, or on CPU set XLA_FLAGS=--xla_force_host_platform_device_count="
-            f"{ranks} before JAX starts"
+            f"{count} before JAX starts"
         )
-    return Mesh(np.asarray(devices[:ranks]), (AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.asarray(devices[:count]).reshape(ranks, parts), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicate(mesh: Mesh, value: Any) -> jax.Array:
-    """One array, the same on every rank."""
+    """One array, the same on every device."""
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, NamedSharding(mesh, SAME), lambda index: value[index])
 
 
-def per_rank(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int], np.ndarray]) -> jax.Array:
-    """An array that each rank has its own of: `make(rank)` gives the local array of that `shape`."""
+def per_device(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int], np.ndarray]) -> jax.Array:
+    """An array that each device has its own of: `make(index)` gives the local array of that `shape`."""
     whole = (shape[0] * mesh.size, *shape[1:])
 
     def shard(index: Any) -> np.ndarray:
-        rank = (index[0].start or 0) // shape[0]
-        return contiguous(make(rank)).astype(dtype, copy=False)
+        return contiguous(make((index[0].start or 0) // shape[0])).astype(dtype, copy=False)
 
     return jax.make_array_from_callback(whole, NamedSharding(mesh, OWN), shard)
 
 
 def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: Any) -> TargetParams:
     """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`; int8 stays."""
-    config = source.config
+    parts = mesh.shape[TENSOR]
+    config = part_config(source.config, parts)
 
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
         held = fixed_dtype(config, name) or dtype
 
-        def make(rank: int) -> np.ndarray:
+        def make(device: int) -> np.ndarray:
+            rank, part = divmod(device, parts)
             if rank < split.stages and index < split.count[rank]:
-                return source.read(f"layers/{split.first[rank] + index}/{name}")
+                return read_layer_part(source, split.first[rank] + index, name, parts, part)
             return np.zeros(shape, held)
 
-        return per_rank(mesh, shape, held, make)
+        return per_device(mesh, shape, held, make)
 
     layers = tuple(
         {name: stage_array(index, name, shape) for name, shape in layer_shapes(config).items()}
@@ -126,22 +129,22 @@ def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: 
 
 
 def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Embedding and head `[Vr, D]` per rank; the same array twice when they are tied."""
+    """Embedding and head `[Vr, D]` per device; the same array twice when they are tied."""
     config = source.config
     rows = shard_size(config.vocab_size, mesh.size)
     block = max(1, BLOCK_BYTES // (config.width * np.dtype(dtype).itemsize))
 
     def shards(read: Callable[[slice], np.ndarray]) -> jax.Array:
-        def make(rank: int) -> np.ndarray:
+        def make(device: int) -> np.ndarray:
             part = _aligned((rows, config.width), np.dtype(dtype))
-            first, end = (min(rank * rows + offset, config.vocab_size) for offset in (0, rows))
+            first, end = (min(device * rows + offset, config.vocab_size) for offset in (0, rows))
             for start in range(first, end, block):
                 stop = min(start + block, end)
                 part[start - first : stop - first] = contiguous(read(slice(start, stop))).astype(dtype, copy=False)
             part[end - first :] = 0
             return part
 
-        return per_rank(mesh, (rows, config.width), dtype, make)
+        return per_device(mesh, (rows, config.width), dtype, make)
 
     every = slice(None)
     embedding = shards(lambda rows: source.read("embedding", (rows, every)))
@@ -159,9 +162,10 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
     """Empty caches for `layers` layers of every rank, made on the devices."""
+    part = part_config(config, mesh.shape[TENSOR])
 
     def make() -> tuple[LayerCache, ...]:
-        return empty_layers(config, layers, capacity, dtype, copies=mesh.size)
+        return empty_layers(part, layers, capacity, dtype, copies=mesh.size)
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))()
 

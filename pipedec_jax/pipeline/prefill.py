@@ -15,7 +15,7 @@ from jax import lax
 
 from pipedec_jax import soundness, transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
-from pipedec_jax.exchange import AXIS, gather_over_ranks, sum_over_ranks, vary
+from pipedec_jax.exchange import AXIS, gather_over_devices, sum_over_devices, vary
 from pipedec_jax.pipeline.stage import run_stage_where
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays
@@ -74,7 +74,7 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
     def step(carry: tuple[jax.Array, jax.Array, jax.Array, Local]) -> tuple[jax.Array, jax.Array, jax.Array, Local]:
         count, bad, x, local = carry
         token = lax.dynamic_slice_in_dim(token_S, jnp.minimum(count * width, slots), width)
-        embedded = sum_over_ranks(vocabulary.embed_part(weights.target.embedding, token))
+        embedded = sum_over_devices(vocabulary.embed_part(weights.target.embedding, token))
         mine = count - rank  # the chunk that has reached this stage
         active = (mine >= 0) & (mine < chunks) & (rank < stages)
         x = jnp.where(rank == 0, embedded, x)
@@ -95,6 +95,6 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
     x = vary(jnp.zeros((width, target.config.width), local.x.dtype))
     bad = vary(jnp.zeros((), bool))
     _, bad, _, local = lax.while_loop(more, step, (jnp.zeros((), jnp.int32), bad, x, local))
-    bad_N = gather_over_ranks(bad, lax.axis_size(AXIS))[:stages]
+    bad_N = jnp.any(gather_over_devices(bad).reshape(-1, target.parts), axis=1)[:stages]
     spoiled = jnp.where(jnp.any(bad_N), jnp.argmax(bad_N).astype(jnp.int32) + 1, 0)
     return begin(system, request, spoiled), local

@@ -20,6 +20,7 @@ from pipedec_jax.drafters.model import ModelDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import layer_shapes
+from pipedec_jax.model.tensor_parallel import check_parts
 from pipedec_jax.pipeline.split import StageSplit, split_at_exit, split_layers
 from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
@@ -60,6 +61,8 @@ class EngineSettings:
     method: str = "pipedec"
     stages: int = 4
     """Stages of the target (N)."""
+    tensor_parallel: int = 1
+    """Devices over which each stage is split (T)."""
     width: int = 16
     """Most nodes of a tick's batch, or of a tree level of STPP (W); PP ignores it."""
     children: int = 8
@@ -95,7 +98,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("stages", "width", "children", "draft_steps", "depth", "draft_length", "prefill_width"):
+        for name in ("stages", "tensor_parallel", "width", "children", "draft_steps", "depth", "draft_length", "prefill_width"):
             check_count(name, getattr(self, name))
         for name in ("pool", "capacity", "exit_layer", "exit_stages"):
             if getattr(self, name) is not None:
@@ -164,6 +167,7 @@ def check_fit(
         ValueError: when they do not.
     """
     make_split(settings, target, head)
+    check_parts(target, settings.tensor_parallel)
     if isinstance(drafter, str):
         if drafter not in DRAFTERS:
             raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")

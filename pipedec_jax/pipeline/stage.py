@@ -1,4 +1,4 @@
-"""One rank's share of the target: its layers over the rows it received, and its slices of embedding and head."""
+"""One device's share of the target: its stage's layers over the rows it received, and its slices of the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from jax import lax
 from pipedec_jax import vocabulary
 from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.exchange import AXIS, vary
+from pipedec_jax.exchange import AXIS, sum_over_parts, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.model.tensor_parallel import part_config
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.tick_costs import over_live_rows
 
 
 class TargetParams(struct.PyTreeNode):
-    """The target's weights as one rank holds them."""
+    """The target's weights as one device holds them."""
 
     layers: tuple[Parameters, ...]
-    """The stage's layers, padded to the longest stage; zeros on padding and on the drafter's ranks."""
+    """The stage's layers, or this device's part of each, padded to the longest stage; zeros on padding and on the
+    drafter's ranks."""
     final_norm: jax.Array
     """[D] (replicated)."""
     embedding: jax.Array
-    """[Vr, D]: this rank's rows."""
+    """[Vr, D]: this device's rows."""
     head: jax.Array
-    """[Vr, D]: this rank's rows; the embedding's when tied."""
+    """[Vr, D]: this device's rows; the embedding's when tied."""
 
 
 StageCache = tuple[LayerCache, ...]
@@ -47,22 +49,26 @@ class Target:
     split: StageSplit
     vocab_size: int
     """Ids that are tokens; padding rows of embedding and head beyond it are never chosen."""
+    parts: int = 1
+    """Devices over which each stage is split (T)."""
 
 
 def run_stage(
     target: Target, params: TargetParams, cache: StageCache, rows: Rows, x: jax.Array
 ) -> tuple[StageCache, jax.Array]:
-    """This rank's layers over `x [W, D]`.
+    """This rank's layers over `x [W, D]`, which is the same on all devices of a stage.
 
     Layers are unrolled, each with a cache of its own: scanned, the whole cache would be copied every tick on CPU.
     A stage shorter than the longest skips its padding.
     """
     count = jnp.asarray(target.split.count, jnp.int32)
     mine = count[jnp.minimum(lax.axis_index(AXIS), target.split.stages - 1)]
-    rope = llama.rope_tables(target.config, rows.position, x.dtype)
+    config = part_config(target.config, target.parts)
+    rope = llama.rope_tables(config, rows.position, x.dtype)
+    total = {"total": sum_over_parts} if target.parts > 1 else {}
 
     def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
-        x, cache = llama.forward_layer(target.config, params.layers[index], x, rope, cache.attend(rows))
+        x, cache = llama.forward_layer(config, params.layers[index], x, rope, cache.attend(rows), **total)
         return cache, x
 
     def skip(cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
@@ -89,11 +95,11 @@ def run_head(
     live_W: jax.Array,
     sizes: Sequence[int],
 ) -> vocabulary.ChoicePart:
-    """This rank's part of the target's choices for rows that leave the last stage; skipped when none is alive.
+    """This device's part of the target's choices for rows that leave the last stage; skipped when none is alive.
 
     Args:
         target: static description.
-        params: this rank's.
+        params: this device's.
         mode: how tokens are drawn, at compile time.
         sampling: the same at run time.
         hidden_WD: of the rows, after the last layer.

@@ -1,6 +1,6 @@
 """One tick of the pipeline: send, compute, exchange, update. Every method is this function.
 
-    send      the schedule's next batch enters the pipe; its embeddings are summed over the ranks
+    send      the schedule's next batch enters the pipe; its embeddings are summed over the devices
     compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
               (an exit head right after the layers of its stage, on their rows)
     exchange  activations move one stage on (ppermute); the guesses and the last stage's rows are broadcast, and the
@@ -8,7 +8,8 @@
     update    the same on all ranks: add the guesses, record the target's choices, walk the root, prune
 
 The tree, the text and the pipe's bookkeeping are replicated, so all ranks agree without a coordinator. Only caches
-and activations differ between ranks. Collectives stand at the top level of `tick`, never inside a branch.
+and activations differ between ranks. Collectives over the stages stand at the top level of `tick`, never inside a
+branch. A rank is one device or, with tensor parallelism, several, which split its layers and do all else alike.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jax import lax
 from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.exchange import AXIS, broadcast, gather_over_ranks, sum_over_ranks, vary
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices, vary
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
@@ -53,7 +54,7 @@ class System:
 
     @property
     def ranks(self) -> int:
-        """Devices of the mesh axis (R): the stages, then the drafter's ranks."""
+        """Places on the stage axis (R): the stages, then the drafter's ranks."""
         return self.stages + self.drafter.ranks
 
     @property
@@ -101,7 +102,7 @@ class Shared(struct.PyTreeNode):
 
 
 class Local(struct.PyTreeNode):
-    """The state that each rank has its own of."""
+    """The state that each device has its own of."""
 
     x: jax.Array
     """[W, D]: activations received from the previous stage."""
@@ -111,7 +112,7 @@ class Local(struct.PyTreeNode):
 
 
 class Weights(struct.PyTreeNode):
-    """The weights as one rank holds them."""
+    """The weights as one device holds them."""
 
     target: TargetParams
     drafter: Any
@@ -125,9 +126,9 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     # Send.
     shared = send(system, shared)
     token = tree.at(shared.tree.token, shared.pipe[0], 0)
-    embedded = sum_over_ranks(vocabulary.embed_part(weights.target.embedding, token))
+    embedded = sum_over_devices(vocabulary.embed_part(weights.target.embedding, token))
 
-    # Compute: no collective in here, so every rank works on its own at the same time.
+    # Compute: no collective over the stages in here, so every rank works on its own at the same time.
     batch = shared.pipe[jnp.minimum(rank, system.stages - 1)]
     x = jnp.where(rank == 0, embedded, local.x)
 
@@ -142,9 +143,8 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one. The bits of
     # the stages do not overlap, so that all ranks know a part of them.
     found = soundness.to_bits(soundness.not_finite(x, live), rank, system.stages)
-    hidden, drafts, found = broadcast(
-        [(x, rank == system.stages - 1), (drafts, rank == system.drafting_rank), (found, rank >= 0)]
-    )
+    last, drafting = (rank == place for place in (system.stages - 1, system.drafting_rank))
+    hidden, drafts, found = broadcast([(x, leads() & last), (drafts, leads() & drafting), (found, leads())])
     received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
     leaving = shared.pipe[-1]
     part = run_head(
@@ -157,7 +157,7 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
         leaving < shared.tree.capacity,
         system.costs.head.sizes(system.schedule.width),
     )
-    choice, log_prob = vocabulary.choose(gather_over_ranks(part, system.ranks))
+    choice, log_prob = vocabulary.choose(gather_over_devices(part))
 
     shared = note_unsound(shared, soundness.from_bits(found, system.stages), log_prob)
     shared = update(system, shared, drafts, choice, log_prob)

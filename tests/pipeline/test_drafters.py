@@ -79,7 +79,7 @@ GUESSING = [method for method in METHODS if method not in ("pp", *EXIT_ONLY)]
 def test_a_drafter_of_ones_own_works_with_every_schedule(method: str, draw: Draw) -> None:
     with jax.enable_x64(True):
         engine = with_bigrams(method, width=4, children=3)
-        assert engine.ranks == 3
+        assert engine.devices == 3
         expected = [step.token for step in plain_steps(PAIR, PROMPT, draw, 40)]
         for table in (np.log, sure):
             table = table(bigram_chances([*PROMPT, *expected]))

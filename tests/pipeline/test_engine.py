@@ -243,15 +243,15 @@ def test_embedding_and_head_are_sharded_and_stages_hold_their_own_layers_alone()
     decoder.decode(PAIR, prompt_of(3, 0), 1, FILTERED)
     engine = decoder.load(PAIR)
     sizes = engine.bytes_per_device()
-    assert len(sizes) == engine.ranks == SHAPE.stages + 1
+    assert len(sizes) == engine.devices == SHAPE.stages + 1
     config = as_source(PAIR.target_config, target_weights(PAIR)).config
-    item, rows = 8, shard_size(config.vocab_size, engine.ranks)
+    item, rows = 8, shard_size(config.vocab_size, engine.devices)
     layer = sum(int(np.prod(shape)) for path, shape in parameter_shapes(config).items() if path.startswith("layers/0/"))
     for size in sizes:
         assert size["embedding and head"] == 2 * rows * config.width * item
         assert size["draft embedding and head"] == 2 * PAIR.draft_config["vocab_size"] * config.width * item
         assert size["target layers"] == engine.target.split.longest * layer * item
-    assert rows < config.vocab_size / (engine.ranks - 1)
+    assert rows < config.vocab_size / (engine.devices - 1)
     assert engine.target.split.longest * SHAPE.stages < config.layers + SHAPE.stages
     slots = LONGEST + (SHAPE.stages + 1) * SHAPE.width + 1
     pair = 2 * slots * config.kv_heads * config.head_size * item

@@ -94,5 +94,5 @@ def test_ticks_are_stages_plus_hits_plus_stages_times_misses(stages: int, rate: 
 
 
 def test_a_replay_needs_no_rank_of_its_own() -> None:
-    assert engine(4).ranks == 4
+    assert engine(4).devices == 4
     assert jax.device_count() >= 4
