@@ -73,7 +73,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
     parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
-    parser.add_argument("--stages", metavar="N", type=int, help="devices for the target's layers (4; of pipespec, 1)")
+    parser.add_argument("--stages", metavar="N", type=int, help="stages of the target's layers (4; of pipespec, 1)")
+    parser.add_argument(
+        "--tensor-parallel", metavar="T", type=int, default=1, help="devices that each stage is split over (1)"
+    )
     parser.add_argument(
         "--width",
         metavar="W",
@@ -177,6 +180,7 @@ def open_decoder(options: argparse.Namespace) -> AnyDecoder:
         draft,
         method=options.method,
         stages=4 if options.stages is None else options.stages,
+        tensor_parallel=options.tensor_parallel,
         width=options.width,
         children=options.children,
         exit_layer=options.exit_layer,
@@ -200,6 +204,8 @@ def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
     for name in ("children", "drafter", "draft_steps", "exit_layer", "exit_head", "exit_stages", "pool", "calibration"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is not for --method {options.method}")
+    if options.tensor_parallel != 1:
+        raise ValueError(f"--tensor-parallel is not for --method {options.method}")
     names = options.models or []
     select = names[:1] == ["auto"]
     load, names = pipedec_jax.load, names[select:]

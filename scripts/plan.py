@@ -145,11 +145,6 @@ def verdict(plan: Plan, problem: Problem) -> list[str]:
         need = plan.needed_hit_rate
         at = f"at a hit rate of {need:.2f}" if need <= 1 else "at no hit rate"
         lines.append(f"pipedec as above would equal {describe(other)} {'at any hit rate' if need <= 0 else at}")
-    mixed = min((found for found in plan.combined if found.fits is not False), key=lambda x: x.seconds, default=None)
-    if mixed is not None and mixed.seconds < min(found.seconds for found in (best, other) if found is not None):
-        lines.append(
-            f"quicker still, but not in this software: {describe(mixed)}: {1e3 * mixed.seconds:.2f} ms a token"
-        )
     return lines
 
 
@@ -204,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
         basis.append("memory: not checked, as --memory was not given")
     words = verdict(plan, problem)
     if args.json:
-        groups = {name: [x.to_dict() for x in getattr(plan, name)] for name in ("methods", "alternatives", "combined")}
+        groups = {name: [x.to_dict() for x in getattr(plan, name)] for name in ("methods", "alternatives")}
         chosen = plan.chosen and plan.chosen.to_dict()
         best = plan.best_alternative and plan.best_alternative.to_dict()
         need = plan.needed_hit_rate
@@ -221,9 +216,6 @@ def main(arguments: list[str] | None = None) -> None:
     table(list(plan.methods), baseline)
     print("\nThe same devices without it, in their favour: no fixed cost of a step, layers split exactly")
     table(list(plan.alternatives), baseline)
-    if plan.combined:
-        print("\nA filled pipe of stages that are split as well: not in this software")
-        table(list(plan.combined), baseline)
     print()
     print("\n".join(words))
 

@@ -99,11 +99,10 @@ def tensor_bytes(
 
     A draft model, where there is one, is whole on every device.
     """
-    longest = split_layers(target.layers, stages).longest
-    part = longest * cache_bytes(target, slots, item_bytes) / min(tensor, target.kv_heads)
+    longest, part = split_layers(target.layers, stages).longest, part_config(target, tensor)
     found = {
-        "target layers": math.ceil(longest * layer_bytes(target, item_bytes) * tensor_share(target, tensor)),
+        "target layers": longest * layer_bytes(part, item_bytes),
         "embedding and head": _vocabulary_bytes(target, stages * tensor, item_bytes),
-        "target cache": math.ceil(part),
+        "target cache": longest * cache_bytes(part, slots, item_bytes),
     }
     return found | (draft_bytes(draft, slots, item_bytes) if draft else {})

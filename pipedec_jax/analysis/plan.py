@@ -15,8 +15,8 @@ from pipedec_jax.analysis.cost import at_rows, pp_token_cost
 from pipedec_jax.analysis.device_memory import engine_bytes
 from pipedec_jax.analysis.exit_cost import cycle, ppsd_ticks_per_token
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
-from pipedec_jax.analysis.links import exchange_seconds
-from pipedec_jax.analysis.plan_alternatives import alternative_predictions, combined_predictions
+from pipedec_jax.analysis.links import all_reduce_seconds, exchange_seconds
+from pipedec_jax.analysis.plan_alternatives import alternative_predictions
 from pipedec_jax.analysis.prediction import (
     Prediction,
     Problem,
@@ -30,6 +30,7 @@ from pipedec_jax.analysis.prediction import (
 )
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.tensor_parallel import divides, tensor_share
 from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, cache_slots, make_split, tree_slots
 from pipedec_jax.pipeline.split import split_layers
 
@@ -42,8 +43,6 @@ class Plan:
     """Of this engine: the quickest setting of every method and drafter, of those that fit if any does."""
     alternatives: tuple[Prediction, ...]
     """What the same devices can do without this engine: the quickest of each kind."""
-    combined: tuple[Prediction, ...]
-    """Stages x tensor with the pipe kept full, which no software here does."""
     chosen: Prediction | None
     """The quickest of `methods` that does not fail to fit."""
     best_alternative: Prediction | None
@@ -61,7 +60,6 @@ def make_plan(problem: Problem) -> Plan:
     return Plan(
         methods=methods,
         alternatives=alternatives,
-        combined=_best_of_each(combined_predictions(problem)),
         chosen=_quickest(methods),
         best_alternative=best,
         needed_hit_rate=needed_hit_rate(pipedec, best.seconds) if pipedec and best else None,
@@ -69,13 +67,18 @@ def make_plan(problem: Problem) -> Plan:
 
 
 def engine_predictions(problem: Problem) -> Iterator[Prediction]:
-    """Every setting of this engine's methods: PP on all devices, others on as many stages as may be quickest."""
+    """Every setting of this engine's methods: PP on all devices, others on as many stages as may be quickest.
+
+    Those with a draft model also with each stage split over several devices, and as many for the draft.
+    """
     target, devices = problem.target, problem.devices
     yield _pp(problem, min(devices, target.layers))
-    if problem.draft is not None:
-        for stages in useful_stages(target.layers, devices - 1):
+    for tensor in range(1, devices // 2 + 1) if problem.draft is not None else ():
+        if not divides(target, tensor):
+            continue
+        for stages in useful_stages(target.layers, devices // tensor - 1):
             for setting, ticks, over in lines_at(problem.curve, stages):
-                settings = engine_settings(setting, stages, problem.dtype)
+                settings = engine_settings(setting, stages, problem.dtype, tensor)
                 if tree_slots(settings) <= MOST_PLACES:
                     yield _drafted(problem, problem.draft, setting, settings, ticks, over)
     for share, rate in problem.curve.exits.items():
@@ -109,19 +112,22 @@ def _pp(problem: Problem, stages: int) -> Prediction:
 def _drafted(
     problem: Problem, draft: LlamaConfig, setting: Setting, settings: EngineSettings, ticks: float, beyond: bool
 ) -> Prediction:
-    stages = settings.stages
-    longest = split_layers(problem.target.layers, stages).longest
+    target, stages, tensor = problem.target, settings.stages, settings.tensor_parallel
     costs = costs_with_cache(problem, cache_slots(settings, problem.context))
-    stage = longest * rows_cost(costs.layer, batch_rows(setting))
+    rows = batch_rows(setting)
+    layer = rows_cost(costs.layer, rows) * tensor_share(target, tensor)
+    layer += 2 * all_reduce_seconds(problem.link, rows * target.width * problem.item_bytes, tensor)
+    stage = split_layers(target.layers, stages).longest * layer
+    devices = (stages + 1) * tensor
     step = rows_cost(costs.draft, setting.width)
-    tick = tick_seconds(problem, setting, stages, stages + 1, stage, rows_cost(costs.draft, 1), step)
+    tick = tick_seconds(problem, setting, stages, devices, stage, rows_cost(costs.draft, 1), step)
     held = engine_bytes(settings, problem.target, draft, problem.context)
     return Prediction(
         method=setting.method,
         ours=True,
-        devices=stages + 1,
+        devices=devices,
         stages=stages,
-        tensor=1,
+        tensor=tensor,
         seconds=ticks * tick,
         memory=held,
         fits=problem.fits(held),
@@ -185,9 +191,9 @@ def _order(prediction: Prediction) -> tuple[bool, float]:
 
 
 def _best_of_each(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
-    best: dict[tuple[str, str], Prediction] = {}
+    best: dict[tuple[str, str, bool], Prediction] = {}
     for found in predictions:
-        kind = (found.method, found.drafter)
+        kind = (found.method, found.drafter, found.tensor > 1)
         if kind not in best or _order(found) < _order(best[kind]):
             best[kind] = found
     return tuple(best.values())

@@ -1,7 +1,7 @@
 """What devices can do without this engine: one alone, tensor parallel, stages x tensor, a static tree without a pipe.
 
 They are favoured: split layers take exactly their share of the time, nothing is charged for a step's fixed cost or for
-embedding a token, and their draft runs as is quickest. Also what no software here does: a filled pipe of such stages.
+embedding a token, and their draft runs as is quickest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipedec_jax.analysis.cost import Costs
-from pipedec_jax.analysis.device_memory import divides, tensor_bytes, tensor_share
+from pipedec_jax.analysis.device_memory import tensor_bytes
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, hop_seconds
 from pipedec_jax.analysis.prediction import (
@@ -19,11 +19,10 @@ from pipedec_jax.analysis.prediction import (
     batch_rows,
     costs_with_cache,
     rows_cost,
-    tick_seconds,
     useful_stages,
 )
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.model.tensor_parallel import divides, tensor_share
 
 
 def _costs(problem: Problem) -> Costs:
@@ -106,42 +105,3 @@ def _static_tree(problem: Problem, draft: LlamaConfig, setting: Setting, tokens:
         children=setting.children,
         draft_steps=setting.draft_steps,
     )
-
-
-def combined_predictions(problem: Problem) -> Iterator[Prediction]:
-    """A filled pipe each of whose stages is split over several devices, as many for the draft: not in this software."""
-    target, draft = problem.target, problem.draft
-    if draft is None:
-        return
-    for tensor in range(2, problem.devices // 2 + 1):
-        if not divides(target, tensor):
-            continue
-        share = tensor_share(target, tensor)
-        for stages in useful_stages(target.layers, problem.devices // tensor - 1):
-            if stages < 2:
-                continue
-            ranks = (stages + 1) * tensor
-            for setting, ticks, over in lines_at(problem.curve, stages):
-                if setting.method == "stpp":
-                    continue
-                batch = setting.width * target.width * problem.item_bytes
-                layer = rows_cost(_costs(problem).layer, setting.width) * share
-                layer += 2 * all_reduce_seconds(problem.link, batch, tensor)
-                stage = split_layers(target.layers, stages).longest * layer
-                step = split_draft_step(problem, draft, tensor, setting.width)
-                tick = tick_seconds(problem, setting, stages, ranks, stage, step, step)
-                yield _other(
-                    problem,
-                    f"{setting.method}, stages x tensor",
-                    stages,
-                    tensor,
-                    ticks * tick,
-                    devices=ranks,
-                    ticks=ticks,
-                    tick_seconds=tick,
-                    drafter=setting.drafter,
-                    width=setting.width,
-                    children=setting.children,
-                    draft_steps=setting.draft_steps,
-                    beyond=over,
-                )

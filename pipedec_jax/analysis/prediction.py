@@ -202,12 +202,13 @@ def batch_rows(setting: Setting) -> int:
     return 1 + setting.draft_steps * setting.width if setting.method == "stpp" else setting.width
 
 
-def engine_settings(setting: Setting, stages: int, dtype: Any) -> EngineSettings:
-    """The engine's settings for a line of the curve."""
+def engine_settings(setting: Setting, stages: int, dtype: Any, tensor: int = 1) -> EngineSettings:
+    """The engine's settings for a line of the curve, with each stage split over `tensor` devices."""
     static = setting.method == "stpp"
     return EngineSettings(
         method=setting.method,
         stages=stages,
+        tensor_parallel=tensor,
         width=setting.width,
         children=setting.children,
         draft_steps=1 if static else setting.draft_steps,

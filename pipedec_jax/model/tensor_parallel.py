@@ -78,7 +78,7 @@ def layer_part(config: LlamaConfig, name: str, parts: int, index: int) -> Part |
 
 
 def read_layer_part(source: ParameterSource, layer: int, name: str, parts: int, index: int) -> np.ndarray:
-    """That part of an array, read from where the model is; as wide on every device, with zeros where there is no more."""
+    """That part of an array, read from its source, as wide on every device: zeros stand where there is no more."""
     found = source.read(f"layers/{layer}/{name}", layer_part(source.config, name, parts, index))
     shape = layer_shapes(part_config(source.config, parts))[name]
     if found.shape == shape:

@@ -157,9 +157,7 @@ class Engine:
             settings, draft.config if draft else None, drafter, vocab_size, target.config, head
         )
         self._schedule = make_schedule(settings)
-        self.mesh: Mesh = placement.make_mesh(
-            settings.stages + self._drafter.ranks, devices, settings.tensor_parallel
-        )
+        self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices, settings.tensor_parallel)
         self.compile_seconds = 0.0
         self._programs: dict[Any, _Programs] = {}
         self._prefills: dict[Any, Any] = {}

@@ -98,7 +98,16 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        for name in ("stages", "tensor_parallel", "width", "children", "draft_steps", "depth", "draft_length", "prefill_width"):
+        for name in (
+            "stages",
+            "tensor_parallel",
+            "width",
+            "children",
+            "draft_steps",
+            "depth",
+            "draft_length",
+            "prefill_width",
+        ):
             check_count(name, getattr(self, name))
         for name in ("pool", "capacity", "exit_layer", "exit_stages"):
             if getattr(self, name) is not None:

@@ -22,6 +22,7 @@ from pipedec_jax.analysis.prediction import Device, Problem, cache_costs, roofli
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import parameter_count
+from pipedec_jax.model.tensor_parallel import tensor_share
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -200,16 +201,14 @@ def test_bytes_are_those_of_the_engine(pair, settings):
 
 def test_a_layer_split_over_devices_leaves_its_norms_and_few_kv_heads_whole():
     config = geometry("llama-3.1-70b")
-    assert device_memory.tensor_share(config, 1) == 1
-    assert device_memory.tensor_share(config, 8) == pytest.approx(1 / 8, rel=1e-3)
+    assert tensor_share(config, 1) == 1
+    assert tensor_share(config, 8) == pytest.approx(1 / 8, rel=1e-3)
     # 16 devices for 8 KV heads: keys and values (2 % of a layer) are no more than split in 8.
     split = 2 * 8192 * 8 * 128
     whole = layer_bytes(config, 1)
-    assert device_memory.tensor_share(config, 16) == pytest.approx(
-        (whole - split) / whole / 16 + split / whole / 8, 1e-3
-    )
+    assert tensor_share(config, 16) == pytest.approx((whole - split) / whole / 16 + split / whole / 8, 1e-3)
     with pytest.raises(ValueError, match=r"64 heads, 8 KV heads .* over 7 devices"):
-        device_memory.tensor_share(config, 7)
+        tensor_share(config, 7)
     held = device_memory.tensor_bytes(config, stages=2, tensor=8, slots=4096, item_bytes=2)
     assert sum(held.values()) == pytest.approx((2 * parameter_count(config) + 80 * 2 * 4096 * 1024 * 2) / 16, rel=1e-3)
 
@@ -260,7 +259,7 @@ def test_tensor_parallel_by_hand():
     given = problem(link=link)
     draft = given.draft
     assert draft is not None
-    share = device_memory.tensor_share(TINY, 2)
+    share = tensor_share(TINY, 2)
     sums = 2 * 8 * 1  # two a layer, each a message's latency between two devices
     assert pass_seconds(given, 1, 1) == 86
     assert pass_seconds(given, 1, 2) == pytest.approx(80 * share + sums + 3 + 1)
@@ -426,7 +425,6 @@ def test_a_problem_that_makes_no_sense_is_refused(changes, message):
 def test_without_a_draft_its_methods_are_left_out():
     found = plan.make_plan(problem(draft=None))
     assert {x.method for x in found.methods} == {"pp", "ppsd"}
-    assert found.combined == ()
     assert found.needed_hit_rate is None
 
 
@@ -463,7 +461,7 @@ def test_json_holds_the_same(capsys, tmp_path):
     assert any("times: measured by parts on one machine" in line for line in found["from"])
     assert found["chosen"]["seconds"] == min(x["seconds"] for x in found["methods"])
     assert found["methods"][0]["method"] == "pp"
-    assert all(math.isfinite(x["seconds"]) for x in found["methods"] + found["alternatives"] + found["combined"])
+    assert all(math.isfinite(x["seconds"]) for x in found["methods"] + found["alternatives"])
     assert all(x["bytes"] == sum(x["memory"].values()) for x in found["methods"])
     # PP by hand: 32 layers, the head's fifth, five hops with three sums over 25 GB/s links of 10 us.
     assert found["methods"][0]["seconds"] == pytest.approx(0.0324 + 5 * 4e-5, rel=0.001)
