@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,9 @@ DRAWN = Draw(temperature=0.8, top_k=20, seed=3)
 WIDE = LlamaConfig(vocab_size=50, width=16, feed_forward=22, layers=2, heads=8, kv_heads=4, head_size=4, context=64)
 
 
-def shape(method: str, stages: int, parts: int, geometry: str = "five layers", **others) -> Shape:
+def shape(method: str, stages: int, parts: int, geometry: str = "five layers", **others: Any) -> Shape:
     tree = {} if method in ("pp", "ppsd") else {"width": 4, "children": 3}
-    values = {"width": 1, "children": 1, "geometry": geometry} | tree | others
+    values: dict[str, Any] = {"width": 1, "children": 1, "geometry": geometry} | tree | others
     return Shape(method, stages, **values, others=(("tensor_parallel", parts),))
 
 
