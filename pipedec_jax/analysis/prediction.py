@@ -247,7 +247,8 @@ def tick_seconds(
 
     A filled pipe's tick is its longest stage or the draft's steps, then the slice of the head and the exchange. A
     static tree takes a tick for drafting, a step after the other from the root on, and one for each of N stages: beside
-    the first the draft takes in what was sent without being extended, after the last the head is read.
+    the first the draft takes in what was sent without being extended (at most as many steps again, which are charged),
+    after the last the head is read.
 
     Args:
         problem: for its costs and links.
