@@ -271,7 +271,7 @@ def test_tensor_parallel_by_hand():
 def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
     """With bytes for times and free links, PP's time over a method's is the one simulated tick by tick.
 
-    But for the LM head, which is predicted for every tick and read only in those that a batch leaves: up to 2 % less;
+    But for the LM head, which is predicted for every tick and read only in those that a batch leaves: up to 3 % less;
     and for a static tree's leaves, for which the draft is charged as many steps as the tree has levels: up to 12 %.
     """
     target, draft = geometry("demo_target"), geometry("demo_draft")
@@ -291,7 +291,7 @@ def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
             key += (found.draft_steps,)
             if found.stages == stages and key in modeled:
                 ratio = baseline / found.seconds / modeled.pop(key)
-                assert (0.88 if found.method == "stpp" else 0.98) < ratio < 1.005, key
+                assert (0.88 if found.method == "stpp" else 0.97) < ratio < 1.005, key
     assert not modeled
 
 
