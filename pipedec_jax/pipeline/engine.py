@@ -112,11 +112,13 @@ def make_request(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Programs:
+class Programs:
     """Compiled for one capacity and sampling mode."""
 
     prefill: Any
+    """`prefill.prefill`, a compiled JAX program."""
     run: Any
+    """`tick.run_ticks`, the loop of ticks."""
 
 
 class Engine:
@@ -159,7 +161,7 @@ class Engine:
         self._schedule = make_schedule(settings)
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices, settings.tensor_parallel)
         self.compile_seconds = 0.0
-        self._programs: dict[Any, _Programs] = {}
+        self._programs: dict[Any, Programs] = {}
         self._prefills: dict[Any, Any] = {}
         self._local: tuple[int, Local] | None = None
         self._shared: Shared | None = None
@@ -208,6 +210,15 @@ class Engine:
         self._shared, self._local, self._run = shared, (capacity, local), programs.run
         self._start_length = len(prompt)
         self._made = 0
+
+    def programs(self, length: int, mode: SamplingMode = GREEDY.mode) -> Programs:
+        """What decodes prompt and answer of this length together, compiled if it is not yet; decodes nothing.
+
+        On devices that are only described (see `placement.only_described`) there is nothing else to do.
+        """
+        capacity = self.capacity_for(length)
+        request = make_request([0], 1, capacity, GREEDY)
+        return self._compile(mode, request, self.new_local(capacity))
 
     def run(self, new_tokens: int) -> Progress:
         """Tick on the devices until `new_tokens` more tokens are committed or the answer is complete.
@@ -275,7 +286,7 @@ class Engine:
         make = jax.shard_map(
             lambda: vary(self._drafter.new_state(capacity, dtype)), mesh=self.mesh, in_specs=(), out_specs=OWN
         )
-        state = jax.jit(make)()
+        state = placement.make_per_device(self.mesh, make)
         return Local(
             x=placement.per_device(
                 self.mesh,
@@ -287,7 +298,7 @@ class Engine:
             drafter=state,
         )
 
-    def _compile(self, mode: SamplingMode, request: Request, local: Local) -> _Programs:
+    def _compile(self, mode: SamplingMode, request: Request, local: Local) -> Programs:
         """The programs for these shapes and this sampling mode, compiled when they are new."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
         if (shapes, mode) in self._programs:
@@ -316,6 +327,6 @@ class Engine:
         first, shared = self._prefills[shapes]
         count = np.int32(0)
         loop = lowered(functools.partial(run_ticks, system), (SAME, OWN, SAME, SAME), shared, local, count, count)
-        self._programs[shapes, mode] = _Programs(prefill=first, run=loop.compile())
+        self._programs[shapes, mode] = Programs(prefill=first, run=loop.compile())
         self.compile_seconds += time.perf_counter() - begun
         return self._programs[shapes, mode]

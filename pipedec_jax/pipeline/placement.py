@@ -56,15 +56,27 @@ def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None, parts: in
     return Mesh(np.asarray(devices[:count]).reshape(ranks, parts), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def only_described(mesh: Mesh) -> bool:
+    """Whether the mesh's devices are not there, but described by a topology, to compile for.
+
+    What is placed on such a mesh has shape, dtype and sharding, and no values.
+    """
+    return getattr(mesh.devices.flat[0].client, "runtime_type", "") == "compile_only_runtime"
+
+
 def replicate(mesh: Mesh, value: Any) -> jax.Array:
     """One array, the same on every device."""
     value = np.asarray(value)
+    if only_described(mesh):
+        return _described(mesh, value, SAME)
     return jax.make_array_from_callback(value.shape, NamedSharding(mesh, SAME), lambda index: value[index])
 
 
 def per_device(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[int], np.ndarray]) -> jax.Array:
     """An array that each device has its own of: `make(index)` gives the local array of that `shape`."""
     whole = (shape[0] * mesh.size, *shape[1:])
+    if only_described(mesh):
+        return _described(mesh, jax.ShapeDtypeStruct(whole, dtype), OWN)
 
     def shard(index: Any) -> np.ndarray:
         return contiguous(make((index[0].start or 0) // shape[0])).astype(dtype, copy=False)
@@ -167,7 +179,18 @@ def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dt
     def make() -> tuple[LayerCache, ...]:
         return empty_layers(part, layers, capacity, dtype, copies=mesh.size)
 
+    return make_per_device(mesh, make)
+
+
+def make_per_device(mesh: Mesh, make: Callable[[], Any]) -> Any:
+    """A pytree of arrays that every device has its own of, made on the devices by a traceable function."""
+    if only_described(mesh):
+        return jax.tree.map(lambda leaf: _described(mesh, leaf, OWN), jax.eval_shape(make))
     return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))()
+
+
+def _described(mesh: Mesh, like: Any, spec: P) -> Any:
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def bytes_per_device(tree: Any) -> dict[jax.Device, int]:
