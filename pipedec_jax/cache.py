@@ -8,15 +8,21 @@ old one's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import Attend, attention
 from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
+
+
+LEAST_READ = 512
+"""Slots that attention reads at least; then twice as many, and so on, as far as they are in use."""
 
 
 class Rows(struct.PyTreeNode):
@@ -49,9 +55,35 @@ class LayerCache(struct.PyTreeNode):
                 key=self.key.at[:, :, rows.slot].set(jnp.moveaxis(key, 0, 2), mode="drop"),
                 value=self.value.at[:, rows.slot].set(jnp.swapaxes(value, 0, 1), mode="drop"),
             )
-            return attention(query, cache.key, cache.value, rows.mask), cache
+            return read_in_use(query, cache, rows.mask), cache
 
         return run
+
+
+def read_in_use(query: jax.Array, cache: LayerCache, mask_WS: jax.Array) -> jax.Array:
+    """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
+    slots = mask_WS.shape[-1]
+    sizes = read_sizes(slots)
+    if len(sizes) == 1:
+        return attention(query, cache.key, cache.value, mask_WS)
+
+    def read(size: int) -> Callable[[jax.Array], jax.Array]:
+        return lambda query: attention(query, cache.key[:, :, :size], cache.value[:, :size], mask_WS[:, :size])
+
+    seen = jnp.any(mask_WS, axis=0)
+    used = jnp.max(jnp.where(seen, jnp.arange(1, slots + 1, dtype=jnp.int32), 0))
+    which = jnp.sum(used > jnp.asarray(sizes[:-1], jnp.int32), dtype=jnp.int32)
+    return lax.switch(which, [read(size) for size in sizes], query)
+
+
+def read_sizes(slots: int) -> tuple[int, ...]:
+    """How many slots attention reads, by how far they are in use."""
+    sizes = []
+    size = LEAST_READ
+    while size < slots:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, slots)
 
 
 def empty_layers(
