@@ -20,7 +20,6 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import Attend, attention
 from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 
-
 LEAST_READ = 512
 """Slots that attention reads at least; then twice as many, and so on, as far as they are in use."""
 
