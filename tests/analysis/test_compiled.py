@@ -1,0 +1,53 @@
+"""Reports of compiled programs: what is held, what is copied, how often devices meet."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pipedec_jax.analysis.compiled import ShapeSource, _copies, report, shape_head
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
+
+TINY = LlamaConfig(vocab_size=40, width=8, feed_forward=12, layers=3, heads=2, kv_heads=1, head_size=4, context=64)
+
+
+def test_an_engine_without_weights_compiles_and_is_reported():
+    engine = Engine(ShapeSource(TINY), None, EngineSettings(method="pp", stages=2), vocab_size=40)
+    local = engine.new_local(engine.capacity_for(30))
+    found = report(engine.programs(30).run, (engine.weights, local))
+    caches = 2 * 2 * 4 * engine.capacity_for(30) * 4
+    assert found.own_bytes == sum(v for k, v in engine.bytes_per_device()[0].items() if k != "device") + caches + (
+        4 * 8 + 4 * 8
+    )  # the last norm, and the activations of a row
+    assert found.total_bytes >= found.own_bytes
+    assert found.overhead == found.total_bytes / found.own_bytes
+    # Embeddings, what the last stage knows, and the choices: the sums of a tick; and one hop.
+    assert found.collectives == {"all-reduce": 3, "collective-permute": 1}
+
+
+def test_copies_of_what_is_held_are_counted():
+    mesh = Mesh([jax.devices()[0]], ("x",))
+    shape = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P()))
+    kept = jax.jit(lambda x: (x, x.at[3].set(0.0))).lower(shape).compile()
+    assert report(kept, shape).copies >= 1
+    updated = jax.jit(lambda x: x.at[3].set(0.0), donate_argnums=0).lower(shape).compile()
+    assert report(updated, shape).copies == 0
+
+
+def test_reading_ahead_is_no_copy():
+    text = """
+    %copy.1 = bf16[8,128]{1,0:T(8,128)(2,1)} copy(%a)
+    %copy-start.2 = (bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0}, u32[]) copy-start(%a)
+    %copy.3 = s32[5]{0} copy(%b)
+    """
+    assert _copies(text) == [("bfloat16", (8, 128), 2048), ("int32", (5,), 20)]
+
+
+@pytest.mark.parametrize("variant", ["block", "norm-linear", "target"])
+def test_an_exit_head_without_weights_has_its_shapes(variant):
+    config = ExitHeadConfig(1, variant)
+    assert len(jax.tree.leaves(shape_head(config, TINY).params)) == len(head_shapes(config, TINY))
