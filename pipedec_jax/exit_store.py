@@ -136,7 +136,7 @@ def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
     fitting = [one for one in stored if one.exit_layer == exit_layer and head in (None, one.name.split("-", 1)[1])]
     if not fitting:
         names = ", ".join(one.name for one in stored) or "none"
-        wanted = f"{exit_layer}-{head}" if head else f"any for exit layer {exit_layer}"
+        wanted = f"{exit_layer}-{head}" if head else f"after layer {exit_layer}"
         raise FileNotFoundError(
             f"{_directory(target)} has no exit head {wanted} (stored: {names}); train it with "
             f"scripts/train_exit_head.py --exit-layer {exit_layer}, or use the untrained one ('target')"

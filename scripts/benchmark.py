@@ -86,16 +86,18 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
             name, used = f"{method}-{stages}", {**shared, "method": method, "stages": stages}
             if method in hierarchy.METHODS:
                 pair = [models[0], models[-1]] if models and method == "speculative" else models
-                used |= {"models": pair, "form": options.form}
-                used["passes"] = options.passes if method == "pipespec" else None
+                used["models"] = pair
+                if method == "pipespec":
+                    used |= {"form": options.form, "passes": options.passes}
                 found[name] = overlaid(used)
                 continue
             used |= {"target": target, "calibration": options.calibration}
             if method in EXIT_ONLY:
-                exits = ("exit_layer", "exit_head", "draft_length")
+                exits = ("exit_layer", "exit_head", *(["draft_length"] if method == "eesd" else []))
                 found[name] = overlaid(used | {key: getattr(options, key) for key in exits})
             elif method in TREES:
-                used |= {key: getattr(options, key) for key in ("drafter", "children", "depth")}
+                own = ("drafter", "children", *(["depth"] if method == "stpp" else []))
+                used |= {key: getattr(options, key) for key in own}
                 used["draft"] = None if options.drafter == "ngram" else draft
                 used["draft_steps"] = options.draft_steps if method == "best-first" else None
                 for width in options.width:

@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
 DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 SAMPLE = "def quicksort(items):\n"
+OF_METHODS: dict[str, tuple[str, ...]] = {
+    "models": hierarchy.METHODS,
+    "passes": hierarchy.METHODS,
+    "form": ("pipespec",),
+    "depth": ("stpp",),
+    "draft_length": ("eesd",),
+    "noise": METHODS,
+    "sharpness": METHODS,
+    "tensor_parallel": METHODS,
+}
+"""Methods of an option that others would drop without a word."""
 NO_SETTINGS = ("prompt", "prompt_file", "prompts", "out", "json", "memory")
 """What may change when a file of prompts is gone on with."""
 NOTHING = {"finish_reason": "interrupted", "new_tokens": 0, "token_ids": [], "text": ""}
@@ -137,6 +148,8 @@ def read_calibration(path: Path | None) -> dict[str, float] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no calibration {path}; scripts/calibrate.py writes one") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
@@ -144,18 +157,26 @@ def read_calibration(path: Path | None) -> dict[str, float] | None:
     return values
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raise `ValueError` where an option is given that the method has no use for."""
+    defaults = parse([])
+    for name, methods in OF_METHODS.items():
+        if options.method not in methods and getattr(options, name) != getattr(defaults, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not for --method {options.method}, but for {', '.join(methods)}"
+            )
+
+
 def open_decoder(options: argparse.Namespace) -> AnyDecoder:
     if options.dtype == "float64":
         import jax
 
         jax.config.update("jax_enable_x64", True)
+    if options.method not in (*METHODS, *hierarchy.METHODS):
+        raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
+    check_options(options)
     if options.method in hierarchy.METHODS:
         return open_hierarchy(options)
-    if options.method not in METHODS:
-        raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
-    for name in ("models", "passes"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is for the methods {' and '.join(hierarchy.METHODS)}")
     draft = None
     if options.target is None:
         target = pipedec_jax.load_demo("target", int8=options.int8)
@@ -204,8 +225,6 @@ def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
     for name in ("children", "drafter", "draft_steps", "exit_layer", "exit_head", "exit_stages", "pool", "calibration"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is not for --method {options.method}")
-    if options.tensor_parallel != 1:
-        raise ValueError(f"--tensor-parallel is not for --method {options.method}")
     names = options.models or []
     select = names[:1] == ["auto"]
     load, names = pipedec_jax.load, names[select:]
