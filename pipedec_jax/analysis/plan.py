@@ -71,16 +71,16 @@ def engine_predictions(problem: Problem) -> Iterator[Prediction]:
 
     Those with a draft model also with each stage split over several devices, and as many for the draft.
     """
-    target, devices = problem.target, problem.devices
+    target, draft, devices = problem.target, problem.draft, problem.devices
     yield _pp(problem, min(devices, target.layers))
-    for tensor in range(1, devices // 2 + 1) if problem.draft is not None else ():
-        if not divides(target, tensor):
+    for tensor in range(1, devices // 2 + 1):
+        if draft is None or not divides(target, tensor):
             continue
         for stages in useful_stages(target.layers, devices // tensor - 1):
             for setting, ticks, over in lines_at(problem.curve, stages):
                 settings = engine_settings(setting, stages, problem.dtype, tensor)
                 if tree_slots(settings) <= MOST_PLACES:
-                    yield _drafted(problem, problem.draft, setting, settings, ticks, over)
+                    yield _drafted(problem, draft, setting, settings, ticks, over)
     for share, rate in problem.curve.exits.items():
         exit_layer = round(share * target.layers)
         for stages in useful_stages(target.layers, devices):

@@ -1,13 +1,10 @@
 """Held-out prompts: the same for a seed, whole lines, from files the models never saw."""
 
-import sys
-
-import pytest
-
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.training.corpus import HELD_OUT_PACKAGES, library_root
+from tests.listed_library import needs_listed_library
 
-pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lists are of Python 3.11's library")
+pytestmark = needs_listed_library
 
 
 def test_a_seed_draws_the_same_prompts_and_another_seed_others():

@@ -50,6 +50,14 @@ def geometry(name: str) -> LlamaConfig:
     return LlamaConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text())["model"])
 
 
+def results(name: str) -> str:
+    """The first table of stored results."""
+    text = (ROOT / "scripts" / "results" / f"{name}.md").read_text()
+    found = re.search(r"(?:^\|.*\n)+", text, re.M)
+    assert found is not None
+    return found[0]
+
+
 @functools.cache
 def curve() -> HitCurve:
     return read_hit_curve(json.loads((CONFIGS / "demo_hit_curve.json").read_text()))
@@ -133,7 +141,7 @@ def test_lines_that_end_before_are_left_out_where_another_does_not():
 
 
 def test_the_shipped_curve_is_what_the_results_say():
-    tables = [(ROOT / "scripts" / "results" / name).read_text() for name in ("schedules.md", "exits.md")]
+    tables = [results("schedules"), results("exits")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for text in tables for line in text.splitlines()]
     found = curve()
     numbers = [row for row in rows if len(row) == 12 and row[0].isdigit() and not row[2].endswith("free")]
@@ -275,7 +283,7 @@ def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
     and for a static tree's leaves, for which the draft is charged as many steps as the tree has levels: up to 12 %.
     """
     target, draft = geometry("demo_target"), geometry("demo_draft")
-    text = (ROOT / "scripts" / "results" / "schedules.md").read_text()
+    text = results("schedules")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     modeled = {
         (method, drafter, *map(int, (stages, width, children, steps))): float(ratio)

@@ -23,6 +23,7 @@ from pipedec_jax.training.exit_run import ExitRun, measure_stored
 from pipedec_jax.training.exits import ExitPlan, ExitTraining, Stretch, distillation_loss, train_exit_heads
 from pipedec_jax.training.teacher import Portion
 from pipedec_jax.training.trainer import loss_of
+from tests.listed_library import needs_listed_library
 
 TARGET = LlamaConfig(vocab_size=64, width=16, feed_forward=24, layers=3, heads=2, kv_heads=1, head_size=8, context=64)
 DOCUMENTS = [np.arange(1, 63, dtype=np.int32).repeat(3) for _ in range(4)]
@@ -252,6 +253,7 @@ def test_a_killed_script_leaves_a_run_that_ends_with_the_same_heads(tmp_path, fa
     jax.tree.map(np.testing.assert_array_equal, undisturbed, resumed)
 
 
+@needs_listed_library
 def test_shipped_heads_agree_with_the_target_as_recorded():
     """On the first tokens after an eighth of the prompts that the record was measured on."""
     from pipedec_jax.exit_store import load_exit_head, stored_exit_heads
