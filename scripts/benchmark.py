@@ -171,7 +171,7 @@ def prepare(
     request = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     benchmark = Benchmark(decoders, questions, options.out, request, options.chat)
     for decoder in decoders.values():
-        decoder.engine  # noqa: B018  # Only now that all else is well: converts and reads the weights.
+        decoder.prepare()  # only now that all else is well
     # What was chosen by measurement must not be chosen otherwise when the run goes on.
     passes = {
         name: {"passes": decoder.settings.passes, "width": decoder.settings.width}

@@ -270,7 +270,7 @@ def run(options: argparse.Namespace) -> None:
         given = request_options(options)
         tokens = decoder.target.chat(prompt) if options.chat else prompt
         decoder.request(tokens, **given)
-        decoder.engine  # noqa: B018  # Only now that all else is well: converts and reads the weights.
+        decoder.prepare()  # only now that all else is well
     except (ValueError, OSError) as error:
         fail(error)
     if not options.chat and not options.json:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipedec_jax.analysis.questions import Question
+from pipedec_jax.analysis.questions import Question, json_object
 
 
 class LineFile:
@@ -54,12 +54,9 @@ class LineFile:
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            row = json.loads(line)
+            return json_object(line)
         except ValueError as error:
-            raise ValueError(f"{self.path}, line {number}: no JSON ({error}); delete the line to go on") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{self.path}, line {number}: must be a JSON object; delete the line to go on")
-        return row
+            raise ValueError(f"{self.path}, line {number}: {error}; delete the line to go on") from error
 
 
 def write_whole(path: Path, text: str) -> None:

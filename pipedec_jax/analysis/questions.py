@@ -83,17 +83,27 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: no UTF-8 text ({error.reason})") from error
 
 
-def _from_text(line: str, number: int, stem: str) -> Question:
-    return Question(number, stem, (line,), number)
+def json_object(line: str | bytes) -> dict[str, Any]:
+    """What a line of JSON Lines holds.
 
-
-def _from_json(line: str, number: int, stem: str) -> Question:
+    Raises:
+        ValueError: when that is no JSON object.
+    """
     try:
         found = json.loads(line)
     except ValueError as error:
         raise ValueError(f"no JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"must be a JSON object, not {type(found).__name__}")
+    return found
+
+
+def _from_text(line: str, number: int, stem: str) -> Question:
+    return Question(number, stem, (line,), number)
+
+
+def _from_json(line: str, number: int, stem: str) -> Question:
+    found = json_object(line)
     if "turns" in found:
         turns = found["turns"]
         if not isinstance(turns, list) or not turns:

@@ -143,7 +143,7 @@ def decode_line(decoder: AnyDecoder, line: Line, chat: bool, options: Mapping[st
         decoder.request(prompt, **given)
     except ValueError as error:
         return {**mark, "error": str(error)}
-    decoder.engine  # noqa: B018  # What is wrong with the weights is not the prompt's fault.
+    decoder.prepare()  # what is wrong with the weights is not the prompt's fault
     try:
         stream = decoder.stream(prompt, chunk=CHUNK, **given)
         for _ in stream:

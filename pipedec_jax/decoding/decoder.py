@@ -230,6 +230,10 @@ class Decoder:
             exit_head=self.exit_head,
         )
 
+    def prepare(self) -> Engine:
+        """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
+        return self.engine
+
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
         """Decode an answer.
 

@@ -121,6 +121,10 @@ class HierarchyDecoder:
             devices=self.devices,
         )
 
+    def prepare(self) -> HierarchyEngine:
+        """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
+        return self.engine
+
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
         """Decode an answer; arguments and errors are those of `Decoder.generate`."""
         request = self.request(prompt, max_new_tokens=max_new_tokens, **options)

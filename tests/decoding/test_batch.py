@@ -30,7 +30,9 @@ class FakeDecoder:
         self.decoded = []
         self.interrupted, self.unsound = interrupted, unsound
         self.target = types.SimpleNamespace(chat=self.chat)
-        self.engine = None
+
+    def prepare(self):
+        pass
 
     def chat(self, messages):
         if not messages:
@@ -176,7 +178,8 @@ def test_a_bad_prompt_is_reported_in_its_line_and_the_rest_go_on(prompts, out):
 
 def test_weights_that_cannot_be_read_are_no_prompts_fault(prompts, out):
     class Broken(FakeDecoder):
-        engine = property(lambda _: (_ for _ in ()).throw(ValueError("damaged")), lambda *_: None)
+        def prepare(self):
+            raise ValueError("damaged")
 
     with pytest.raises(ValueError, match="damaged"):
         run(Broken(), prompts, out)

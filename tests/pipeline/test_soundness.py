@@ -45,9 +45,12 @@ def start(engine: Engine, prompt: tuple[int, ...] = PROMPT) -> None:
 
 
 def caught(engine: Engine, pieces: tuple[int, ...] = (NEW,)) -> NotFiniteError:
-    with pytest.raises(NotFiniteError, match="not finite") as error:  # noqa: PT012
+    def run() -> None:
         for piece in pieces:
             engine.run(piece)
+
+    with pytest.raises(NotFiniteError, match="not finite") as error:
+        run()
     return error.value
 
 
