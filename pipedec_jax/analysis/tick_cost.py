@@ -62,10 +62,9 @@ def replay_engine(
     vocab_size: int,
     seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
+    target_params: TargetParams | None = None,
 ) -> Engine:
     """An engine whose drafter replays `answer` (a known continuation of `prompt`), each position right with `rate`."""
-    known = np.asarray([*prompt, *answer], np.int32)
-    right = np.random.default_rng(seed).random(len(known)) < rate
     drafter = ReplayDrafter(children=settings.children, vocab_size=vocab_size)
     return Engine(
         target,
@@ -73,9 +72,17 @@ def replay_engine(
         settings,
         vocab_size=vocab_size,
         devices=devices,
+        target_params=target_params,
         drafter=drafter,
-        drafter_params=Replay(token=jnp.asarray(known), place=jnp.where(right, 0, settings.children)),
+        drafter_params=replay(prompt, answer, rate, settings.children, seed),
     )
+
+
+def replay(prompt: Sequence[int], answer: Sequence[int], rate: float, children: int, seed: int = 0) -> Replay:
+    """What replays `answer` after `prompt`: each position's first guess right with `rate`, or none of its guesses."""
+    known = np.asarray([*prompt, *answer], np.int32)
+    right = np.random.default_rng(seed).random(len(known)) < rate
+    return Replay(token=jnp.asarray(known), place=jnp.where(right, 0, children))
 
 
 def stage_loop(
@@ -108,7 +115,7 @@ def measure_tick_cost(
     plain.start(prompt, max_new_tokens=ticks + settings.stages)
     answer = plain.run(ticks + settings.stages).tokens
     engine = replay_engine(target, settings, prompt, answer, 1.0, vocab_size=vocab_size)
-    compute = _compute_program(engine, len(prompt) + len(answer))
+    compute = compute_program(engine, len(prompt) + len(answer))
     tick_ms, compute_ms = [], []
     for repeat in range(repeats + 1):
         engine.start(prompt, max_new_tokens=len(answer))
@@ -132,7 +139,7 @@ def measure_tick_cost(
     )
 
 
-def _compute_program(engine: Engine, length: int) -> Any:
+def compute_program(engine: Engine, length: int) -> Any:
     """A function that runs the stages alone for a number of ticks, and waits for them."""
     capacity = engine.capacity_for(length)
     local = engine.new_local(capacity)

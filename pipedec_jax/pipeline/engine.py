@@ -28,7 +28,7 @@ from pipedec_jax.pipeline.settings import (
     make_schedule,
     make_split,
 )
-from pipedec_jax.pipeline.stage import Target
+from pipedec_jax.pipeline.stage import Target, TargetParams
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks, stuck
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 from pipedec_jax.soundness import NotFiniteError
@@ -133,6 +133,8 @@ class Engine:
         drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
         drafter_params: the parameters of a drafter of one's own, replicated; may be replaced at every `start`.
         exit_head: that drafts after the target's first `settings.exit_layer` layers.
+        target_params: the target's weights as another engine has placed them (`weights.target`), for the same split,
+            dtype and devices; they are shared. By default they are read from `target`.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -149,6 +151,7 @@ class Engine:
         drafter: Drafter | str = "model",
         drafter_params: Any = None,
         exit_head: ExitHead | None = None,
+        target_params: TargetParams | None = None,
     ) -> None:
         head = exit_head.config if exit_head else None
         check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter, head)
@@ -174,7 +177,9 @@ class Engine:
             params = placement.place_draft(self.mesh, draft, settings.dtype)
         else:
             params = self._replicate(drafter_params)
-        self.weights = Weights(target=placement.place_target(self.mesh, target, split, settings.dtype), drafter=params)
+        if target_params is None:
+            target_params = placement.place_target(self.mesh, target, split, settings.dtype)
+        self.weights = Weights(target=target_params, drafter=params)
 
     @property
     def devices(self) -> int:

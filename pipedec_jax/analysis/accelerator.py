@@ -1,0 +1,175 @@
+"""What one device does with a model's whole pipe: time and bytes of a tick beside the device's own copy bandwidth.
+
+The model runs as one stage, so that a tick is a pass over all weights. Weights are random and the drafter replays a
+known text, so that any geometry and any width can be timed without a checkpoint. Everything here is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pipedec_jax.analysis.tick_cost import compute_program, replay, replay_engine
+from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.settings import EngineSettings
+
+COPY_BYTES = 2**31
+"""Of the array whose copying gives the bandwidth: many times any cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bandwidth:
+    """Measured bytes per second of one device's memory."""
+
+    copy: float
+    """Of a copy, bytes read and written."""
+    read: float
+    """Of a sum over an array, bytes read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeTime:
+    """Measured on one device; medians over repeats."""
+
+    method: str
+    width: int
+    """Rows of a tick's batch (W)."""
+    tick_s: float
+    """Seconds of a tick, in a loop of ticks on the device."""
+    compute_s: float
+    """Seconds of its layers and head alone, over as many rows."""
+    tokens_per_tick: float
+    weight_bytes: int
+    """Of layers and head: what a tick reads at least."""
+    compile_s: float
+    tick_spread_s: float
+    """Largest minus smallest of the repeats."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the answer."""
+        return self.tokens_per_tick / self.tick_s
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Weights read per second of ticks."""
+        return self.weight_bytes / self.tick_s
+
+    @property
+    def compute_bytes_per_s(self) -> float:
+        """Weights read per second of the layers and the head alone."""
+        return self.weight_bytes / self.compute_s
+
+    @property
+    def fixed_s(self) -> float:
+        """A tick minus its own compute."""
+        return self.tick_s - self.compute_s
+
+
+def timed(run: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each of some runs, after one that warms up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - begun)
+    return seconds[1:]
+
+
+def measure_bandwidth(*, array_bytes: int = COPY_BYTES, passes: int = 10, repeats: int = 5) -> Bandwidth:
+    """Copy bandwidth of the default device, and how fast it reads.
+
+    A pass copies an array while counting it up, so that no compiler can leave it out; passes run in one program.
+    """
+    x = jnp.zeros(array_bytes // 4, jnp.float32)
+
+    @jax.jit
+    def copy(x: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, passes, lambda _, x: x + 1, x)
+
+    @jax.jit
+    def read(x: jax.Array) -> jax.Array:
+        # Each pass needs the one before, or they would be done at once.
+        return lax.fori_loop(0, passes, lambda _, total: jnp.sum(x + total), jnp.float32(0))
+
+    copied, summed = (statistics.median(timed(lambda run=run: run(x), repeats)) / passes for run in (copy, read))
+    return Bandwidth(copy=2 * x.nbytes / copied, read=x.nbytes / summed)
+
+
+def weight_bytes(engine: Any) -> int:
+    """Bytes of the layers, the last norm and the head that a tick of one stage reads."""
+    params = engine.weights.target
+    (held,) = placement.bytes_per_device((params.layers, params.final_norm, params.head)).values()
+    return held
+
+
+def measure_decoding(
+    source: ParameterSource,
+    settings: Sequence[EngineSettings],
+    *,
+    tokens: int = 128,
+    rate: float = 1.0,
+    repeats: int = 5,
+    around: Callable[[EngineSettings, Callable[[], None]], None] | None = None,
+) -> Iterator[DecodeTime]:
+    """Decode a text of this geometry with each of some settings of one stage, on the default device.
+
+    The replayed text is what the first settings decode; where other sums let a near tie fall otherwise, guesses miss
+    from there on, and batches are computed as wide as ever.
+
+    Args:
+        source: the model.
+        settings: of one stage each, of the same dtype.
+        tokens: of the answer.
+        rate: share of positions whose guess is right.
+        repeats: of every measurement, in turn.
+        around: called with the settings and a function that decodes once, compiled and warm: to profile it.
+    """
+    vocab_size = source.config.vocab_size
+    prompt = np.random.default_rng(0).integers(vocab_size, size=16).tolist()
+    answer, placed = [0] * tokens, None
+    for one in settings:
+        engine = replay_engine(source, one, prompt, answer, rate, vocab_size=vocab_size, target_params=placed)
+        if placed is None:
+            placed = engine.weights.target
+            engine.start(prompt, max_new_tokens=tokens)
+            answer = engine.run(tokens).tokens
+        known = replay(prompt, answer, rate, one.children)
+        compute = compute_program(engine, len(prompt) + tokens)
+        ticks: list[float] = []
+        alone: list[float] = []
+        made = count = 0
+        for repeat in range(repeats + 1):
+            engine.start(prompt, max_new_tokens=tokens, drafter_params=known)
+            before = engine.run(1)
+            begun = time.perf_counter()
+            after = engine.run(tokens)
+            spent = time.perf_counter() - begun
+            made, count = len(after.tokens) - len(before.tokens), after.ticks[-1] - before.ticks[-1]
+            begun = time.perf_counter()
+            compute(count)
+            if repeat:  # the first round warms up
+                ticks.append(spent / count)
+                alone.append((time.perf_counter() - begun) / count)
+        if around is not None:
+            engine.start(prompt, max_new_tokens=tokens, drafter_params=known)
+            around(one, lambda engine=engine: engine.run(tokens))
+        yield DecodeTime(
+            method=one.method,
+            width=one.width,
+            tick_s=statistics.median(ticks),
+            compute_s=statistics.median(alone),
+            tokens_per_tick=made / count,
+            weight_bytes=weight_bytes(engine),
+            compile_s=engine.compile_seconds,
+            tick_spread_s=max(ticks) - min(ticks),
+        )
