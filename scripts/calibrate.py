@@ -1,17 +1,29 @@
 """Measure what a target's layer and head and a draft's step take on this machine, by the rows of a batch.
 
-Writes a calibration for `generate.py --calibration FILE` and `pipedec_jax.Decoder(calibration=...)`: modeled time is
-then in measured seconds, and where time grows with the rows, best-first sends only what is worth it. Weights are
-random; geometries come from models, or from files such as those in configs/. By default the demo family.
+Writes a calibration for `generate.py --calibration FILE`, `plan.py --calibration FILE` and
+`pipedec_jax.Decoder(calibration=...)`: modeled time is then in measured seconds, and where time grows with the rows,
+best-first sends only what is worth it. It holds for the geometries it was measured of and is refused for others.
+Weights are random; geometries come from models, or from files such as those in configs/. By default the demo family.
+
+python scripts/calibrate.py --target configs/llama-3.1-70b.json --draft configs/llama-3.2-1b.json --layers 6 \
+    --dtype bfloat16 --out configs/times_DEVICE.json         # one stage of 14, on one accelerator
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 import pipedec_jax
+from pipedec_jax.analysis.accelerator import measure_bandwidth
+from pipedec_jax.analysis.calibration import calibrate, measure_link
+from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 
@@ -43,22 +55,23 @@ def main() -> None:
     parser.add_argument("--draft", help="the same for the draft; default: the demo draft")
     parser.add_argument("--exit-layer", type=int, help="also an exit head stored beside the target")
     parser.add_argument("--exit-head", metavar="NAME", help="which one (the best)")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="of the batches")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--layers", type=int, default=2, help="layers run one after the other (default 2)")
     parser.add_argument("--slots", type=int, default=1024, help="slots of the cache (default 1024)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--ranks", type=int, default=2, help="devices that run at once (default 2)")
+    parser.add_argument("--ranks", type=int, help="devices that run at once (default: all accelerators, or 2 of a CPU)")
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default 5)")
-    parser.add_argument("--exchange", type=float, default=0.0, help="seconds a tick adds (see measure_tick.py)")
+    parser.add_argument("--exchange", type=float, help="seconds a tick adds to its ranks' work (measured)")
     parser.add_argument("--out", type=Path, help="write the calibration to this file")
     args = parser.parse_args()
 
-    pipedec_jax.use_cpu_devices(args.ranks)
-    from pipedec_jax.analysis.calibration import calibrate
-
+    pipedec_jax.use_cpu_devices(args.ranks or 2)
+    if args.ranks is None:
+        args.ranks = 2 if jax.default_backend() == "cpu" else jax.device_count()
+    target, draft = geometry(args.target, "target"), geometry(args.draft, "draft")
     times = calibrate(
-        geometry(args.target, "target"),
-        geometry(args.draft, "draft"),
+        target,
+        draft,
         exit_head=exit_head(args.target, args.exit_layer, args.exit_head),
         exchange=args.exchange,
         rows=args.rows,
@@ -68,17 +81,51 @@ def main() -> None:
         ranks=args.ranks,
         repeats=args.repeats,
     )
-    print(f"measured, milliseconds, {args.ranks} ranks at once, {args.dtype}, {args.slots} slots (medians)")
-    parts = {"layer": "target layer", "head": "target head", "draft": "draft step", "exit_head": "exit head"}
-    shown = [part for part in parts if part in times]
-    print(f"| rows | {' | '.join(parts[part] for part in shown)} |")
-    print("|" + " --- |" * (1 + len(shown)))
-    for rows in sorted(args.rows):
-        found = [f"{1e3 * times[part][rows]:.3f}" for part in shown]
-        print(f"| {rows} | {' | '.join(found)} |")
+    bandwidth = measure_bandwidth()
+    link = measure_link(jax.devices()[: args.ranks]) if args.ranks > 1 else None
+    times["measured"] |= {"copy_bytes_per_s": bandwidth.copy, "read_bytes_per_s": bandwidth.read}
+    if link is not None:
+        times["measured"] |= {"link_latency_s": link.latency, "link_bytes_per_s": link.bandwidth}
+    show(times, target, draft, args)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+
+
+def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: argparse.Namespace) -> None:
+    """Print the times, and how much of the bandwidth reading weights takes up in them."""
+    measured = times["measured"]
+    print(
+        f"measured on {measured['device']}, JAX {measured['jax']}: milliseconds, {args.ranks} "
+        f"rank{'s at once' if args.ranks > 1 else ''}, {args.dtype}, {args.slots} slots, half of them in use (medians)"
+    )
+    item = jnp.dtype(args.dtype).itemsize
+    parts = {
+        "layer": (f"stage of {args.layers} layers", args.layers, args.layers * layer_bytes(target, item)),
+        "head": ("target head", 1, head_bytes(target, item)),
+        "draft": ("draft step", 1, draft.layers * layer_bytes(draft, item) + head_bytes(draft, item)),
+        "exit_head": ("exit head", 1, math.nan),
+    }
+    shown = {part: values for part, values in parts.items() if part in times}
+    columns = [f"{name} | GB/s, of copying" for name, _, _ in shown.values()]
+    print(f"| rows | {' | '.join(columns)} |\n|{' --- |' * (1 + 2 * len(shown))}")
+    for rows in sorted(args.rows):
+        cells = []
+        for part, (_, count, held) in shown.items():
+            seconds = count * times[part][rows]
+            speed = held / seconds
+            cells.append(f"{1e3 * seconds:.3f} | {speed / 1e9:.0f}, {speed / measured['copy_bytes_per_s']:.1%}")
+        print(f"| {rows} | {' | '.join(cells)} |")
+    print(f"a tick adds {1e6 * times['exchange']:.0f} us to its ranks' work")
+    print(
+        f"copying {measured['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written), reading "
+        f"{measured['read_bytes_per_s'] / 1e9:.0f} GB/s"
+    )
+    if "link_latency_s" in measured:
+        print(
+            f"to the next device {1e6 * measured['link_latency_s']:.0f} us and "
+            f"{measured['link_bytes_per_s'] / 1e9:.2f} GB/s"
+        )
 
 
 if __name__ == "__main__":

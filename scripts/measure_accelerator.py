@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from plan import geometry
 
 from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, measure_decoding
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline.settings import EngineSettings
+from plan import geometry
 
 COLUMNS = ("width", "ticks per token", "tick, ms", "layers and head, ms", "fixed, ms", "tokens/s", "GB/s", "of copying")
 
@@ -37,6 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draft-steps", type=int, default=1, help="of best-first")
     parser.add_argument("--rate", type=float, default=1.0, help="share of guesses that are right (1)")
     parser.add_argument("--tokens", type=int, default=128, help="of the answer (128)")
+    parser.add_argument("--slots", type=int, help="of the cache (as many as needed)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--profile", action="store_true", help="also print what the profiler sees on the device")
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
                 children=options.children or width,
                 draft_steps=options.draft_steps if width > 1 else 1,
                 dtype=options.dtype,
+                capacity=options.slots,
             )
             for width in options.width
         ]

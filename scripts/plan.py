@@ -82,7 +82,7 @@ def costs_of(
         if args.bandwidth is not None or args.peak is not None:
             raise ValueError("give --calibration, or --bandwidth and --peak, not both")
         try:
-            costs = calibrated_costs(read_object(args.calibration, "calibration"))
+            costs = calibrated_costs(read_object(args.calibration, "calibration"), target, draft, args.dtype)
         except TypeError as error:
             raise ValueError(f"calibration {args.calibration}: {error}") from None
         return costs, None, f"measured by parts on one machine ({args.calibration}; it must be of these two models)"

@@ -119,7 +119,7 @@ def measure_decoding(
     tokens: int = 128,
     rate: float = 1.0,
     repeats: int = 5,
-    around: Callable[[EngineSettings, Callable[[], None]], None] | None = None,
+    around: Callable[[EngineSettings, Callable[[], Any]], None] | None = None,
 ) -> Iterator[DecodeTime]:
     """Decode a text of this geometry with each of some settings of one stage, on the default device.
 

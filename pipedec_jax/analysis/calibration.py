@@ -19,16 +19,20 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
+from pipedec_jax.analysis.links import Link
+from pipedec_jax.analysis.tick_cost import measure_tick_cost
 from pipedec_jax.cache import LayerCache, Rows
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.exchange import vary
+from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits, initialize_head
 from pipedec_jax.model.parameters import Parameters, initialize
+from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
+from pipedec_jax.pipeline.settings import EngineSettings
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Rows of the batches that are measured."""
 SHORTEST = 0.05
 """Seconds that a timed call takes at least."""
@@ -181,7 +185,7 @@ def calibrate(
     draft: LlamaConfig | None,
     *,
     exit_head: ExitHeadConfig | None = None,
-    exchange: float = 0.0,
+    exchange: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """What `analysis.cost.calibrated_costs` takes: seconds of the target's parts, of a draft step, of an exit head.
@@ -190,8 +194,11 @@ def calibrate(
         target: its geometry.
         draft: the draft's; `None` where there is none.
         exit_head: of an early exit.
-        exchange: seconds that a tick adds to its ranks' work.
+        exchange: seconds that a tick adds to its ranks' work; measured if not given.
         **options: of `measure_parts`.
+
+    Returns:
+        Seconds by part and rows, and under `measured` what they were measured of.
     """
     parts = measure_parts(target, exit_head=exit_head, **options)
     times: dict[str, Any] = {"layer": _never_falling(parts.layer), "head": _never_falling(parts.head)}
@@ -201,7 +208,63 @@ def calibrate(
         small = measure_parts(draft, **options)
         whole = {size: draft.layers * small.layer[size] + small.head[size] for size in small.layer}
         times["draft"] = _never_falling(whole)
-    return times | {"exchange": exchange}
+    dtype = jnp.dtype(options.get("dtype", jnp.float32))
+    ranks, layers = options.get("ranks", 1), options.get("layers", 2)
+    if exchange is None:
+        exchange = measure_exchange(dataclasses.replace(target, layers=layers * ranks), ranks, dtype)
+    measured = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "dtype": str(dtype),
+        "ranks": ranks,
+        "slots": options.get("slots", 1024),
+        "target": target.to_dict(),
+        "draft": draft.to_dict() if draft else None,
+    }
+    return times | {"exchange": exchange, "measured": measured}
+
+
+def measure_exchange(config: LlamaConfig, ranks: int, dtype: Any, width: int = 16) -> float:
+    """Seconds that a tick of the engine takes beside its layers and head: one stage on each of so many devices.
+
+    Sending, the broadcasts, the tree and its walk, with a drafter that guesses every token.
+    """
+    settings = EngineSettings(stages=ranks, width=width, children=min(width, 4), dtype=dtype)
+    found = measure_tick_cost(RandomSource(config), settings, [0, 1], vocab_size=config.vocab_size, ticks=100)
+    return max(0.0, 1e-3 * found.fixed_ms)
+
+
+def measure_link(devices: Sequence[jax.Device], *, array_bytes: int = 2**26, repeats: int = 5) -> Link:
+    """How long an array takes to the next device: an int32, and one of so many bytes.
+
+    All devices send at once, each to the next one, as the stages of a pipe do.
+
+    Raises:
+        ValueError: for fewer than two devices.
+    """
+    if len(devices) < 2:
+        raise ValueError(f"a link needs two devices, not {len(devices)}")
+    mesh = placement.make_mesh(len(devices), devices)
+    shift = [(k, k + 1) for k in range(len(devices) - 1)]
+
+    def seconds(size: int) -> float:
+        x = placement.per_device(mesh, (size // 4,), jnp.int32, lambda _: np.zeros(size // 4, np.int32))
+
+        def loop(x: jax.Array, count: jax.Array) -> jax.Array:
+            return lax.fori_loop(0, count, lambda _, x: x + lax.ppermute(x, AXIS, shift), x)
+
+        spread = jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=(OWN, SAME), out_specs=OWN))
+
+        def run(count: int) -> float:
+            begun = time.perf_counter()
+            jax.block_until_ready(spread(x, jnp.int32(count)))
+            return time.perf_counter() - begun
+
+        count = _count(run)
+        return statistics.median(run(count) for _ in range(repeats)) / count
+
+    latency = seconds(4)
+    return Link(latency=latency, bandwidth=array_bytes / max(seconds(array_bytes) - latency, 1e-9))
 
 
 def _never_falling(seconds: dict[int, float]) -> dict[int, float]:

@@ -16,6 +16,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import fixed_dtype, layer_shapes
@@ -97,13 +99,29 @@ def split_over(costs: Costs, target: LlamaConfig, parts: int) -> Costs:
     return dataclasses.replace(costs, layer=layer, head=head)
 
 
-def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
+def calibrated_costs(
+    seconds: Mapping[str, Any],
+    target: LlamaConfig | None = None,
+    draft: LlamaConfig | None = None,
+    dtype: Any = None,
+) -> Costs:
     """Costs as measured seconds, under the names of `Costs`: a number, or an object of numbers by rows (as in JSON).
 
+    Args:
+        seconds: as `analysis.calibration.calibrate` gives them, or written by hand. Under `measured` may stand what
+            they were measured of; then it must be these models.
+        target: its geometry, if it is known.
+        draft: the draft's, if there is one.
+        dtype: of the weights.
+
     Raises:
-        ValueError: for an unknown or missing name, or a value that is no time.
+        ValueError: for an unknown or missing name, a value that is no time, or times of other models.
     """
-    check_keys(dict(seconds), Costs, "calibration")
+    seconds = dict(seconds)
+    measured = seconds.pop("measured", None)
+    check_keys(seconds, Costs, "calibration")
+    if measured is not None:
+        check_measured(measured, target, draft, dtype)
 
     def by_rows(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -114,6 +132,32 @@ def calibrated_costs(seconds: Mapping[str, Any]) -> Costs:
             raise ValueError(f"cost {name} must be given by whole numbers of rows, not {list(value)}") from None
 
     return Costs(**{name: by_rows(name, value) for name, value in seconds.items()})
+
+
+TIMED = ("width", "feed_forward", "heads", "kv_heads", "head_size", "vocab_size", "int8")
+"""What a layer's time and the head's depend on, of a model's geometry."""
+
+
+def check_measured(measured: Any, target: LlamaConfig | None, draft: LlamaConfig | None, dtype: Any) -> None:
+    """Raise `ValueError` where a calibration says that it was measured of other models, or in another dtype."""
+    if not isinstance(measured, Mapping):
+        raise ValueError(f"the calibration's 'measured' must be an object, not {measured!r}")
+    if dtype is not None and measured.get("dtype", str(jnp.dtype(dtype))) != str(jnp.dtype(dtype)):
+        raise ValueError(
+            f"the calibration was measured in {measured['dtype']}, not in {jnp.dtype(dtype)}: calibrate again "
+            f"(calibrate.py --dtype {jnp.dtype(dtype)})"
+        )
+    for name, config, keys in (("target", target, TIMED), ("draft", draft, ("layers", *TIMED))):
+        found = measured.get(name)
+        if config is None or found is None:
+            continue
+        for key in keys:
+            is_, was = getattr(config, key), found.get(key, False)
+            if is_ != was:
+                raise ValueError(
+                    f"the calibration is of another {name}: {key} was {was}, this one's is {is_}; calibrate with this "
+                    f"model (calibrate.py --{name})"
+                )
 
 
 def roofline_seconds(weight_bytes: float, item_bytes: int, width: int, bandwidth: float, operations: float) -> float:

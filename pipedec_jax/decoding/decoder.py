@@ -164,7 +164,7 @@ class Decoder:
         if calibration is None:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
         else:
-            self._costs = cost.calibrated_costs(calibration)
+            self._costs = cost.calibrated_costs(calibration, target.config, draft.config if draft else None, self.dtype)
             if head is not None and not self._costs.exit_head:
                 raise ValueError("the calibration lacks exit_head: the seconds of a step of the exit head")
         self._costs = cost.split_over(self._costs, target.config, tensor_parallel)

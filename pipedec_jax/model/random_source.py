@@ -49,5 +49,6 @@ class RandomSource:
         start, count = zlib.crc32(path.encode()) % POOL, math.prod(shape)
         pool = self._pool
         if path.endswith(("output", "down")):
-            pool = pool * ml_dtypes.bfloat16((2 * self.config.layers) ** -0.5)
+            depth = np.float32((2 * self.config.layers) ** -0.5)
+            pool = (pool.astype(np.float32) * depth).astype(ml_dtypes.bfloat16)
         return np.tile(pool, -(-(start + count) // POOL))[start : start + count].reshape(shape)
