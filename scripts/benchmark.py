@@ -16,11 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import generate
 import pipedec_jax
 from pipedec_jax.analysis.questions import Question, read_questions, spread_over
+from pipedec_jax.command_line import opening
+from pipedec_jax.command_line.options import METHOD_NAMES, Parser, fail
+from pipedec_jax.command_line.options import parse as generate_options
 from pipedec_jax.hierarchy import settings as hierarchy
-from pipedec_jax.pipeline.settings import EXIT_ONLY, METHODS
+from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
 TREES = ("stpp", "pipedec", "best-first")
 """Methods that --width is for; the others send one token at a time, or what their passes give."""
@@ -30,7 +32,7 @@ NO_PLOTS = "no plots: matplotlib is missing; pip install 'pipedec_jax[plots]' an
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = generate.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--prompts", metavar="FILE", type=Path, required=True, help="questions, problems, or a prompt on each line")
     add(
@@ -38,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="METHOD",
         default=["pp", "stpp", "pipedec", "best-first"],
-        help=f"of {generate.METHOD_NAMES} (pp stpp pipedec best-first); pp is the baseline of measured ratios",
+        help=f"of {METHOD_NAMES} (pp stpp pipedec best-first); pp is the baseline of measured ratios",
     )
     add("--stages", metavar="N", type=int, nargs="+", default=[4], help="devices for the target's layers (4)")
     add("--width", metavar="W", type=int, nargs="+", default=[16], help=f"of {', '.join(TREES)} (16)")
@@ -60,7 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--exit-layer", metavar="E", type=int, help="of ppsd and eesd")
     add("--exit-head", metavar="NAME", help="of ppsd and eesd (the best)")
     add("--draft-length", metavar="K", type=int, default=4, help="of eesd (4)")
-    add("--drafter", help=f"of {', '.join(TREES)}: one of {', '.join(generate.DRAFTERS)} (both)")
+    add("--drafter", help=f"of {', '.join(TREES)}: one of {', '.join(DRAFTERS)} (both)")
     add("--children", metavar="K", type=int, help=f"of {', '.join(TREES)}: most guesses after each token (16)")
     add("--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)")
     add("--depth", metavar="D", type=int, default=4, help="levels of a tree of stpp (4)")
@@ -105,13 +107,13 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
             elif method in METHODS:
                 found[name] = overlaid(used)
             else:
-                raise ValueError(f"method must be one of {generate.METHOD_NAMES}, not {method!r}")
+                raise ValueError(f"method must be one of {METHOD_NAMES}, not {method!r}")
     return found
 
 
 def overlaid(used: dict[str, Any]) -> argparse.Namespace:
     """The defaults of `generate.py`, but for these."""
-    return argparse.Namespace(**{**vars(generate.parse([])), **used})
+    return argparse.Namespace(**{**vars(generate_options([])), **used})
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -140,11 +142,11 @@ def run(options: argparse.Namespace) -> None:
     try:
         questions = spread_over(read_questions(options.prompts), options.limit)
         chosen = contenders(options)
-        most = max(options.stages) + max(1, len(options.models or generate.DEMO["pipespec"]) - 1)
+        most = max(options.stages) + max(1, len(options.models or opening.DEMO["pipespec"]) - 1)
         pipedec_jax.use_cpu_devices(most)
         benchmark, settings = prepare(options, questions, chosen)
     except (ValueError, OSError) as error:
-        generate.fail(error)
+        fail(error)
     from pipedec_jax.analysis.method_table import TokensDifferError
 
     try:
@@ -153,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except (ValueError, OSError) as error:
-        generate.fail(error)
+        fail(error)
     report(options, benchmark, settings)
 
 
@@ -167,7 +169,7 @@ def prepare(
     earlier = open_run(options.out, settings)
     for name, passes in earlier.items():
         chosen[name].passes, chosen[name].width = passes["passes"], passes["width"]
-    decoders = {name: generate.open_decoder(used) for name, used in chosen.items()}
+    decoders = {name: opening.open_decoder(used) for name, used in chosen.items()}
     request = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     benchmark = Benchmark(decoders, questions, options.out, request, options.chat)
     for decoder in decoders.values():
@@ -225,7 +227,7 @@ def report(options: argparse.Namespace, benchmark: Any, settings: dict[str, Any]
     print(f"written to {out}: {', '.join(names)}, answers/ (Spec-Bench's format), figures/")
 
 
-def described(decoder: generate.AnyDecoder) -> Any:
+def described(decoder: opening.AnyDecoder) -> Any:
     from pipedec_jax.analysis.benchmark_summary import Contender
 
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from generate import Parser, fail
+from pipedec_jax.command_line.options import Parser, fail
 
 MEMORY = {"TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v4": 32, "TPU v6 lite": 32, "TPU7x": 192}
 """Gigabytes (2^30 bytes) of memory of a device, by its kind."""

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pipedec_jax
-from generate import Parser, fail
 from pipedec_jax.analysis.cost import Costs, calibrated_costs
 from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
 from pipedec_jax.analysis.prediction import Device, Prediction, Problem, cache_costs, roofline_costs, rows_needed
+from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
 

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 import benchmark as script
-import generate
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.analysis.benchmark import Benchmark, conversation, open_run, save_run
 from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.analysis.questions import Question
+from pipedec_jax.command_line import opening
 
 OPTIONS = {"max_new_tokens": 10}
 LONG = "while True:\n" * 40
@@ -247,7 +247,7 @@ def command(family, tmp_path, decoders, monkeypatch):
     lines = [{"question_id": q.id, "category": q.category, "turns": q.turns} for q in QUESTIONS]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     by_method = {decoder.method: decoder for decoder in decoders.values()}
-    monkeypatch.setattr(generate, "open_decoder", lambda used: by_method[used.method])
+    monkeypatch.setattr(opening, "open_decoder", lambda used: by_method[used.method])
     options = ["--target", str(family["target"]), "--draft", str(family["draft"]), "--methods", "pp", "best-first"]
     options += ["--stages", "2", "--width", "4", "--max-new-tokens", "10", "--out", str(tmp_path / "out")]
     return ["--prompts", str(tmp_path / "question.jsonl"), *options]

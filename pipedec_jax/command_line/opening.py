@@ -1,0 +1,100 @@
+"""The decoder that the options of a command ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import pipedec_jax
+from pipedec_jax.command_line.options import METHOD_NAMES, check_options, read_calibration
+from pipedec_jax.hierarchy import settings as hierarchy
+from pipedec_jax.pipeline.settings import EXIT_ONLY, METHODS
+
+if TYPE_CHECKING:
+    AnyDecoder = pipedec_jax.Decoder | pipedec_jax.HierarchyDecoder
+
+DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
+
+
+def open_decoder(options: argparse.Namespace) -> AnyDecoder:
+    """The decoder of the options.
+
+    Raises:
+        ValueError: when they do not go together.
+        OSError: when a model cannot be read.
+    """
+    if options.dtype == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    if options.method not in (*METHODS, *hierarchy.METHODS):
+        raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
+    check_options(options)
+    if options.method in hierarchy.METHODS:
+        return open_hierarchy(options)
+    draft = None
+    if options.target is None:
+        target = pipedec_jax.load_demo("target", int8=options.int8)
+        draft = pipedec_jax.load_demo("draft")
+    else:
+        target = pipedec_jax.load(options.target, int8=options.int8)
+    if options.draft is not None:
+        draft = pipedec_jax.load(options.draft)
+    exits = options.exit_layer is not None or options.method in EXIT_ONLY
+    if exits:
+        if options.draft is not None:
+            raise ValueError("with an exit the target drafts for itself: leave --draft out")
+        draft = None
+    elif options.drafter == "ngram":
+        if options.draft is not None:
+            raise ValueError("--drafter ngram takes no --draft")
+        draft = None
+    elif draft is None and options.method != "pp":
+        raise ValueError(f"--method {options.method} needs --draft DIR beside --target DIR, or --drafter ngram")
+    return pipedec_jax.Decoder(
+        target,
+        draft,
+        method=options.method,
+        stages=4 if options.stages is None else options.stages,
+        tensor_parallel=options.tensor_parallel,
+        width=options.width,
+        children=options.children,
+        exit_layer=options.exit_layer,
+        exit_head=options.exit_head,
+        exit_stages=options.exit_stages,
+        draft_length=options.draft_length,
+        dtype=options.dtype,
+        calibration=read_calibration(options.calibration),
+        drafter=options.drafter,
+        draft_steps=options.draft_steps,
+        depth=options.depth,
+        pool=options.pool,
+        sharpness=options.sharpness,
+        noise=options.noise,
+    )
+
+
+def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
+    """The same, of a hierarchy of models."""
+    if options.target is not None or options.draft is not None:
+        raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
+    for name in ("children", "drafter", "draft_steps", "exit_layer", "exit_head", "exit_stages", "pool", "calibration"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is not for --method {options.method}")
+    names = options.models or []
+    select = names[:1] == ["auto"]
+    load, names = pipedec_jax.load, names[select:]
+    if not names:
+        load, names = pipedec_jax.load_demo, DEMO[options.method]
+    models = [*(load(name) for name in names[:-1]), load(names[-1], int8=options.int8)]
+    stages = [1] * (len(models) - 1) + [1 if options.stages is None else options.stages]
+    return pipedec_jax.HierarchyDecoder(
+        models,
+        method=options.method,
+        form=options.form,
+        stages=stages,
+        passes=options.passes,
+        width=options.width,
+        select=select,
+        dtype=options.dtype,
+    )

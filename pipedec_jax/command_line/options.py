@@ -1,0 +1,174 @@
+"""The options of `scripts/generate.py`: which there are, and what of them does not go together."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipedec_jax.decoding import batch
+from pipedec_jax.hierarchy import settings as hierarchy
+from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+
+DESCRIPTION = (
+    "Decode a prompt with a pipelined LLaMA, streaming the text; without arguments, a sample with the demo family."
+)
+METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
+SAMPLE = "def quicksort(items):\n"
+OF_METHODS: dict[str, tuple[str, ...]] = {
+    "models": hierarchy.METHODS,
+    "passes": hierarchy.METHODS,
+    "form": ("pipespec",),
+    "depth": ("stpp",),
+    "draft_length": ("eesd",),
+    "noise": METHODS,
+    "sharpness": METHODS,
+    "tensor_parallel": METHODS,
+}
+"""Methods of an option that others would drop without a word."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with status 2."""
+        fail(message)
+
+
+def fail(message: object) -> NoReturn:
+    """Say what is wrong with the input, and stop."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of the command's arguments; ends the process where they are wrong."""
+    parser = Parser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (a sample when there is none)")
+    prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="read the prompt from a UTF-8 file")
+    prompt.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="JSON Lines: text, or objects with prompt or messages"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="of --prompts: append the answers here; goes on where it was"
+    )
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
+    parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
+    parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
+    parser.add_argument("--method", default="best-first", help=f"one of {METHOD_NAMES}; the text is the same")
+    parser.add_argument(
+        "--drafter",
+        help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
+    )
+    parser.add_argument(
+        "--exit-layer", metavar="E", type=int, help="layers of the target after which a head guesses, without a draft"
+    )
+    parser.add_argument(
+        "--exit-head",
+        metavar="NAME",
+        help="which stored head, such as block, or target for the untrained one (the best)",
+    )
+    parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
+    parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
+    parser.add_argument("--stages", metavar="N", type=int, help="stages of the target's layers (4; of pipespec, 1)")
+    parser.add_argument(
+        "--tensor-parallel", metavar="T", type=int, default=1, help="devices that each stage is split over (1)"
+    )
+    parser.add_argument(
+        "--width",
+        metavar="W",
+        type=int,
+        help="most guesses sent in a tick (16; of ppsd and eesd 1; of pipespec by passes)",
+    )
+    parser.add_argument(
+        "--children", metavar="K", type=int, help="most guesses of the draft after each token (16; of ppsd and eesd 1)"
+    )
+    parser.add_argument(
+        "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
+    )
+    parser.add_argument("--depth", metavar="D", type=int, default=4, help="levels of a tree of stpp")
+    parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent")
+    parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
+    parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
+    parser.add_argument(
+        "--models",
+        metavar="DIR",
+        nargs="+",
+        help="of pipespec and speculative, the smallest first, the target last (the demo family); auto before them "
+        "leaves those out that do not pay",
+    )
+    parser.add_argument(
+        "--passes", metavar="C", type=int, nargs="+", help="of each model but the target in a tick (measured times)"
+    )
+    parser.add_argument("--form", default="lockstep", help="of pipespec: lockstep, or free (each at its own pace)")
+    parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among tokens that hold this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
+    parser.add_argument(
+        "--int8", action="store_true", help="hold the matrices of the target's layers as int8 (rounds them)"
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time, in place of bytes"
+    )
+    parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")
+    return parser.parse_args(arguments)
+
+
+def read_prompt(options: argparse.Namespace) -> str:
+    """The prompt's text.
+
+    Raises:
+        ValueError: when its file holds no text.
+        OSError: when there is no such file.
+    """
+    if options.prompt_file is not None:
+        try:
+            return options.prompt_file.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{options.prompt_file} is not UTF-8 text: {error}") from error
+    return SAMPLE if options.prompt is None else options.prompt
+
+
+def read_calibration(path: Path | None) -> dict[str, float] | None:
+    """The times that `analysis.cost.Costs` names, or `None`."""
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no calibration {path}; scripts/calibrate.py writes one") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold one JSON object of seconds, not {type(values).__name__}")
+    return values
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise `ValueError` where an option is given that the method has no use for."""
+    defaults = parse([])
+    for name, methods in OF_METHODS.items():
+        if options.method not in methods and getattr(options, name) != getattr(defaults, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not for --method {options.method}, but for {', '.join(methods)}"
+            )
+
+
+def request_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What a prompt's line may change, as `Decoder.request` takes it."""
+    return {name: getattr(options, name) for name in batch.OPTIONS}
+
+
+def paths_as_text(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON takes them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}

@@ -1,0 +1,114 @@
+"""What is printed of an answer: its figures, as JSON or as a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+import pipedec_jax
+from pipedec_jax.analysis.exit_cost import Cycle
+from pipedec_jax.command_line.options import paths_as_text
+
+if TYPE_CHECKING:
+    from pipedec_jax.command_line.opening import AnyDecoder
+
+NOTHING = {"finish_reason": "interrupted", "new_tokens": 0, "token_ids": [], "text": ""}
+"""Figures of an answer that was interrupted before its first token."""
+
+
+def show(options: argparse.Namespace, decoder: AnyDecoder, prompt: str, result: pipedec_jax.Generation | None) -> None:
+    """The figures of an answer; `None` for one that was interrupted before its first token."""
+    if options.json:
+        figures = result.to_dict() if result else NOTHING
+        print(json.dumps({**described(options, decoder, prompt), **figures, **memory(options, decoder)}))
+        return
+    if result is None:
+        return
+    basis = "the calibration's times" if options.calibration else "the bytes of weights a rank reads"
+    print_table(result, decoder, basis)
+    if options.memory:
+        print_memory(decoder)
+
+
+def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> dict[str, Any]:
+    """Every option with the value that was used."""
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        used: dict[str, Any] = {
+            "models": [model.name for model in decoder.models],
+            "passes": decoder.settings.passes,
+            "width": decoder.settings.widths[-1],
+        }
+    else:
+        used = {
+            "draft": decoder.draft.name if decoder.draft else None,
+            "draft_steps": decoder.settings.steps,
+            "width": decoder.width,
+            "children": decoder.children,
+            "drafter": decoder.drafter,
+            "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
+            "layers_by_stage": decoder.split.count,
+            "exit_stages": decoder.split.exit or None,
+        }
+    return {
+        **paths_as_text(vars(options)),
+        "prompt": prompt,
+        "target": decoder.target.name,
+        "stages": decoder.stages,
+        "dtype": decoder.dtype.name,
+        **used,
+    }
+
+
+def memory(options: argparse.Namespace, decoder: AnyDecoder) -> dict[str, Any]:
+    """Bytes on each device, where they are asked for."""
+    return {"bytes_per_device": decoder.bytes_per_device()} if options.memory else {}
+
+
+def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str) -> None:
+    """An answer's figures, each with what it is; `basis` says what the modeled one is from."""
+    virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
+    lag = "a tick" if result.lag == 1 else f"{result.lag} ticks"
+    rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
+    rows = [
+        ("tokens", result.new_tokens, f"after {result.prompt_tokens} of the prompt; ended by {result.finish_reason}"),
+        ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
+        ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
+        ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
+        ("late hits", result.late_hits, f"counted, hits that were sent more than {lag} after the token before them"),
+        ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
+        ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
+        ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
+        ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),
+        ("per token", rest, f"measured TPOT after the first{virtual}"),
+    ]
+    dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
+    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
+    if isinstance(decoder, pipedec_jax.Decoder) and decoder.cycle is not None:
+        print_exit(decoder, decoder.cycle)
+    for name, value, meaning in rows:
+        if value is not None:
+            print(f"  {name:<16} {value!s:>9}  {meaning}")
+
+
+def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
+    """Where the exit is, and how long a tick lasts."""
+    head = decoder.exit_head.config.name if decoder.exit_head else "of one's own"
+    path = "stage 1" if decoder.split.exit == 1 else f"stages 1 to {decoder.split.exit}"
+    layers = " + ".join(map(str, decoder.split.count))
+    print(f"  exit head {head} after {path} of {layers} layers")
+    print(
+        f"  a tick lasts as long as the longest stage, which is stage {cycle.stage}: {cycle.layers:.2f} layers' work; "
+        f"the head with its vocabulary is {cycle.head:.2f}"
+    )
+
+
+def print_memory(decoder: AnyDecoder) -> None:
+    """Bytes on each device, part by part."""
+    print("\nbytes per device")
+    for row in decoder.bytes_per_device():
+        parts = {name: value for name, value in row.items() if isinstance(value, int)}
+        print(f"  {row['device']}: {sum(parts.values()):,}")
+        for name, value in parts.items():
+            if value:
+                print(f"    {name:<26} {value:>15,}")
