@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.loading import Model
+from pipedec_jax.analysis.clock import decode
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import fixed_dtype, nest, parameter_shapes
+from pipedec_jax.model.int8 import Int8Source
+from pipedec_jax.model.parameters import MemorySource, ParameterSource, fixed_dtype, initialize, nest, parameter_shapes
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,52 +44,101 @@ class Speed:
     """Bytes of the layers' weights on the device."""
     other_bytes: int
     """Bytes of embedding and head."""
+    temporary_bytes: int
+    """Bytes that the compiled loop needs beside weights and caches: were int8 matrices turned into floats ahead of it,
+    they would be here. The compiler's figure."""
     tokens_per_s: float
     """After the first token; the median over the prompts."""
     spread: tuple[float, float]
     """The lowest and highest over the prompts."""
+    read_bytes_per_s: float
+    """Bytes of layers and head, which every token takes once, times tokens a second."""
+    compile_s: float
+    """Seconds that prefill and loop took to compile, not in the speed."""
 
 
-def logits(model: Model, prompt: Sequence[int], dtype: Any) -> np.ndarray:
-    """Logits `[T, V]` of a prompt, computed in `dtype`."""
-    source = model.source
+def random_source(config: LlamaConfig, dtype: Any, seed: int = 0) -> MemorySource:
+    """A model of random weights, made on the default device and kept on the host."""
+    tree = initialize(config, jax.random.key(seed), dtype)
+    return MemorySource(config, jax.tree.map(np.asarray, tree))
+
+
+def int8_source(source: ParameterSource) -> MemorySource:
+    """The model with int8 layers, rounded once and kept in memory."""
+    rounded = Int8Source(source)
+    return MemorySource(rounded.config, nest({path: rounded.read(path) for path in parameter_shapes(rounded.config)}))
+
+
+def logits(source: ParameterSource, prompts: Sequence[Sequence[int]], dtype: Any, vocab_size: int) -> list[np.ndarray]:
+    """Logits `[T, V]` of every prompt, computed in `dtype` on the default device."""
+    config = source.config
     tree = nest(
-        {
-            path: jnp.asarray(source.read(path), fixed_dtype(source.config, path) or dtype)
-            for path in parameter_shapes(source.config)
-        }
+        {path: jnp.asarray(source.read(path), fixed_dtype(config, path) or dtype) for path in parameter_shapes(config)}
     )
-    token_BT = jnp.asarray([prompt], jnp.int32)
-    found = jax.jit(lambda tree, token_BT: llama.forward(source.config, tree, token_BT))(tree, token_BT)
-    return np.asarray(found, np.float64)[0, :, : model.vocab_size]
+    forward = jax.jit(functools.partial(llama.forward, config))
+    return [np.asarray(forward(tree, jnp.asarray([prompt], jnp.int32)))[0, :, :vocab_size] for prompt in prompts]
 
 
-def compare(found: np.ndarray, expected: np.ndarray) -> LogitDifference:
-    """How far `found` is from `expected`."""
-    difference = found - expected
-    centred = difference - difference.mean(axis=-1, keepdims=True)
-    spread = expected - expected.mean(axis=-1, keepdims=True)
-    ours, theirs = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (found, expected))
+def compare(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> LogitDifference:
+    """How far the logits `[T, V]` of some prompts are from those expected."""
+    furthest = highest = squares = spread = same = divergence = 0.0
+    positions = values = 0
+    for ours, theirs in zip(found, expected, strict=True):
+        # Float64, for sums over many; a prompt at a time, for they are large.
+        ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+        difference = ours - theirs
+        furthest = max(furthest, float(np.abs(difference).max()))
+        highest = max(highest, float(np.abs(theirs).max()))
+        squares += float(np.sum((difference - difference.mean(axis=-1, keepdims=True)) ** 2))
+        spread += float(np.sum((theirs - theirs.mean(axis=-1, keepdims=True)) ** 2))
+        same += float(np.sum(ours.argmax(axis=-1) == theirs.argmax(axis=-1)))
+        log_ours, log_theirs = _log_softmax(ours), _log_softmax(theirs)
+        divergence += float(np.sum(np.exp(log_theirs) * (log_theirs - log_ours)))
+        positions += len(theirs)
+        values += theirs.size
     return LogitDifference(
-        largest=float(np.abs(difference).max() / np.abs(expected).max()),
-        typical=float(np.sqrt(np.mean(centred**2)) / np.sqrt(np.mean(spread**2))),
-        same_choice=float(np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1))),
-        divergence=float(np.mean(np.sum(np.exp(theirs) * (theirs - ours), axis=-1))),
+        largest=furthest / highest,
+        typical=float(np.sqrt(squares / spread)),
+        same_choice=same / positions,
+        divergence=divergence / positions,
     )
 
 
-def measure_speed(model: Model, prompts: Sequence[Sequence[int]], dtype: str, new_tokens: int) -> Speed:
-    """Decode every prompt greedily on one device; the first one twice, to compile and warm up."""
-    decoder = Decoder(model, method="pp", stages=1, dtype=dtype)
+def measure_speed(
+    source: ParameterSource, prompts: Sequence[Sequence[int]], dtype: Any, new_tokens: int, vocab_size: int
+) -> Speed:
+    """Decode every prompt greedily on one device; the first one twice, to compile and warm up.
+
+    Args:
+        source: the model.
+        prompts: token ids.
+        dtype: to decode in.
+        new_tokens: of each answer; at least 2.
+        vocab_size: ids that are tokens.
+    """
+    settings = EngineSettings(method="pp", stages=1, width=1, children=1, dtype=jnp.dtype(dtype))
+    engine = Engine(source, None, settings, vocab_size=vocab_size, devices=pick_devices(1))
     rates = []
     for prompt in [prompts[0], *prompts]:
-        result = decoder.generate(prompt, max_new_tokens=new_tokens)
-        if result.tpot_s:
-            rates.append(1 / result.tpot_s)
-    (held,) = decoder.bytes_per_device()
+        progress, seconds = decode(engine, prompt, None, new_tokens)
+        rates.append((len(progress.tokens) - 1) / seconds)
+    (held,) = engine.bytes_per_device()
+    longest = max(map(len, prompts)) + new_tokens
+    analysis = engine.programs(longest).run.memory_analysis()
+    tokens_per_s = statistics.median(rates[1:])
+    layer_bytes = int(held["target layers"])
+    head_bytes = source.config.vocab_size * source.config.width * settings.dtype.itemsize
     return Speed(
-        layer_bytes=int(held["target layers"]),
+        layer_bytes=layer_bytes,
         other_bytes=int(held["embedding and head"]),
-        tokens_per_s=statistics.median(rates[1:]),
+        temporary_bytes=int(analysis.temp_size_in_bytes),
+        tokens_per_s=tokens_per_s,
         spread=(min(rates[1:]), max(rates[1:])),
+        read_bytes_per_s=(layer_bytes + head_bytes) * tokens_per_s,
+        compile_s=engine.compile_seconds,
     )
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))

@@ -23,6 +23,7 @@ from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.pipe import Pipe, State
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.compiler_options import compiler_options
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
 from pipedec_jax.pipeline.split import split_layers
@@ -183,10 +184,11 @@ class ModelProgram:
         if key in self._programs:
             return self._programs[key]
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
+        options = compiler_options(self.mesh, self.weights)
 
         def spread(function: Any, specs: tuple[Any, ...], donated: int) -> Any:
             mapped = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=((SAME, SAME), OWN))
-            return jax.jit(mapped, donate_argnums=donated)
+            return jax.jit(mapped, donate_argnums=donated, compiler_options=options)
 
         if shapes not in self._prefills:  # the sampling mode is nothing to it
             begin = spread(self._begin, (SAME, OWN), 2).lower(self.weights, request, local)

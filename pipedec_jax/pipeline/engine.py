@@ -17,6 +17,7 @@ from pipedec_jax.exchange import vary
 from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.compiler_options import compiler_options
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
 from pipedec_jax.pipeline.settings import (
@@ -319,12 +320,14 @@ class Engine:
         )
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
+        options = compiler_options(self.mesh, self.weights)
 
         def lowered(function: Any, specs: tuple[Any, ...], *arguments: Any) -> Any:
             # The devices' own state is donated: caches are updated in place.
             donated = tuple(i + 1 for i, spec in enumerate(specs) if spec is OWN)
             spread = jax.shard_map(function, mesh=self.mesh, in_specs=(own, *specs), out_specs=(SAME, OWN))
-            return jax.jit(spread, donate_argnums=donated).lower(self.weights, *arguments)
+            program = jax.jit(spread, donate_argnums=donated, compiler_options=options)
+            return program.lower(self.weights, *arguments)
 
         if shapes not in self._prefills:  # the sampling mode is nothing to it
             first = lowered(functools.partial(prefill, system, width), (SAME, OWN), request, local)
