@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import pipedec_jax
-from generate import Parser, fail
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.options import Parser, fail
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def read_model(options: argparse.Namespace) -> tuple[str, Any, int, list[list[int]]]:
     """Name, weights and vocabulary of the model, and token ids of the prompts."""
-    from pipedec_jax.analysis.int8_effect import random_source
+    from pipedec_jax.model.random_source import RandomSource
 
     noise = np.random.default_rng(0)
     if options.config is not None:
@@ -57,7 +57,7 @@ def read_model(options: argparse.Namespace) -> tuple[str, Any, int, list[list[in
         config = geometry(options.config, "config")
         if options.layers is not None:
             config = dataclasses.replace(config, layers=options.layers)
-        name, source, vocab_size = f"{options.config} (random weights)", random_source(config, "bfloat16"), None
+        name, source, vocab_size = f"{options.config} (random weights)", RandomSource(config), None
     else:
         model = pipedec_jax.load(options.target) if options.target else pipedec_jax.load_demo("target")
         name, source, vocab_size = model.name, model.source, model.vocab_size

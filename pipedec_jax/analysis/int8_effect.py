@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipedec_jax.analysis.clock import decode
-from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.model import llama
 from pipedec_jax.model.int8 import Int8Source
-from pipedec_jax.model.parameters import MemorySource, ParameterSource, fixed_dtype, initialize, nest, parameter_shapes
+from pipedec_jax.model.parameters import MemorySource, ParameterSource, fixed_dtype, nest, parameter_shapes
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 
@@ -55,12 +54,6 @@ class Speed:
     """Bytes of layers and head, which every token takes once, times tokens a second."""
     compile_s: float
     """Seconds that prefill and loop took to compile, not in the speed."""
-
-
-def random_source(config: LlamaConfig, dtype: Any, seed: int = 0) -> MemorySource:
-    """A model of random weights, made on the default device and kept on the host."""
-    tree = initialize(config, jax.random.key(seed), dtype)
-    return MemorySource(config, jax.tree.map(np.asarray, tree))
 
 
 def int8_source(source: ParameterSource) -> MemorySource:
