@@ -35,6 +35,19 @@ class Rows(struct.PyTreeNode):
     """[W, S] bool: the slots each row attends to, its own included."""
 
 
+def at_least(least: int, rows: Rows, x: jax.Array) -> tuple[Rows, jax.Array]:
+    """Rows and their `x [W, ...]`, with more that see nothing and write nothing where there are fewer than `least`."""
+    missing = least - x.shape[0]
+    if missing <= 0:
+        return rows, x
+
+    def pad(array: jax.Array, fill: bool | int) -> jax.Array:
+        return jnp.pad(array, ((0, missing), *((0, 0) for _ in array.shape[1:])), constant_values=fill)
+
+    more = Rows(position=pad(rows.position, 0), slot=pad(rows.slot, NO_SLOT), mask=pad(rows.mask, False))
+    return more, pad(x, 0)
+
+
 class LayerCache(struct.PyTreeNode):
     """Keys and values of one layer."""
 

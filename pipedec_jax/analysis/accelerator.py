@@ -7,9 +7,11 @@ known text, so that any geometry and any width can be timed without a checkpoint
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from jax import lax
 from pipedec_jax.analysis.tick_cost import compute_program, replay, replay_engine
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 
 COPY_BYTES = 2**31
@@ -105,7 +108,7 @@ def measure_bandwidth(*, array_bytes: int = COPY_BYTES, passes: int = 10, repeat
     return Bandwidth(copy=2 * x.nbytes / copied, read=x.nbytes / summed)
 
 
-def weight_bytes(engine: Any) -> int:
+def weight_bytes(engine: Engine) -> int:
     """Bytes of the layers, the last norm and the head that a tick of one stage reads."""
     params = engine.weights.target
     (held,) = placement.bytes_per_device((params.layers, params.final_norm, params.head)).values()
@@ -136,40 +139,57 @@ def measure_decoding(
     """
     vocab_size = source.config.vocab_size
     prompt = np.random.default_rng(0).integers(vocab_size, size=16).tolist()
-    answer, placed = [0] * tokens, None
+    engines: list[Engine] = []
     for one in settings:
-        engine = replay_engine(source, one, prompt, answer, rate, vocab_size=vocab_size, target_params=placed)
-        if placed is None:
-            placed = engine.weights.target
-            engine.start(prompt, max_new_tokens=tokens)
-            answer = engine.run(tokens).tokens
-        known = replay(prompt, answer, rate, one.children)
+        placed = engines[0].weights.target if engines else None
+        engines.append(
+            replay_engine(source, one, prompt, [0] * tokens, rate, vocab_size=vocab_size, target_params=placed)
+        )
+
+    def compile_all(engine: Engine) -> Callable[[int], None]:
+        engine.programs(len(prompt) + tokens)
         compute = compute_program(engine, len(prompt) + tokens)
-        ticks: list[float] = []
-        alone: list[float] = []
-        made = count = 0
-        for repeat in range(repeats + 1):
-            engine.start(prompt, max_new_tokens=tokens, drafter_params=known)
+        compute(1)
+        return compute
+
+    computes = [compile_all(engines[0])]  # alone, so that what the compiler times is not disturbed
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        computes.extend(threads.map(compile_all, engines[1:]))
+    engines[0].start(prompt, max_new_tokens=tokens)
+    answer = engines[0].run(tokens).tokens
+
+    def start(engine: Engine) -> None:
+        known = replay(prompt, answer, rate, engine.settings.children)
+        engine.start(prompt, max_new_tokens=tokens, drafter_params=known)
+
+    ticks: list[list[float]] = [[] for _ in engines]
+    alone: list[list[float]] = [[] for _ in engines]
+    made = [0.0 for _ in engines]
+    for repeat in range(repeats + 1):
+        for index, (engine, compute) in enumerate(zip(engines, computes, strict=True)):
+            start(engine)
             before = engine.run(1)
             begun = time.perf_counter()
             after = engine.run(tokens)
             spent = time.perf_counter() - begun
-            made, count = len(after.tokens) - len(before.tokens), after.ticks[-1] - before.ticks[-1]
+            count = after.ticks[-1] - before.ticks[-1]
+            made[index] = (len(after.tokens) - len(before.tokens)) / count
             begun = time.perf_counter()
             compute(count)
             if repeat:  # the first round warms up
-                ticks.append(spent / count)
-                alone.append((time.perf_counter() - begun) / count)
+                ticks[index].append(spent / count)
+                alone[index].append((time.perf_counter() - begun) / count)
+    for index, (one, engine) in enumerate(zip(settings, engines, strict=True)):
         if around is not None:
-            engine.start(prompt, max_new_tokens=tokens, drafter_params=known)
+            start(engine)
             around(one, lambda engine=engine: engine.run(tokens))
         yield DecodeTime(
             method=one.method,
             width=one.width,
-            tick_s=statistics.median(ticks),
-            compute_s=statistics.median(alone),
-            tokens_per_tick=made / count,
+            tick_s=statistics.median(ticks[index]),
+            compute_s=statistics.median(alone[index]),
+            tokens_per_tick=made[index],
             weight_bytes=weight_bytes(engine),
             compile_s=engine.compile_seconds,
-            tick_spread_s=max(ticks) - min(ticks),
+            tick_spread_s=max(ticks[index]) - min(ticks[index]),
         )

@@ -7,10 +7,13 @@ same at once, as the stages of a pipe do; where they share cores or memory, they
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -21,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.tick_cost import measure_tick_cost
-from pipedec_jax.cache import LayerCache, Rows
+from pipedec_jax.cache import LayerCache, Rows, at_least
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model import llama
@@ -81,16 +84,18 @@ def measure_parts(
     make = jax.jit(lambda: initialize(few, jax.random.key(0), dtype), out_shardings=NamedSharding(mesh, SAME))
     params = make()
     cache = placement.place_caches(mesh, config, layers, slots, dtype)
-    programs: dict[tuple[str, int], Callable[[int], float]] = {}
+    wanted: dict[tuple[str, int], Callable[[], Callable[[int], float]]] = {}
     for size in rows:
-        programs["layer", size] = _program(mesh, few, _layers, params, cache, size)
-        programs["head", size] = _program(mesh, few, _head, params, cache, size)
+        wanted["layer", size] = functools.partial(_program, mesh, few, _layers, params, cache, size)
+        wanted["head", size] = functools.partial(_program, mesh, few, _head, params, cache, size)
     if exit_head is not None:
         own = initialize_head(exit_head, few, jax.tree.map(np.asarray, params), seed=0)
         own = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), own), NamedSharding(mesh, SAME))
         both = {"target": params, "exit": own}
         for size in rows:
-            programs["exit_head", size] = _program(mesh, few, _exit(exit_head), both, cache, size)
+            wanted["exit_head", size] = functools.partial(_program, mesh, few, _exit(exit_head), both, cache, size)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        programs = dict(zip(wanted, threads.map(lambda make: make(), wanted.values()), strict=True))
     counts = {key: _count(run) for key, run in programs.items()}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in programs}
     for _ in range(repeats):
@@ -151,15 +156,20 @@ def _program(
     """A function that runs a part a number of times on the devices, and gives the seconds it took."""
     slots = cache[0].value.shape[1]
     used = slots // 2
-    rows = Rows(
-        position=jnp.full(size, used, jnp.int32),
-        slot=jnp.arange(used, used + size, dtype=jnp.int32),
-        mask=jnp.broadcast_to(jnp.arange(slots) < used, (size, slots)),
-    )
     dtype = cache[0].value.dtype
+    # As the engine computes them: on some devices a few dead rows more.
+    rows, ones = at_least(
+        placement.least_rows(mesh),
+        Rows(
+            position=jnp.full(size, used, jnp.int32),
+            slot=jnp.arange(used, used + size, dtype=jnp.int32),
+            mask=jnp.broadcast_to(jnp.arange(slots) < used, (size, slots)),
+        ),
+        jnp.ones((size, config.width), dtype),
+    )
 
     def loop(params: Parameters, cache: tuple[LayerCache, ...], rows: Rows, count: jax.Array) -> Any:
-        begin = vary(jnp.ones((size, config.width), dtype))
+        begin = vary(ones)
 
         def step(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
             cache, x = carry

@@ -98,7 +98,7 @@ class ModelProgram:
             self.weights: Any = ()
             return
         split = split_layers(source.config.layers, self.mesh.size)
-        self.target = Target(config=source.config, split=split, vocab_size=vocab_size)
+        self.target = Target(source.config, split, vocab_size, least_rows=placement.least_rows(self.mesh))
         self.weights = placement.place_target(self.mesh, source, split, self.dtype)
 
     @property

@@ -37,27 +37,6 @@ def product(spec: str, x: jax.Array, y: jax.Array, out: Any = None) -> jax.Array
     return result.astype(x.dtype if out is None else out)
 
 
-LEAST_ROWS = 8
-"""Rows that GPUs are given at least: for fewer XLA writes a product with weights as multiplications and sums, which
-read the weights at half the speed (scripts/results/accelerator.md)."""
-
-
-def rows_product(spec: str, x: jax.Array, weight: jax.Array, out: Any = None) -> jax.Array:
-    """`product` of rows `x [..., W, I]` with weights; on GPUs with zero rows below where there are few."""
-    missing = LEAST_ROWS - x.shape[-2] if x.ndim > 1 else 0
-    if missing <= 0:
-        return product(spec, x, weight, out)
-
-    def plain(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return product(spec, x, weight, out)
-
-    def padded(x: jax.Array, weight: jax.Array) -> jax.Array:
-        more = jnp.pad(x, (*((0, 0),) * (x.ndim - 2), (0, missing), (0, 0)))
-        return product(spec, more, weight, out)[..., :-missing, :]
-
-    return lax.platform_dependent(x, weight, cuda=padded, rocm=padded, default=plain)
-
-
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis."""
     y = x.astype(wide(x.dtype))
@@ -122,10 +101,10 @@ def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None
     wider.
     """
     if scale_O is None:
-        return rows_product("...I,IO->...O", x, weight_IO)
+        return product("...I,IO->...O", x, weight_IO)
 
     def multiply(x: jax.Array, weight_IO: jax.Array, dtype: Any) -> jax.Array:
-        return rows_product("...I,IO->...O", x.astype(dtype), weight_IO.astype(dtype), wide(dtype))
+        return product("...I,IO->...O", x.astype(dtype), weight_IO.astype(dtype), wide(dtype))
 
     if x.dtype == jnp.bfloat16 or x.dtype == jnp.float16:
         # XLA turns int8 into bfloat16 one by one on CPU, fifteen times slower than into float32.
@@ -188,7 +167,7 @@ def head_matrix(params: Parameters) -> jax.Array:
 def logits(config: LlamaConfig, final_norm: jax.Array, head_VD: jax.Array, x: jax.Array) -> jax.Array:
     """Final norm and product with (a slice of) the head: `[..., V]` in float32 or wider."""
     y = rms_norm(x, final_norm, config.norm_eps)
-    return rows_product("...D,VD->...V", y, head_VD, wide(x.dtype))
+    return product("...D,VD->...V", y, head_VD, wide(x.dtype))
 
 
 def forward(config: LlamaConfig, params: Parameters, token_BT: jax.Array) -> jax.Array:

@@ -12,14 +12,16 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Part, parameter_shapes
 
 POOL = 2**24 - 3
-"""Numbers drawn once, from which every matrix is laid out; odd, so that rows of a matrix differ."""
+"""Numbers drawn once; odd, so that the rows of a matrix that repeats them differ."""
+TURNS = 8
+"""How often they are laid out in memory: matrices up to as large need no array of their own."""
 
 
 class RandomSource:
     """A `ParameterSource` of bfloat16 noise: standard deviation 0.02 (less for output projections), norms of ones.
 
-    Matrices repeat one pool of noise, each from a place of its own, so that reading 8 billion weights takes seconds
-    and holds one array at a time. Good for times, bytes and shapes; the text it decodes means nothing.
+    Matrices repeat one pool of noise, each from a place of its own, so that reading 8 billion weights takes seconds.
+    Good for times, bytes and shapes; the text it decodes means nothing.
 
     Args:
         config: the geometry; not one of int8 layers (`pipedec_jax.model.int8.Int8Source` makes those of it).
@@ -31,8 +33,9 @@ class RandomSource:
             raise ValueError("random weights are plain ones: give a geometry without int8, and round it afterwards")
         self.config = config
         self._shapes = parameter_shapes(config)
-        noise = np.random.default_rng(seed).standard_normal(POOL, dtype=np.float32)
-        self._pool = (0.02 * noise).astype(ml_dtypes.bfloat16)
+        noise = 0.02 * np.random.default_rng(seed).standard_normal(POOL, dtype=np.float32)
+        depth = np.float32((2 * config.layers) ** -0.5)
+        self._noise, self._small = (np.tile(x.astype(ml_dtypes.bfloat16), TURNS) for x in (noise, noise * depth))
         self._last: tuple[str, np.ndarray] | None = None
 
     def read(self, path: str, part: Part | None = None) -> np.ndarray:
@@ -46,9 +49,13 @@ class RandomSource:
         shape = self._shapes[path]
         if len(shape) == 1:
             return np.ones(shape, ml_dtypes.bfloat16)
+        if path == "head":  # its columns are read; they shall lie in one piece
+            return self._matrix(path, shape[::-1]).T
+        return self._matrix(path, shape)
+
+    def _matrix(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         start, count = zlib.crc32(path.encode()) % POOL, math.prod(shape)
-        pool = self._pool
-        if path.endswith(("output", "down")):
-            depth = np.float32((2 * self.config.layers) ** -0.5)
-            pool = (pool.astype(np.float32) * depth).astype(ml_dtypes.bfloat16)
-        return np.tile(pool, -(-(start + count) // POOL))[start : start + count].reshape(shape)
+        noise = self._small if path.endswith(("output", "down")) else self._noise
+        if start + count > len(noise):
+            noise = np.tile(noise, -(-(start + count) // len(noise)))
+        return noise[start : start + count].reshape(shape)

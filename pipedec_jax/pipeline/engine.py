@@ -158,12 +158,18 @@ class Engine:
         check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter, head)
         split = make_split(settings, target.config, head)
         self.settings = settings
-        self.target = Target(target.config, split, vocab_size, parts=settings.tensor_parallel)
         self._drafter = make_drafter(
             settings, draft.config if draft else None, drafter, vocab_size, target.config, head
         )
         self._schedule = make_schedule(settings)
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices, settings.tensor_parallel)
+        self.target = Target(
+            target.config,
+            split,
+            vocab_size,
+            parts=settings.tensor_parallel,
+            least_rows=placement.least_rows(self.mesh),
+        )
         self.compile_seconds = 0.0
         self._programs: dict[Any, Programs] = {}
         self._prefills: dict[Any, Any] = {}

@@ -56,6 +56,15 @@ def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None, parts: in
     return Mesh(np.asarray(devices[:count]).reshape(ranks, parts), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def least_rows(mesh: Mesh) -> int:
+    """Rows of a batch that its devices compute at least; to fewer, dead ones are added.
+
+    For one row XLA writes products with weights for GPUs as multiplications and sums, which take longer than the
+    product of two rows does (scripts/results/accelerator.md).
+    """
+    return 2 if mesh.devices.flat[0].platform == "gpu" else 1
+
+
 def only_described(mesh: Mesh) -> bool:
     """Whether the mesh's devices are not there, but described by a topology, to compile for.
 

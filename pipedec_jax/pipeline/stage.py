@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax import vocabulary
-from pipedec_jax.cache import LayerCache, Rows
+from pipedec_jax.cache import LayerCache, Rows, at_least
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, sum_over_parts, vary
 from pipedec_jax.model import llama
@@ -51,6 +51,8 @@ class Target:
     """Ids that are tokens; padding rows of embedding and head beyond it are never chosen."""
     parts: int = 1
     """Devices over which each stage is split (T)."""
+    least_rows: int = 1
+    """Rows that are computed at least (`placement.least_rows`)."""
 
 
 def run_stage(
@@ -64,6 +66,8 @@ def run_stage(
     count = jnp.asarray(target.split.count, jnp.int32)
     mine = count[jnp.minimum(lax.axis_index(AXIS), target.split.stages - 1)]
     config = part_config(target.config, target.parts)
+    W = x.shape[0]
+    rows, x = at_least(target.least_rows, rows, x)
     rope = llama.rope_tables(config, rows.position, x.dtype)
     total = {"total": sum_over_parts} if target.parts > 1 else {}
 
@@ -82,7 +86,7 @@ def run_stage(
             else:
                 layer_cache, x = lax.cond(index < mine, functools.partial(step, index), skip, cache[index], x)
             caches.append(layer_cache)
-    return tuple(caches), x
+    return tuple(caches), x[:W]
 
 
 def run_head(
@@ -110,7 +114,9 @@ def run_head(
 
     def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         hidden, position = rows
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
+        W = hidden.shape[0]
+        more = jnp.pad(hidden, ((0, max(0, target.least_rows - W)), (0, 0)))
+        logit = vocabulary.head_part(target.config, params.final_norm, params.head, more, target.vocab_size)[:W]
         return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
 
     _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))

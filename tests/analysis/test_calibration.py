@@ -1,5 +1,11 @@
 """Parts are measured for every number of rows, and the costs that follow are such as a decoder takes; no time is."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
 from pipedec_jax.analysis import calibration
 from pipedec_jax.analysis.cost import at_rows, calibrated_costs
 from pipedec_jax.model.exit_head import ExitHeadConfig
@@ -17,3 +23,28 @@ def test_every_part_is_measured_and_more_rows_never_cost_less(monkeypatch):
         assert set(times[part]) == {1, 3}
         assert 0 < at_rows(getattr(costs, part), 1) <= at_rows(getattr(costs, part), 3)
     assert costs.exchange == 0.5
+
+
+def test_a_calibration_says_what_it_is_of_and_is_refused_for_others():
+    times = {"layer": 1.0, "head": 1.0, "measured": {"dtype": "float32", "target": CONFIG.to_dict(), "draft": None}}
+    deeper = dataclasses.replace(CONFIG, layers=9, context=7)  # a layer takes as long
+    assert calibrated_costs(times, deeper, CONFIG, "float32").layer == 1.0
+    with pytest.raises(ValueError, match="of another target: width was 16, this one's is 32"):
+        calibrated_costs(times, dataclasses.replace(CONFIG, width=32))
+    with pytest.raises(ValueError, match="measured in float32, not in bfloat16"):
+        calibrated_costs(times, CONFIG, None, jnp.bfloat16)
+    draft = {**times, "measured": {"draft": CONFIG.to_dict()}}
+    with pytest.raises(ValueError, match="of another draft: layers was 2, this one's is 9"):
+        calibrated_costs(draft, CONFIG, deeper)
+
+
+@pytest.mark.slow
+def test_what_a_tick_adds_is_measured():
+    assert calibration.measure_exchange(dataclasses.replace(CONFIG, context=256), 2, jnp.float32, width=2) >= 0
+
+
+def test_what_a_link_takes_is_measured():
+    link = calibration.measure_link(jax.devices()[:2], array_bytes=4096, repeats=1)
+    assert link.latency > 0
+    with pytest.raises(ValueError, match="two devices"):
+        calibration.measure_link(jax.devices()[:1])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipedec_jax.model.parameters import parameter_shapes
+from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
@@ -46,6 +47,17 @@ PAIR = PAIRS[FIVE][1]
 
 def tokens_of(pair: Pair, prompt: tuple[int, ...], draw: Draw, new_tokens: int) -> list[int]:
     return [step.token for step in plain_steps(dataclasses.replace(pair, noise=0.0), prompt, draw, new_tokens)]
+
+
+def test_rows_that_a_device_is_given_beyond_the_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "least_rows", lambda _: 3)
+    prompt = prompt_of(9, 1)
+    with jax.enable_x64(True):
+        settings = EngineSettings(method="pp", stages=2, dtype=jnp.float64)
+        engine = Engine(as_source(PAIR.target_config, target_weights(PAIR)), None, settings, vocab_size=VOCAB)
+        engine.start(prompt, max_new_tokens=12, sampling=Sampling(temperature=0.9, seed=11))
+        assert engine.target.least_rows == 3
+        assert engine.run(12).tokens == tokens_of(PAIR, prompt, Draw(0.9, seed=11), 12)
 
 
 COMPILED = [(shape, kind) for shape, kind, _ in SMALL_GRID if shape.stages == 4 and shape.geometry != SIXTEEN]
