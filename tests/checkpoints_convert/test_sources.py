@@ -61,7 +61,7 @@ def same_arrays(a, b) -> bool:
 def logits_agree(model, checkpoint) -> None:
     with torch.no_grad():
         prompt = PROMPT % model.config.vocab_size
-        expected = model.float()(torch.from_numpy(prompt).long()).logits.numpy()
+        expected = model.double()(torch.from_numpy(prompt).long()).logits.numpy()
     weights = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), checkpoint.read_all())
     forward = jax.jit(functools.partial(llama.forward, checkpoint.config))
     found = np.asarray(forward(weights, jnp.asarray(prompt)))
