@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipedec_jax.decoding.result import Generation, Token
     from pipedec_jax.decoding.stream import Stream
     from pipedec_jax.loading import Model, load, load_demo
+    from pipedec_jax.recording.history import Recording
     from pipedec_jax.sampling import Sampling
     from pipedec_jax.soundness import NotFiniteError
     from pipedec_jax.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ _HOMES = {
     "LlamaConfig": "pipedec_jax.config",
     "Model": "pipedec_jax.loading",
     "NotFiniteError": "pipedec_jax.soundness",
+    "Recording": "pipedec_jax.recording.history",
     "Sampling": "pipedec_jax.sampling",
     "Stream": "pipedec_jax.decoding.stream",
     "Token": "pipedec_jax.decoding.result",
@@ -49,6 +51,7 @@ __all__ = [
     "LlamaConfig",
     "Model",
     "NotFiniteError",
+    "Recording",
     "Sampling",
     "Stream",
     "Token",

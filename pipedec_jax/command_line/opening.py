@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 
 
-def open_decoder(options: argparse.Namespace) -> AnyDecoder:
-    """The decoder of the options.
+def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecoder:
+    """The decoder of the options; it may record its ticks, if it is not a hierarchy.
 
     Raises:
         ValueError: when they do not go together.
@@ -71,6 +71,7 @@ def open_decoder(options: argparse.Namespace) -> AnyDecoder:
         pool=options.pool,
         sharpness=options.sharpness,
         noise=options.noise,
+        record=record,
     )
 
 

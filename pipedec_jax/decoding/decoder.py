@@ -31,6 +31,7 @@ from pipedec_jax.pipeline.settings import (
     make_schedule,
     make_split,
 )
+from pipedec_jax.recording.history import Recording
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -84,6 +85,8 @@ class Decoder:
             a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
+        record: whether to keep what happens in every tick, for `recording`. Tokens and ticks are the same; off, which
+            it is by default, it costs nothing, and on, as many ticks at a time come back to the host.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -116,6 +119,7 @@ class Decoder:
         calibration: Mapping[str, float] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
+        record: bool = False,
     ) -> None:
         for name, model in (("target", target), ("draft", draft)):
             if not isinstance(model, Model | None if name == "draft" else Model):
@@ -141,6 +145,7 @@ class Decoder:
             noise=noise,
             prefill_width=prefill_width,
             capacity=capacity,
+            record=record,
         )
         head = _find_head(target, exit_layer, exit_head, drafter)
         check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafter, head)
@@ -328,6 +333,15 @@ class Decoder:
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """Bytes of weights and caches on each device; caches appear with the first prompt."""
         return self.engine.bytes_per_device()
+
+    def recording(self) -> Recording:
+        """What happened in every tick of the last answer, as far as it has come.
+
+        Raises:
+            RuntimeError: before the first answer.
+            ValueError: where the decoder was not made with `record=True`.
+        """
+        return self.engine.recording(lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
 
     def modeled_speedup_vs_pp(self, cost_per_token: float) -> float:
         """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself.

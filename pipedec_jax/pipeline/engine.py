@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,8 @@ from pipedec_jax.pipeline.settings import (
 )
 from pipedec_jax.pipeline.stage import Target, TargetParams
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks, stuck
+from pipedec_jax.recording.history import Answer, Layout, Recording, read_history
+from pipedec_jax.recording.tape import TICKS, Frame, record_ticks
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.transcript import MISS
@@ -178,6 +180,7 @@ class Engine:
         self._run: Any = None
         self._start_length = 0
         self._made = 0
+        self._frames: list[Frame] = []
         if exit_head is not None:
             params = placement.place_exit_head(self.mesh, exit_head, target, settings.dtype)
         elif draft is not None and settings.method != "pp":
@@ -222,6 +225,7 @@ class Engine:
         self._shared, self._local, self._run = shared, (capacity, local), programs.run
         self._start_length = len(prompt)
         self._made = 0
+        self._frames = []
 
     def programs(self, length: int, mode: SamplingMode = GREEDY.mode) -> Programs:
         """What decodes prompt and answer of this length together, compiled if it is not yet; decodes nothing.
@@ -248,7 +252,8 @@ class Engine:
         # than that would be a lost row.
         drafting = self.settings.draft_length * self.target.split.exit
         max_ticks = (new_tokens + 1) * (self.settings.stages + 1 + drafting)
-        shared, local = self._run(self.weights, shared, local, np.int32(new_tokens), np.int32(max_ticks))
+        run = self._run_recorded if self.settings.record else self._run
+        shared, local = run(self.weights, shared, local, np.int32(new_tokens), np.int32(max_ticks))
         self._shared, self._local = shared, (capacity, local)
         progress = read_progress(shared, self._start_length)
         made, self._made = len(progress.tokens) - self._made, len(progress.tokens)
@@ -258,6 +263,43 @@ class Engine:
                 f"the pipe made no progress: {made} of {new_tokens} tokens in {max_ticks} ticks; please report this"
             )
         return progress
+
+    def recording(self, text: Callable[[int], str] = str) -> Recording:
+        """What has happened since `start`, told with what `text` makes of a token.
+
+        Raises:
+            RuntimeError: before `start`.
+            ValueError: where the settings do not ask for it.
+        """
+        if not self.settings.record:
+            raise ValueError("nothing is recorded: give record=True")
+        if self._shared is None:
+            raise RuntimeError("call start() first; after an interrupt nothing can be told")
+        progress = read_progress(self._shared, self._start_length)
+        layout = Layout(
+            method=self.settings.method,
+            stages=self.settings.stages,
+            width=self._schedule.width,
+            drafter=self._drafter.ranks > 0,
+            exit=self.target.split.exit,
+        )
+        answer = Answer(progress.tokens, progress.ticks, progress.delays)
+        return read_history(self._frames, layout, answer, text)
+
+    def _run_recorded(
+        self, weights: Weights, shared: Shared, local: Local, new_tokens: np.int32, max_ticks: np.int32
+    ) -> tuple[Shared, Local]:
+        """As the loop of ticks, tape by tape."""
+        goal, rest = int(shared.text.length) + int(new_tokens), int(max_ticks)
+        made = TICKS
+        while made == TICKS and rest:
+            ask = np.int32(goal - int(shared.text.length)), np.int32(min(TICKS, rest))
+            (shared, tape), local = self._run(weights, shared, local, *ask)
+            found = jax.device_get(tape)
+            made = int(np.count_nonzero(found.tick))
+            self._frames += [jax.tree.map(lambda leaf, place=place: leaf[place], found) for place in range(made)]
+            rest -= made
+        return shared, local
 
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """What the weights and caches take on each device this process can address, in bytes, in rank order."""
@@ -340,7 +382,8 @@ class Engine:
             self._prefills[shapes] = first.compile(), first.out_info[0]
         first, shared = self._prefills[shapes]
         count = np.int32(0)
-        loop = lowered(functools.partial(run_ticks, system), (SAME, OWN, SAME, SAME), shared, local, count, count)
+        ticks = functools.partial(record_ticks if self.settings.record else run_ticks, system)
+        loop = lowered(ticks, (SAME, OWN, SAME, SAME), shared, local, count, count)
         self._programs[shapes, mode] = Programs(prefill=first, run=loop.compile())
         self.compile_seconds += time.perf_counter() - begun
         return self._programs[shapes, mode]

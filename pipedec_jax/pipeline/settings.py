@@ -94,6 +94,9 @@ class EngineSettings:
     """Prompt tokens per prefill chunk."""
     capacity: int | None = None
     """Cache slots (S); by default the next power of two that holds prompt, answer and tree."""
+    record: bool = False
+    """Whether the engine keeps what passes in every tick (`recording`). The program without it is the same as if there
+    were no such thing."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -120,8 +123,9 @@ class EngineSettings:
         self._check_exit()
         if not 0 < self.sharpness < math.inf:
             raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
-        if not isinstance(self.adaptive, bool):
-            raise ValueError(f"adaptive must be True or False, not {self.adaptive!r}")
+        for name in ("adaptive", "record"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
 

@@ -15,6 +15,7 @@ branch. A rank is one device or, with tensor parallelism, several, which split i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,8 +119,27 @@ class Weights(struct.PyTreeNode):
     drafter: Any
 
 
+class Moment(struct.PyTreeNode):
+    """What passes in a tick and is gone afterwards: for those who look (`recording`). It is the same on all ranks."""
+
+    sent: Shared
+    """After sending: what every stage has in this tick."""
+    drafted: tuple[PredictionTree, ...]
+    """The tree of each draft step, with its guesses."""
+    frontier: tuple[jax.Array, ...]
+    """[W] int32 each: the nodes that the step extended; C for none."""
+    grown: Shared
+    """With all guesses and the target's choices, before the root walks."""
+
+
 def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tuple[Shared, Local]:
     """One stage-step of the whole system. Runs under `shard_map`."""
+    shared, local, _ = watched_tick(system, weights, shared, local)
+    return shared, local
+
+
+def watched_tick(system: System, weights: Weights, shared: Shared, local: Local) -> tuple[Shared, Local, Moment]:
+    """The same, and what passed in it: values that are there in any case, so that nothing is computed for them."""
     target = system.target
     rank = lax.axis_index(AXIS)
 
@@ -160,8 +180,9 @@ def tick(system: System, weights: Weights, shared: Shared, local: Local) -> tupl
     choice, log_prob = vocabulary.choose(gather_over_devices(part))
 
     shared = note_unsound(shared, soundness.from_bits(found, system.stages), log_prob)
-    shared = update(system, shared, drafts, choice, log_prob)
-    return shared, Local(x=received, cache=cache, drafter=state)
+    grown, drafted, frontier = grow(system, shared, drafts, choice, log_prob)
+    moment = Moment(sent=shared, drafted=tuple(drafted), frontier=tuple(frontier), grown=grown)
+    return walk(system.schedule, grown), Local(x=received, cache=cache, drafter=state), moment
 
 
 def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, list[Proposals]]:
@@ -210,15 +231,25 @@ def update(
     system: System, shared: Shared, drafts: list[Proposals], choice_W: jax.Array, log_prob_W: jax.Array
 ) -> Shared:
     """End a tick, on every rank alike: add the guesses, record the target's choices, walk the root, prune."""
+    return walk(system.schedule, grow(system, shared, drafts, choice_W, log_prob_W)[0])
+
+
+def grow(
+    system: System, shared: Shared, drafts: list[Proposals], choice_W: jax.Array, log_prob_W: jax.Array
+) -> tuple[Shared, list[PredictionTree], list[jax.Array]]:
+    """Add the guesses and the target's choices; also the tree after each draft step, and what the step extended."""
     nodes, drafting = shared.tree, jnp.zeros((), jnp.float32)
+    drafted, frontiers = [], []
     for proposals in drafts:
         nodes, frontier = extend(system, shared, nodes)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
         drafting += system.costs.draft.of(jnp.sum(frontier < nodes.capacity, dtype=jnp.int32))
+        drafted.append(nodes)
+        frontiers.append(frontier)
     rows = jnp.sum(shared.pipe < nodes.capacity, axis=1, dtype=jnp.int32)
     cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1])
     nodes = tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W)
-    return walk(system.schedule, shared.replace(tree=nodes, cost=cost))
+    return shared.replace(tree=nodes, cost=cost), drafted, frontiers
 
 
 def note_unsound(shared: Shared, place_NW: jax.Array, log_prob_W: jax.Array) -> Shared:
@@ -308,14 +339,20 @@ def run_ticks(
     max_ticks: jax.Array,
 ) -> tuple[Shared, Local]:
     """Tick until `new_tokens` more are committed, the answer is complete or stuck, or `max_ticks` have passed."""
-    goal = shared.text.length + new_tokens
-    last = shared.tick + max_ticks
-
-    def more(carry: tuple[Shared, Local]) -> jax.Array:
-        shared, _ = carry
-        return ~shared.text.done & (shared.text.length < goal) & (shared.tick < last) & (stuck(shared) == 0)
 
     def step(carry: tuple[Shared, Local]) -> tuple[Shared, Local]:
         return tick(system, weights, *carry)
 
-    return lax.while_loop(more, step, (shared, local))
+    return loop(step, (shared, local), new_tokens, max_ticks)
+
+
+def loop(step: Callable[[Any], Any], carry: Any, new_tokens: jax.Array, max_ticks: jax.Array) -> Any:
+    """Repeat a tick as `run_ticks` does; what is carried is a tuple whose first is the shared state."""
+    goal = carry[0].text.length + new_tokens
+    last = carry[0].tick + max_ticks
+
+    def more(carry: Any) -> jax.Array:
+        shared = carry[0]
+        return ~shared.text.done & (shared.text.length < goal) & (shared.tick < last) & (stuck(shared) == 0)
+
+    return lax.while_loop(more, step, carry)

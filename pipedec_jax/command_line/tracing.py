@@ -1,0 +1,69 @@
+"""One run of `scripts/trace.py`: decodes a prompt with the recorder on, and writes pictures and a trace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pipedec_jax
+from pipedec_jax.command_line.opening import open_decoder
+from pipedec_jax.command_line.options import parse, read_prompt, request_options
+from pipedec_jax.hierarchy import settings as hierarchy
+from pipedec_jax.plots import style
+from pipedec_jax.plots.perfetto import trace_events
+from pipedec_jax.plots.timeline import draw_timeline
+from pipedec_jax.plots.tree import draw_tree, telling_ticks
+from pipedec_jax.recording.history import Recording
+
+UNUSED = ("prompts", "out", "memory", "json", "chat")
+"""Options of generate.py that mean nothing here."""
+
+
+def trace(own: argparse.Namespace, rest: list[str]) -> None:
+    """Do what the options say.
+
+    Args:
+        own: the script's.
+        rest: those of `generate.py`.
+
+    Raises:
+        ValueError: for options that do not go together.
+        OSError: when a file cannot be read or written.
+        ImportError: when matplotlib is missing.
+    """
+    options = parse(rest)
+    for name in UNUSED:
+        if getattr(options, name):
+            raise ValueError(f"--{name} is not for trace.py")
+    if options.method in hierarchy.METHODS:
+        raise ValueError(f"--method {options.method} has no ticks of one pipe: choose another, such as best-first")
+    if own.time == "modeled" and options.calibration is None:
+        raise ValueError("--time modeled needs --calibration FILE: without it a tick's cost is bytes, not seconds")
+    if not own.no_pictures:
+        style.pyplot()  # before the work
+    decoder = open_decoder(options, record=True)
+    assert isinstance(decoder, pipedec_jax.Decoder)
+    answer = decoder.generate(read_prompt(options), **request_options(options))
+    recording = decoder.recording()
+    own.out.mkdir(parents=True, exist_ok=True)
+    if not own.no_pictures:
+        last = min(own.ticks[1], len(recording.ticks))
+        style.save(draw_timeline(recording, own.ticks[0], last), own.out / f"timeline.{own.format}")
+        wanted = own.tree_ticks or telling_ticks(recording)
+        style.save(draw_tree(recording, wanted, own.tree_nodes), own.out / f"tree.{own.format}")
+    seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
+    (own.out / "trace.json").write_text(json.dumps(trace_events(recording, seconds)), encoding="utf-8")
+    print(summary(recording, answer.text))
+    print(f"written to {own.out}: {', '.join(sorted(path.name for path in own.out.iterdir()))}")
+
+
+def summary(recording: Recording, text: str) -> str:
+    """What was counted."""
+    rows = recording.rows()
+    kinds = [recording.kind(commit) for one in recording.ticks for commit in one.committed]
+    counted = ", ".join(f"{kinds.count(kind)} {name}" for kind, name in style.KINDS.items())
+    return (
+        f"{text}\n\n{len(recording.tokens)} tokens in {len(recording.ticks)} ticks (counted): {counted}\n"
+        f"rows at the stages (counted): {rows['text']} became text, {rows['pruned']} were pruned later, "
+        f"{rows['dead']} dead, {rows['open']} undecided at the end; {rows['bubbles']} bubbles"
+    )
