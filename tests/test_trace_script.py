@@ -19,14 +19,14 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "trace.py"
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        (["--method", "pipespec"], "--method pipespec has no ticks of one pipe"),
+        (["--method", "pipespec"], "not for --method pipespec: it has steps, and no tree"),
         (["--json"], "--json is not for trace.py"),
         (["--prompts", "x.jsonl"], "--prompts is not for trace.py"),
         (["--method", "all"], "method must be one of"),
     ],
 )
 def test_options_without_a_use_are_refused_at_once(tmp_path: Path, rest: list[str], message: str) -> None:
-    own = argparse.Namespace(out=tmp_path / "out", time="ticks", no_pictures=True)
+    own = argparse.Namespace(out=tmp_path / "out", time="ticks", tree_ticks=[1], no_pictures=True)
     with pytest.raises(ValueError, match=message):
         trace(own, rest)
     assert not own.out.exists()
@@ -34,7 +34,7 @@ def test_options_without_a_use_are_refused_at_once(tmp_path: Path, rest: list[st
 
 def test_modeled_time_asks_for_a_calibration(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--time modeled needs --calibration"):
-        trace(argparse.Namespace(out=tmp_path, time="modeled", no_pictures=True), [])
+        trace(argparse.Namespace(out=tmp_path, time="modeled", tree_ticks=None, no_pictures=True), [])
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "tar
 
 
 def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecoder:
-    """The decoder of the options; it may record its ticks, if it is not a hierarchy.
+    """The decoder of the options; it may record what happens in every tick.
 
     Raises:
         ValueError: when they do not go together.
@@ -31,7 +31,7 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
         raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
     check_options(options)
     if options.method in hierarchy.METHODS:
-        return open_hierarchy(options)
+        return open_hierarchy(options, record)
     draft = None
     if options.target is None:
         target = pipedec_jax.load_demo("target", int8=options.int8)
@@ -75,7 +75,7 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
     )
 
 
-def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
+def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec_jax.HierarchyDecoder:
     """The same, of a hierarchy of models."""
     if options.target is not None or options.draft is not None:
         raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
@@ -98,4 +98,5 @@ def open_hierarchy(options: argparse.Namespace) -> pipedec_jax.HierarchyDecoder:
         width=options.width,
         select=select,
         dtype=options.dtype,
+        record=record,
     )

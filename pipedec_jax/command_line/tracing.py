@@ -10,10 +10,12 @@ from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import parse, read_prompt, request_options
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.plots import style
+from pipedec_jax.plots.passes import draw_passes, pass_events
 from pipedec_jax.plots.perfetto import trace_events
 from pipedec_jax.plots.timeline import draw_timeline
 from pipedec_jax.plots.tree import draw_tree, telling_ticks
 from pipedec_jax.recording.history import Recording
+from pipedec_jax.recording.passes import PassRecording
 
 UNUSED = ("prompts", "out", "memory", "json", "chat")
 """Options of generate.py that mean nothing here."""
@@ -35,26 +37,37 @@ def trace(own: argparse.Namespace, rest: list[str]) -> None:
     for name in UNUSED:
         if getattr(options, name):
             raise ValueError(f"--{name} is not for trace.py")
-    if options.method in hierarchy.METHODS:
-        raise ValueError(f"--method {options.method} has no ticks of one pipe: choose another, such as best-first")
+    if options.method in hierarchy.METHODS and (own.time != "ticks" or own.tree_ticks):
+        raise ValueError(f"--time and --tree-ticks are not for --method {options.method}: it has steps, and no tree")
     if own.time == "modeled" and options.calibration is None:
         raise ValueError("--time modeled needs --calibration FILE: without it a tick's cost is bytes, not seconds")
     if not own.no_pictures:
         style.pyplot()  # before the work
     decoder = open_decoder(options, record=True)
-    assert isinstance(decoder, pipedec_jax.Decoder)
     answer = decoder.generate(read_prompt(options), **request_options(options))
-    recording = decoder.recording()
     own.out.mkdir(parents=True, exist_ok=True)
-    if not own.no_pictures:
-        last = min(own.ticks[1], len(recording.ticks))
-        style.save(draw_timeline(recording, own.ticks[0], last), own.out / f"timeline.{own.format}")
-        wanted = own.tree_ticks or telling_ticks(recording)
-        style.save(draw_tree(recording, wanted, own.tree_nodes), own.out / f"tree.{own.format}")
-    seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
-    (own.out / "trace.json").write_text(json.dumps(trace_events(recording, seconds)), encoding="utf-8")
-    print(summary(recording, answer.text))
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        passes = decoder.recording()
+        if not own.no_pictures:
+            style.save(draw_passes(passes, *own.ticks), own.out / f"timeline.{own.format}")
+        written, told = pass_events(passes), summary_of_passes(passes, answer.text)
+    else:
+        recording = decoder.recording()
+        if not own.no_pictures:
+            write_pictures(own, recording)
+        seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
+        written, told = trace_events(recording, seconds), summary(recording, answer.text)
+    (own.out / "trace.json").write_text(json.dumps(written), encoding="utf-8")
+    print(told)
     print(f"written to {own.out}: {', '.join(sorted(path.name for path in own.out.iterdir()))}")
+
+
+def write_pictures(own: argparse.Namespace, recording: Recording) -> None:
+    """The timeline and the tree."""
+    last = min(own.ticks[1], len(recording.ticks))
+    style.save(draw_timeline(recording, own.ticks[0], last), own.out / f"timeline.{own.format}")
+    wanted = own.tree_ticks or telling_ticks(recording)
+    style.save(draw_tree(recording, wanted, own.tree_nodes), own.out / f"tree.{own.format}")
 
 
 def summary(recording: Recording, text: str) -> str:
@@ -67,3 +80,14 @@ def summary(recording: Recording, text: str) -> str:
         f"rows at the stages (counted): {rows['text']} became text, {rows['pruned']} were pruned later, "
         f"{rows['dead']} dead, {rows['open']} undecided at the end; {rows['bubbles']} bubbles"
     )
+
+
+def summary_of_passes(recording: PassRecording, text: str) -> str:
+    """The same of a hierarchy."""
+    lines = [
+        f"  {name}: {sum(step.passes for step in steps)} passes, {sum(step.rolled_back for step in steps)} rollbacks, "
+        f"{sum(step.undone for step in steps)} tokens undone"
+        for name, steps in zip(recording.names, recording.steps, strict=True)
+    ]
+    head = f"{len(recording.tokens)} tokens in {recording.last} {recording.clock}s of the target (counted)"
+    return "\n".join([text, "", head, *lines])

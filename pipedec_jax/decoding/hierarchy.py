@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.loading import Model
 from pipedec_jax.pipeline.settings import check_count
+from pipedec_jax.recording.passes import PassRecording
 from pipedec_jax.tokenizer import check_same_tokens
 
 MEASURED_PROMPT = "def main(arguments):\n    for name in arguments:\n"
@@ -43,6 +45,7 @@ class HierarchyDecoder:
         devices: the smallest model's first.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
+        record: whether to keep what every model does, for `recording`; the programs are the same.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -62,6 +65,7 @@ class HierarchyDecoder:
         devices: Sequence[jax.Device] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
+        record: bool = False,
     ) -> None:
         models = list(models)
         for model in models:
@@ -104,6 +108,7 @@ class HierarchyDecoder:
         self.models = models
         self.method, self.form = method, form
         self.settings = HierarchySettings(**{**vars(settings), "dtype": self.dtype})
+        self.record = record
         self._stream: Stream | None = None
 
     @property
@@ -119,6 +124,7 @@ class HierarchyDecoder:
             self.settings,
             vocab_size=self.target.vocab_size,
             devices=self.devices,
+            record=self.record,
         )
 
     def prepare(self) -> HierarchyEngine:
@@ -151,6 +157,16 @@ class HierarchyDecoder:
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """Bytes of weights and caches on each device; caches appear with the first prompt."""
         return self.engine.bytes_per_device()
+
+    def recording(self) -> PassRecording:
+        """What every model did for the last answer, as far as it has come.
+
+        Raises:
+            RuntimeError: before the first answer.
+            ValueError: where the decoder was not made with `record=True`.
+        """
+        names = [Path(model.name).name for model in self.models]
+        return self.engine.recording(names, lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
 
     def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
         """How many times faster than PP on as many stages of the target an answer is, in modeled time.

@@ -23,6 +23,7 @@ from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Source
 from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
 from pipedec_jax.pipeline.engine import Progress, make_request, not_finite_error
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request
+from pipedec_jax.recording.passes import PassRecording, read_passes
 from pipedec_jax.sampling import GREEDY, Sampling
 
 LOOK_AHEAD = 2
@@ -55,6 +56,7 @@ class HierarchyEngine:
         vocab_size: ids that are tokens, of all models.
         devices: the smallest model's first; all of `jax.devices()` by default.
         delay: see `Delay`; for measurements.
+        record: whether to keep what every model has published, for `recording`.
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -68,6 +70,7 @@ class HierarchyEngine:
         vocab_size: int,
         devices: Sequence[jax.Device] | None = None,
         delay: Delay | None = None,
+        record: bool = False,
     ) -> None:
         known = [isinstance(source, KnownModel) for source in sources]
         if known and known[-1]:
@@ -104,6 +107,7 @@ class HierarchyEngine:
         self.compile_seconds = 0.0
         """Seconds spent on compiling and on making caches."""
         self._published: list[jax.Array] = []
+        self._recorded: list[tuple[int, jax.Array]] | None = [] if record else None
         self._prompt_length = 0
         self._limit = 0
         self._ends: frozenset[int] = frozenset()
@@ -132,6 +136,8 @@ class HierarchyEngine:
             model.start(request, sampling.mode, below=index > 0, above=top - index)
             for index, model in enumerate(self.models)
         ]
+        if self._recorded is not None:
+            self._recorded = list(enumerate(self._published))
         self.compile_seconds = sum(model.compile_seconds for model in self.models)
         self._prompt_length, self._limit = len(prompt), len(prompt) + max_new_tokens
         self._ends = frozenset(end_tokens)
@@ -166,6 +172,25 @@ class HierarchyEngine:
             for state in states
         ]
 
+    def recording(self, names: Sequence[str] | None = None, text: Callable[[int], str] = str) -> PassRecording:
+        """What every model did since `start`, step by step.
+
+        Args:
+            names: of the models, the smallest first; by default their numbers.
+            text: of a token.
+
+        Raises:
+            RuntimeError: before `start`.
+            ValueError: where it was not asked for.
+        """
+        if self._recorded is None:
+            raise ValueError("nothing is recorded: give record=True")
+        if not self._recorded:
+            raise RuntimeError("call start() first")
+        names = [f"model {index}" for index in range(len(self.models))] if names is None else names
+        published = [(index, np.asarray(packed)) for index, packed in self._recorded]
+        return read_passes(published, self.settings.method, self.settings.form, names, self._prompt_length, text)
+
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """What weights and caches take on each device this process can address, in bytes, in rank order."""
         rows = []
@@ -191,7 +216,10 @@ class HierarchyEngine:
         model = self.models[index]
         below = model.put(published[index - 1]) if index else None
         above = [model.put(packed) for packed in published[index + 1 :]]
-        return model.step(below, above, passes, self.settings.most_ahead)
+        packed = model.step(below, above, passes, self.settings.most_ahead)
+        if self._recorded is not None:
+            self._recorded.append((index, packed))
+        return packed
 
     def _length(self, packed: jax.Array) -> int:
         return int(np.asarray(packed)[0])

@@ -41,10 +41,10 @@ def trace_events(recording: Recording, seconds: Sequence[float] | None = None) -
     ends = {one.number: starts[one.number] + span for one, span in zip(ticks, spans, strict=True)}
     basis = "ticks, 1 ms is 1 tick; not time" if seconds is None else "modeled time; not measured"
     ranks = recording.layout.ranks
-    events = [_name("process_name", f"{recording.layout.method} ({basis})", 0)]
+    events = [named("process_name", f"{recording.layout.method} ({basis})", 0)]
     for track, name in enumerate(["tokens", *ranks]):
-        events.append(_name("thread_name", name, track))
-        events.append(_event("M", "thread_sort_index", 0.0, track, args={"sort_index": track}))
+        events.append(named("thread_name", name, track))
+        events.append(event("M", "thread_sort_index", 0.0, track, args={"sort_index": track}))
     for one in ticks:
         start, length = starts[one.number], ends[one.number] - starts[one.number]
         events += _tick_events(recording, one, start, length)
@@ -62,9 +62,9 @@ def _tick_events(recording: Recording, one: Tick, start: float, length: float) -
         if batch is not None:
             args = {"tick": one.number, "sent in tick": batch.sent, **_rows(recording, batch)}
             name = f"batch {batch.sent}: {len(batch.live)} live, {batch.dead} dead"
-            events.append(_event("X", name, start, rank + 1, dur=length, args=args))
+            events.append(event("X", name, start, rank + 1, dur=length, args=args))
         else:
-            events.append(_event("X", "bubble", start, rank + 1, dur=length, args={"tick": one.number}))
+            events.append(event("X", "bubble", start, rank + 1, dur=length, args={"tick": one.number}))
     # An exit's head drafts at the end of its stage, on the stage's own track.
     if recording.layout.drafter and one.drafts:
         step = length / len(one.drafts)
@@ -73,17 +73,17 @@ def _tick_events(recording: Recording, one: Tick, start: float, length: float) -
                 guesses = sum(map(len, draft.guesses))
                 args = {"tick": one.number, "nodes extended": len(draft.extended), "guesses": guesses}
                 name = f"draft step: {len(draft.extended)} rows"
-                events.append(_event("X", name, start + index * step, len(recording.layout.ranks), dur=step, args=args))
+                events.append(event("X", name, start + index * step, len(recording.layout.ranks), dur=step, args=args))
     for commit in one.committed:
         node = recording.nodes[commit.node]
         args = {"tick": one.number, "token": node.token, "index": commit.index, "text": node.text}
         name = f"{recording.kind(commit)}: {visible(node.text).replace(chr(92), '')}"
         # At the end of its tick, but inside, so that it belongs to no other.
-        events.append(_event("i", name, start + 0.99 * length, 0, s="t", args=args))
+        events.append(event("i", name, start + 0.99 * length, 0, s="t", args=args))
     live = sum(len(batch.live) for batch in one.stages if batch)
     dead = sum(batch.dead for batch in one.stages if batch)
-    events.append(_event("C", "rows in the pipe", start, 0, args={"live": live, "dead": dead}))
-    events.append(_event("C", "nodes of the tree", start, 0, args={"nodes": len(one.tree)}))
+    events.append(event("C", "rows in the pipe", start, 0, args={"live": live, "dead": dead}))
+    events.append(event("C", "nodes of the tree", start, 0, args={"nodes": len(one.tree)}))
     return events
 
 
@@ -96,7 +96,7 @@ def _arrows(recording: Recording, one: Tick, starts: dict[int, float]) -> list[d
         return []
     kinds = ["s", *["t"] * (last - 2), "f"]
     return [
-        _event(kind, "batch", starts[one.number + stage], stage + 1, id=one.number, cat="batch", bp="e")
+        event(kind, "batch", starts[one.number + stage], stage + 1, id=one.number, cat="batch", bp="e")
         for stage, kind in enumerate(kinds)
     ]
 
@@ -113,9 +113,11 @@ def _rows(recording: Recording, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _name(kind: str, name: str, track: int) -> dict[str, Any]:
-    return _event("M", kind, 0.0, track, args={"name": name})
+def named(kind: str, name: str, track: int) -> dict[str, Any]:
+    """An event that names a process or a track."""
+    return event("M", kind, 0.0, track, args={"name": name})
 
 
-def _event(kind: str, name: str, start: float, track: int, **more: Any) -> dict[str, Any]:
+def event(kind: str, name: str, start: float, track: int, **more: Any) -> dict[str, Any]:
+    """An event of a kind (`ph`), from `start` on the axis, on a track."""
     return {"ph": kind, "name": name, "ts": start, "pid": PROCESS, "tid": track, **more}

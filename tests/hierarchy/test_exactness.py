@@ -13,10 +13,15 @@ import pytest
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.program import KnownModel
+from pipedec_jax.plots.passes import draw_passes, pass_events
 from tests.exactness import check_ticks
 from tests.hierarchy.families import decode, engine, load, plain, settings, sources, x64
 from tests.oracle import GREEDY, Draw
+from tests.plots.test_perfetto import checked
 from tests.random_pairs import VOCAB, prompt_of
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("agg")
 
 NEW = 40
 TWO = settings(stages=(1, 1), passes=(4,))
@@ -70,6 +75,39 @@ def test_tokens_equal_plain_decodings(case: str, form: dict) -> None:
         if form["form"] == "lockstep":  # the pace of free-running models is the machine's
             assert figures[0].rollbacks > 0, "nothing was ever wrong"
             assert sum(progress.hits) > 0, "nothing was ever right"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form["form"] for form in FORMS])
+def test_a_recording_tells_what_the_figures_count(form: dict) -> None:
+    decoder = engine(THREE)
+    with pytest.raises(ValueError, match="record=True"):
+        decoder.recording()
+    decoder._recorded = []
+    try:
+        progress, figures = run(THREE, FILTERED, 1, 17, pieces=(1, 5), **form)
+        recording = decoder.recording(("small", "middle", "large"))
+    finally:
+        decoder._recorded = None
+    assert list(recording.tokens) == progress.tokens
+    for steps, figure in zip(recording.steps, figures, strict=True):
+        assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+        assert sum(step.passes for step in steps) == figure.passes
+        assert sum(step.rolled_back for step in steps) == figure.rollbacks
+        assert sum(step.undone for step in steps) == figure.undone
+        assert sum(step.gained - step.undone for step in steps) == steps[-1].length
+    numbers = range(1, len(recording.steps[-1]) + 1)
+    assert [text for number in numbers for text in recording.new_tokens(number)] == list(recording.texts)
+    events = checked(pass_events(recording))
+    assert sum(event["name"] == "rollback" for event in events) == sum(figure.rollbacks for figure in figures)
+    if form["form"] == "lockstep":
+        ticks = {len(steps) for steps in recording.steps[:-1]}
+        assert ticks == {len(recording.steps[-1])}
+        figure = draw_passes(recording)
+        assert "not time" in figure.axes[0].get_xlabel()
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["large", "middle", "small"]
+        matplotlib.pyplot.close(figure)
+        with pytest.raises(ValueError, match="the recording has 1 to"):
+            draw_passes(recording, 1000, 1001)
 
 
 def test_prompts_of_one_capacity_are_compiled_once() -> None:
