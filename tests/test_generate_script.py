@@ -36,6 +36,7 @@ OPTIONS = {
     *("temperature", "top_k", "top_p", "seed", "stop", "dtype", "memory", "json"),
     *("calibration", "drafter", "draft_steps", "depth", "pool", "sharpness", "noise", "int8"),
     *("exit_layer", "exit_head", "exit_stages", "draft_length", "models", "passes", "form"),
+    *("coordinator", "num_processes", "process_id", "hosts", "patience", "start_patience"),
 }
 
 
@@ -167,6 +168,17 @@ BAD = {
     "an unknown option": (["--speed", "9"], "unrecognized arguments: --speed 9"),
     "an exit and a draft": (["--exit-layer", "2"], "with an exit the target drafts for itself: leave --draft out"),
     "ppsd and a draft": (["--method", "ppsd"], "with an exit the target drafts for itself: leave --draft out"),
+    "a coordinator alone": (["--coordinator", "localhost:1"], "--num-processes and --process-id must be given too"),
+    "hosts and a coordinator": (["--hosts", "auto", "--process-id", "0"], "--hosts finds the processes by itself"),
+    "a process too many": (
+        ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
+        "--process-id must be 0 to 1 for --num-processes 2, not 2",
+    ),
+    "a coordinator without a port": (
+        ["--coordinator", "localhost", "--num-processes", "2", "--process-id", "0"],
+        "--coordinator must be HOST:PORT, not 'localhost'",
+    ),
+    "no patience": (["--patience", "0"], "--patience must be a number of seconds of at least 1, not 0.0"),
     "no checkpoint": (["--target", "/nowhere"], "/nowhere does not exist"),
     "no draft checkpoint": (["--draft", "/nowhere"], "/nowhere does not exist"),
 }

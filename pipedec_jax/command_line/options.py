@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pipedec_jax.decoding import batch
 from pipedec_jax.hierarchy import settings as hierarchy
+from pipedec_jax.hosts.group import PATIENCE, START_PATIENCE
 from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
 
 DESCRIPTION = (
@@ -39,10 +40,18 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
+class Failed(SystemExit):
+    """Ends this process with status 2, after `fail` has said why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(2)
+        self.reason = reason
+
+
 def fail(message: object) -> NoReturn:
     """Say what is wrong with the input, and stop."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    raise Failed(str(message))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -118,6 +127,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time, in place of bytes"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where the first one listens")
+    parser.add_argument("--num-processes", metavar="P", type=int, help="how many there are, each started like this one")
+    parser.add_argument("--process-id", metavar="I", type=int, help="which one this is, from 0; that one prints")
+    parser.add_argument(
+        "--hosts", metavar="HOW", help="in place of these three: auto (TPU pods, SLURM, Open MPI, Kubernetes)"
+    )
+    parser.add_argument(
+        "--patience", metavar="S", type=float, default=PATIENCE, help="seconds until a process is taken for gone"
+    )
+    parser.add_argument(
+        "--start-patience",
+        metavar="S",
+        type=float,
+        default=START_PATIENCE,
+        help="seconds to wait for processes to start, read weights and compile",
     )
     parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")

@@ -7,85 +7,170 @@ import dataclasses
 import json
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from pipedec_jax.command_line.opening import open_decoder
-from pipedec_jax.command_line.options import fail, parse, paths_as_text, read_prompt, request_options
+from pipedec_jax.command_line.options import Failed, fail, parse, paths_as_text, read_prompt, request_options
 from pipedec_jax.command_line.printing import show
 from pipedec_jax.decoding import batch
+from pipedec_jax.hosts.group import Alone, Group, join
+from pipedec_jax.hosts.watch import STATUS
 
-NO_SETTINGS = ("prompt", "prompt_file", "prompts", "out", "json", "memory")
+if TYPE_CHECKING:
+    from pipedec_jax.command_line.opening import AnyDecoder
+
+HOSTS = ("coordinator", "num_processes", "process_id", "hosts", "patience", "start_patience")
+"""How processes find and watch each other; nothing that an answer depends on."""
+NO_SETTINGS = ("prompt", "prompt_file", "prompts", "out", "json", "memory", *HOSTS)
 """What may change when a file of prompts is gone on with."""
+OF_A_PLACE = ("target", "draft", "models", "calibration", "prompt_file", "prompts", "out", *HOSTS)
+"""What may differ between processes: names of files, whose content is compared."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run, and end quietly when interrupted (status 130) or when nobody reads the output any more."""
+    """Run, and end quietly when interrupted (status 130) or when nobody reads the output any more.
+
+    Of several processes, one that ends early tells the others why, and they end with status 75.
+    """
+    options = parse(arguments)
+    group = Alone()
     try:
-        run(parse(arguments))
+        group = join_others(options)
+        run(options, group)
+        group.leave()
+    except Failed as error:
+        group.stop(error.reason, 2)
+        raise
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
+        group.stop("interrupted", 130)
         sys.exit(130)
     except BrokenPipeError:
         # Python flushes standard output at exit and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        group.stop("nobody reads its output any more", 1)
         sys.exit(1)
+    except Exception as error:
+        lost(group, error)
 
 
-def run(options: argparse.Namespace) -> None:
+def join_others(options: argparse.Namespace) -> Alone:
+    """The processes of the options' group."""
+    try:
+        return join(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            hosts=options.hosts,
+            patience=options.patience,
+            start_patience=options.start_patience,
+        )
+    except ValueError as error:
+        fail(error)
+
+
+def lost(group: Alone, error: Exception) -> None:
+    """End after an error that another process may be the cause of; on its own, a process raises it."""
+    if not isinstance(group, Group):
+        raise error
+    reason = group.explain(error)
+    print(f"error: process {group.index} of {group.count}: {reason}", file=sys.stderr)
+    group.stop(reason, STATUS)
+
+
+def run(options: argparse.Namespace, group: Alone) -> None:
     """Do what the options say."""
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     if options.prompts or options.out:
-        run_batch(options)
+        run_batch(options, group)
         return
     try:
         prompt = read_prompt(options)
         if not prompt:
             raise ValueError("the prompt is empty; give some text")
-        decoder = open_decoder(options)
+        decoder = open_with(options, group, prompt)
         given = request_options(options)
         tokens = decoder.target.chat(prompt) if options.chat else prompt
         decoder.request(tokens, **given)
-        decoder.prepare()  # only now that all else is well
+        group.prepare(decoder)  # only now that all else is well
     except (ValueError, OSError) as error:
         fail(error)
-    if not options.chat and not options.json:
+    shows = group.leads and not options.json
+    if not options.chat and shows:
         print(prompt, end="", flush=True)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and group.leads:
         print("compiling (some seconds to a minute) ...", file=sys.stderr)
     stream, shown, error = None, 0, None
     try:
-        stream = decoder.stream(tokens, chunk=16 if options.json else 4, **given)
-        for piece in stream:
-            if not options.json:
+        # Of several processes each look at the text is a step of all: so it has to come at the same tokens.
+        with group.step():
+            stream = decoder.stream(tokens, chunk=16 if options.json else 4, **given)
+        for piece in group.steps(stream):
+            if shows:
                 print(piece, end="", flush=True)
                 shown += len(piece)
     except (KeyboardInterrupt, FloatingPointError) as stopped:
         error = stopped
     result = stream.partial() if stream else None
-    if not options.json:
-        print((result.text[shown:] if result else "") + "\n")
-    show(options, decoder, prompt, result)
+    if group.leads:
+        if not options.json:
+            print((result.text[shown:] if result else "") + "\n")
+        show(options, decoder, prompt, result)
     if isinstance(error, FloatingPointError):
         fail(error)
     if error is not None:
         raise error
 
 
-def run_batch(options: argparse.Namespace) -> None:
+def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyDecoder:
+    """The decoder, after a look at whether all processes would do the same.
+
+    Raises:
+        ValueError: when they would not, or as `open_decoder` does.
+    """
+    if group.count == 1:
+        return open_decoder(options)
+    from pipedec_jax.hosts.facts import file_digest, model_facts, versions
+
+    own = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in OF_A_PLACE}
+    calibration = file_digest(options.calibration) if options.calibration else None
+    group.check_same("settings", {**versions(), **own, "calibration": calibration, "prompt": prompt})
+    decoder = open_decoder(options)
+    models = getattr(decoder, "models", None) or [decoder.target, getattr(decoder, "draft", None)]
+    with group.preparing():  # a pickled model is converted here
+        group.check_same("models", model_facts({f"model {i}": model for i, model in enumerate(models) if model}))
+    return decoder
+
+
+def run_batch(options: argparse.Namespace, group: Alone) -> None:
     """Decode the prompts of a file."""
     if options.prompts is None or options.out is None:
         fail("--prompts FILE and --out FILE need each other")
     if options.memory:
         fail("--memory is for one prompt")
     try:
-        decoder = open_decoder(options)
-        given = {**paths_as_text(vars(options)), "target": decoder.target.name, "dtype": decoder.dtype.name}
+        content = batch.read_lines(options.prompts)
+        decoder = open_with(options, group, [line.digest for line in content])
+        given: dict[str, Any] = {
+            **paths_as_text(vars(options)),
+            "target": decoder.target.name,
+            "dtype": decoder.dtype.name,
+        }
         settings = {name: given[name] for name in given if name not in NO_SETTINGS}
         done = batch.decode_file(
-            decoder, options.prompts, options.out, settings=settings, chat=options.chat, **request_options(options)
+            decoder,
+            options.prompts,
+            options.out,
+            settings=settings,
+            chat=options.chat,
+            group=group,
+            **request_options(options),
         )
     except (ValueError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
-        print(f"\n{options.out} has every answer that was finished; the same command goes on", file=sys.stderr)
+        if group.leads:
+            print(f"\n{options.out} has every answer that was finished; the same command goes on", file=sys.stderr)
         raise
-    print(json.dumps(dataclasses.asdict(done)) if options.json else done)
+    if group.leads:
+        print(json.dumps(dataclasses.asdict(done)) if options.json else done)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipedec_jax.hosts.group import Alone
 from pipedec_jax.soundness import NotFiniteError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def decode_file(
     *,
     settings: Mapping[str, Any],
     chat: bool = False,
+    group: Alone | None = None,
     **options: Any,
 ) -> Summary:
     """Decode the prompts of a file that have no line in the answers' file yet, one at a time, in order.
@@ -99,23 +101,27 @@ def decode_file(
         out: the answers' file; made when there is none.
         settings: JSON-ready; recorded in the first line.
         chat: put a prompt's text into the target's chat template.
+        group: the processes that decode together; the first of them alone reads and writes `out`.
         **options: as for `Decoder.request`, for prompts that do not set their own.
 
     Raises:
         ValueError: when `out` holds answers of other settings or to other prompts, or is damaged or no such file.
         OSError: when a file cannot be read or written, or another process writes to `out`.
     """
+    group = group or Alone()
     lines = read_lines(Path(prompts))
     if Path(out).exists() and Path(out).samefile(prompts):
         raise ValueError(f"the answers must go to another file than the prompts: {out}")
     begun, answered, bad, tokens, compiling = time.perf_counter(), 0, 0, 0, 0.0
-    with open_answers(Path(out), settings, lines) as answers:
+    with contextlib.ExitStack() as held:
+        answers = held.enter_context(open_answers(Path(out), settings, lines)) if group.leads else Answers(None, set())
+        answers.finished.update(group.share("finished", sorted(answers.finished)))
         found = sum(line.number in answers.finished for line in lines)
-        with tqdm(total=len(lines), initial=found, unit="prompt", disable=None) as bar:
+        with tqdm(total=len(lines), initial=found, unit="prompt", disable=None if group.leads else True) as bar:
             for line in lines:
                 if line.number in answers.finished:
                     continue
-                answer = decode_line(decoder, line, chat, options)
+                answer = decode_line(decoder, line, chat, options, group)
                 answers.append(line, answer)
                 bad += "error" in answer
                 answered += "error" not in answer
@@ -126,7 +132,9 @@ def decode_file(
     return Summary(len(lines), found, answered, bad, tokens, time.perf_counter() - begun, compiling)
 
 
-def decode_line(decoder: AnyDecoder, line: Line, chat: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+def decode_line(
+    decoder: AnyDecoder, line: Line, chat: bool, options: Mapping[str, Any], group: Alone
+) -> dict[str, Any]:
     """The answer to one line, or its `error`."""
     mark: dict[str, Any] = {}
     try:
@@ -143,10 +151,11 @@ def decode_line(decoder: AnyDecoder, line: Line, chat: bool, options: Mapping[st
         decoder.request(prompt, **given)
     except ValueError as error:
         return {**mark, "error": str(error)}
-    decoder.prepare()  # what is wrong with the weights is not the prompt's fault
+    group.prepare(decoder)  # what is wrong with the weights is not the prompt's fault
     try:
-        stream = decoder.stream(prompt, chunk=CHUNK, **given)
-        for _ in stream:
+        with group.step():
+            stream = decoder.stream(prompt, chunk=CHUNK, **given)
+        for _ in group.steps(stream):
             pass
     except NotFiniteError as error:
         return {**mark, "error": str(error)}
@@ -208,17 +217,18 @@ class Answers:
     """The answers' file while it is held. `open_answers` makes one.
 
     Args:
-        file: its descriptor, at the end of the last whole line.
+        file: its descriptor, at the end of the last whole line; `None` where another process writes.
         finished: numbers of the prompts' lines that have an answer.
     """
 
-    def __init__(self, file: int, finished: set[int]) -> None:
+    def __init__(self, file: int | None, finished: set[int]) -> None:
         self._file = file
         self.finished = finished
 
     def append(self, line: Line, answer: Mapping[str, Any]) -> None:
         """Write an answer; when this returns, the disk has it."""
-        _write(self._file, {"line": line.number, "digest": line.digest, **answer})
+        if self._file is not None:
+            _write(self._file, {"line": line.number, "digest": line.digest, **answer})
         self.finished.add(line.number)
 
 

@@ -163,8 +163,11 @@ class Decoder:
         guesser = make_drafter(
             settings, draft.config if draft else None, drafter, target.vocab_size, target.config, head
         )
-        count = (stages + guesser.ranks) * tensor_parallel
-        self.devices = pick_devices(count) if devices is None else _check_devices(devices, count)
+        ranks = stages + guesser.ranks
+        if devices is None:
+            self.devices = pick_devices(ranks, tensor_parallel)
+        else:
+            self.devices = _check_devices(devices, ranks * tensor_parallel)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
         if calibration is None:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)

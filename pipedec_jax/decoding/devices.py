@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 
 import jax
+
+from pipedec_jax.hosts.processes import process_count
 
 _FLAG = "--xla_force_host_platform_device_count"
 
@@ -29,23 +32,29 @@ def use_cpu_devices(count: int) -> None:
         ) from error
 
 
-def pick_devices(count: int) -> list[jax.Device]:
-    """The first `count` devices to decode on: JAX's default ones if they suffice, else virtual CPU devices.
+def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
+    """The devices to decode on: JAX's default ones if they suffice, else virtual CPU devices.
+
+    With several processes, these have as equal numbers of ranks as their devices allow, and each at least one.
+
+    Args:
+        ranks: places on the stage axis.
+        parts: devices of each of them.
 
     Raises:
-        ValueError: when there are fewer of either.
+        ValueError: when there are fewer of either, or more processes than ranks.
     """
-    # With several processes the devices are the cluster's, and not this process's to choose. Before JAX has started
-    # nobody knows whether there is an accelerator; asking for CPU devices takes nothing away from it.
+    count, processes = ranks * parts, process_count()
+    # Before JAX has started nobody knows whether there is an accelerator; asking for CPU devices takes nothing away
+    # from it. Each of several processes shows its own.
     started = None
-    if not jax.distributed.is_initialized():
-        try:
-            use_cpu_devices(count)
-        except RuntimeError as error:
-            started = error
+    try:
+        use_cpu_devices(-(-ranks // processes) * parts)
+    except RuntimeError as error:
+        started = error
     devices = jax.devices()
     if len(devices) >= count:
-        return devices[:count]
+        return devices[:count] if processes == 1 else _spread(devices, ranks, parts)
     platform = devices[0].platform
     if platform != "cpu":
         cpus = _cpu_devices()
@@ -59,6 +68,27 @@ def pick_devices(count: int) -> list[jax.Device]:
         f"{count} devices are needed (see stages) but there are {len(devices)} ({platform}): use fewer "
         f"stages, or {_advice(count)}"
     ) from started
+
+
+def _spread(devices: Sequence[jax.Device], ranks: int, parts: int) -> list[jax.Device]:
+    """Ranks one after the other, process by process; a rank's devices belong to one process."""
+    held: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        held.setdefault(device.process_index, []).append(device)
+    if ranks < len(held):
+        raise ValueError(
+            f"there are {len(held)} processes for {ranks} ranks (stages, and one of the draft): each needs one at least"
+        )
+    room = {process: len(own) // parts for process, own in held.items()}
+    if sum(room.values()) < ranks:
+        raise ValueError(
+            f"the processes have room for {sum(room.values())} ranks of {parts} devices each, and {ranks} are needed "
+            "(a rank's devices, see tensor_parallel, belong to one process)"
+        )
+    taken = dict.fromkeys(held, 0)
+    for _ in range(ranks):
+        taken[min((p for p in held if taken[p] < room[p]), key=lambda p: (taken[p], p))] += 1
+    return [device for process, own in held.items() for device in own[: taken[process] * parts]]
 
 
 def _cpu_devices() -> list[jax.Device]:

@@ -14,9 +14,10 @@ from pipedec_jax.decoding.decoder import Decoder, Prompt
 from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
-from pipedec_jax.hierarchy.choice import Choice, Measured, choose, measure
+from pipedec_jax.hierarchy.choice import Choice, Measured, agree, choose, measure
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
+from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model
 from pipedec_jax.pipeline.settings import check_count
 from pipedec_jax.recording.passes import PassRecording
@@ -101,8 +102,10 @@ class HierarchyDecoder:
         self.measured: Measured | None = None
         self.choice: Choice | None = None
         if passes is None:
-            self.measured = self._measure(models)
-            self.choice = choose(self.measured, all_models=not select, stages=settings.stages[-1])
+            if process_index() == 0:
+                self.measured = self._measure(models)
+                self.choice = choose(self.measured, all_models=not select, stages=settings.stages[-1])
+            self.choice = agree(self.choice, len(models))
             settings = _chosen(settings, self.choice, width)
             models = [models[index] for index in self.choice.models]
         self.models = models
@@ -194,7 +197,8 @@ class HierarchyDecoder:
             [model.source for model in models],
             [self.target.tokenizer.encode(MEASURED_PROMPT)],
             vocab_size=self.target.vocab_size,
-            devices=self.devices,
+            # Of several processes the first one measures alone, each model in turn on a device of its own.
+            devices=self.devices if process_count() == 1 else jax.local_devices()[:1] * len(models),
             dtype=self.dtype,
         )
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pipedec_jax.analysis.cost import lockstep_tick_cost
 from pipedec_jax.analysis.hierarchy import simulate
 from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.program import ModelProgram
+from pipedec_jax.hosts.processes import process_count
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.sampling import GREEDY, Sampling
@@ -119,6 +121,7 @@ def measure(
             for number, request in enumerate(requests):
                 own = program.start(request, sampling.mode, below=False, above=above)
                 # Its own first buffer in place of the target's: nothing is rolled back by it.
+                assert own is not None  # the devices are this process's
                 alone = [program.put(own)] if above else []
                 if not above and len(texts) < len(requests):
                     program.step(None, [], new_tokens, capacity)
@@ -170,6 +173,22 @@ def choose(measured: Measured, *, all_models: bool = False, stages: int = 1, exc
         ),
         key=lambda choice: choice.speedup,
     )
+
+
+def agree(choice: Choice | None, models: int) -> Choice:
+    """The first process's choice, in every one of them; `models` is the number that it chose among."""
+    if choice is None:
+        blank = (0,) * models
+        choice = Choice(models=blank, passes=blank, width=0, tokens_per_tick=0.0, tick_seconds=0.0, speedup=0.0)
+    if process_count() == 1:
+        return choice
+    numbers = [len(choice.models), choice.width, *choice.models, *choice.passes]
+    counts = np.zeros(2 * models + 2, np.int32)
+    counts[: len(numbers)] = numbers
+    figures = np.asarray((choice.tokens_per_tick, choice.tick_seconds, choice.speedup), np.float32)
+    counts, figures = multihost_utils.broadcast_one_to_all((counts, figures))
+    used, width, *numbers = (int(number) for number in counts)
+    return Choice(tuple(numbers[:used]), tuple(numbers[used : 2 * used - 1]), width, *(float(x) for x in figures))
 
 
 def selections(models: int, all_models: bool = False) -> list[tuple[int, ...]]:

@@ -9,6 +9,7 @@ verification take turns, each waiting for the other. The free-running form is `p
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from pipedec_jax.hierarchy.buffers import FIGURES
+from pipedec_jax.hierarchy.exchange import TOLD, BufferExchange, Told, pack_told, told, unpack_told
 from pipedec_jax.hierarchy.free import run_free
 from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Source
 from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
@@ -104,6 +106,11 @@ class HierarchyEngine:
                 )
             )
             first += stages
+        self._exchange = BufferExchange([model.mesh for model in self.models])
+        if self._exchange.needed and settings.form == "free":
+            raise ValueError("form free is for one process: several take the same steps, so use form lockstep")
+        self.preparing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        """Entered around compiling and making caches: several processes wait there until all are through."""
         self.compile_seconds = 0.0
         """Seconds spent on compiling and on making caches."""
         self._published: list[jax.Array] = []
@@ -132,10 +139,10 @@ class HierarchyEngine:
         capacity = cache_slots(self._plain, len(prompt) + max_new_tokens)
         request = make_request(prompt, max_new_tokens, capacity, sampling, end_tokens)
         top = len(self.models) - 1
-        self._published = [
-            model.start(request, sampling.mode, below=index > 0, above=top - index)
-            for index, model in enumerate(self.models)
-        ]
+        with self.preparing():
+            for index, model in enumerate(self.models):
+                model.make_ready(request, sampling.mode, below=index > 0, above=top - index)
+        self._published = self._share([model.prefill() for model in self.models], capacity)
         if self._recorded is not None:
             self._recorded = list(enumerate(self._published))
         self.compile_seconds = sum(model.compile_seconds for model in self.models)
@@ -166,11 +173,8 @@ class HierarchyEngine:
 
     def figures(self) -> list[ModelFigures]:
         """What each model did since `start`."""
-        states = jax.device_get([model.state for model in self.models])
-        return [
-            ModelFigures(int(state.passes), int(state.read), int(state.rollbacks), int(state.undone))
-            for state in states
-        ]
+        states = [self._told(index) for index in range(len(self.models))]
+        return [ModelFigures(state.passes, state.read, state.rollbacks, state.undone) for state in states]
 
     def recording(self, names: Sequence[str] | None = None, text: Callable[[int], str] = str) -> PassRecording:
         """What every model did since `start`, step by step.
@@ -211,9 +215,11 @@ class HierarchyEngine:
         last = int(host[len(FIGURES) + length - 1])
         return length >= min(goal, self._limit) or (length > self._prompt_length and last in self._ends)
 
-    def step(self, index: int, published: Sequence[jax.Array], passes: int) -> jax.Array:
-        """Dispatch a step of one model that sees these buffers; returns what it publishes."""
+    def step(self, index: int, published: Sequence[jax.Array], passes: int) -> Any:
+        """Dispatch a step of one model that sees these buffers; returns what it publishes, `None` if it is not here."""
         model = self.models[index]
+        if not model.here:
+            return None
         below = model.put(published[index - 1]) if index else None
         above = [model.put(packed) for packed in published[index + 1 :]]
         packed = model.step(below, above, passes, self.settings.most_ahead)
@@ -241,35 +247,57 @@ class HierarchyEngine:
             if waits[index]:
                 time.sleep(max(0.0, begun + waits[index] - time.perf_counter()))
             stepped[index] = self.step(index, self._published, passes[index])
-        return stepped
+        return self._share(stepped)
 
     def _take_turns(self, goal: int) -> None:
         draft_stages, stages = self.settings.stages
         (lookahead,) = self.settings.passes
         while not self.enough(self._published[-1], goal):
             # A pass more, to read the target's own token after a lookahead that was right throughout.
-            self._published[0] = self.step(0, self._published, (lookahead + 1) * draft_stages)
-            self._published[1] = self.step(1, self._published, stages)
+            for index, passes in enumerate(((lookahead + 1) * draft_stages, stages)):
+                stepped: list[Any] = [None, None]
+                stepped[index] = self.step(index, self._published, passes)
+                self._published[index] = self._share(stepped)[index]
+
+    def _share(self, published: Sequence[Any], capacity: int | None = None) -> list[jax.Array]:
+        """What the models have published, for the devices of all; as it is where they belong to one process."""
+        if not self._exchange.needed:
+            return list(published)
+        length = len(FIGURES) + capacity if capacity else self._published[0].shape[0]
+        return self._exchange.share(published, length)
+
+    def _told(self, index: int) -> Told:
+        """What the host wants to know of a model; waits for its devices."""
+        model = self.models[index]
+        found = told(model.state) if model.here else None
+        if not self._exchange.needed:
+            assert found is not None
+            return found
+        length = len(TOLD) + 4 * (self._published[0].shape[0] - len(FIGURES))
+        packed: list[Any] = [None] * len(self.models)
+        packed[index] = None if found is None else pack_told(found)
+        return unpack_told(np.asarray(self._exchange.share(packed, length)[index]))
 
     def _check_sound(self, progress: Progress) -> None:
         model = self.models[-1]
-        place, entered = (int(value) for value in jax.device_get((model.state.stuck, model.state.stuck_pass)))
+        state = self._told(-1)
+        place, entered = state.stuck, state.stuck_pass
         assert model.target is not None  # the constructor has checked
         if place:
             # A row is at one stage a pass; the last one and the logits share theirs.
             raise not_finite_error(model.target, place, entered + place - 1 if entered else 0, progress)
 
     def _progress(self) -> Progress:
-        state: Any = jax.device_get(self.models[-1].state)
-        length = int(state.own.length)
+        state = self._told(-1)
+        length = state.length
         new = slice(self._prompt_length, length)
-        tokens = state.own.token[new].tolist()
+        tokens = state.token[new].tolist()
         return Progress(
             tokens=tokens,
             ticks=state.tick[new].tolist(),
             costs=state.tick[new].astype(float).tolist(),
             delays=state.delay[new].tolist(),
             logprobs=state.log_prob[new].tolist(),
-            nodes=int(state.read),
+            nodes=state.read,
             done=length >= self._limit or (bool(tokens) and tokens[-1] in self._ends),
         )

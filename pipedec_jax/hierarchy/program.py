@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from pipedec_jax.drafters.base import NoDrafter
 from pipedec_jax.hierarchy import pipe as pipes
 from pipedec_jax.hierarchy.buffers import FIGURES
+from pipedec_jax.hierarchy.exchange import is_here, put
 from pipedec_jax.hierarchy.pipe import Pipe, State
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
@@ -82,12 +83,15 @@ class ModelProgram:
         self.mesh: Mesh = placement.make_mesh(stages, devices)
         self.width, self.dtype, self.prefill_width = width, dtype, prefill_width
         self.target: Target | None = None
+        self.here = is_here(self.mesh)
+        """Whether this process has devices of it. If not, it knows the geometry alone, and runs nothing."""
         self.place_weights(source, vocab_size)
         self.compile_seconds = 0.0
         self._programs: dict[Any, _Programs] = {}
         self._prefills: dict[Any, Any] = {}
         self._local: tuple[int, Local] | None = None
         self._request: Request | None = None
+        self._ready: Any = None
         self._step: Any = None
         self._state: State | None = None
 
@@ -99,7 +103,7 @@ class ModelProgram:
             return
         split = split_layers(source.config.layers, self.mesh.size)
         self.target = Target(source.config, split, vocab_size, least_rows=placement.least_rows(self.mesh))
-        self.weights = placement.place_target(self.mesh, source, split, self.dtype)
+        self.weights = placement.place_target(self.mesh, source, split, self.dtype) if self.here else ()
 
     @property
     def stages(self) -> int:
@@ -114,10 +118,15 @@ class ModelProgram:
 
     def put(self, packed: jax.Array) -> jax.Array:
         """A published buffer, on this model's devices; does not wait."""
-        return jax.device_put(packed, NamedSharding(self.mesh, SAME))
+        return put(self.mesh, packed)
 
-    def start(self, request: Request, mode: SamplingMode, below: bool, above: int) -> jax.Array:
-        """Prefill a prompt, compiling first when needed; returns the buffer to publish.
+    def start(self, request: Request, mode: SamplingMode, below: bool, above: int) -> jax.Array | None:
+        """Make ready for a prompt, then prefill it; returns the buffer to publish, `None` where it is not here."""
+        self.make_ready(request, mode, below, above)
+        return self.prefill()
+
+    def make_ready(self, request: Request, mode: SamplingMode, below: bool, above: int) -> None:
+        """Make caches and compile, when needed.
 
         Args:
             request: what to decode.
@@ -125,6 +134,8 @@ class ModelProgram:
             below: whether there is a smaller model.
             above: number of larger models.
         """
+        if not self.here:
+            return
         capacity = request.prompt.shape[0]
         request = jax.tree.map(functools.partial(placement.replicate, self.mesh), request)
         if self.target is None:
@@ -141,16 +152,26 @@ class ModelProgram:
         programs = self._compile(request, local, mode, below, above)
         if fresh or len(self._programs) > compiled:
             self.compile_seconds += time.perf_counter() - begun
-        (self._state, packed), local = programs.prefill(self.weights, request, local)
-        self._local, self._request, self._step = (capacity, local), request, programs.step
+        self._local, self._request, self._ready = (capacity, local), request, programs
+
+    def prefill(self) -> jax.Array | None:
+        """Prefill the prompt that it was made ready for; returns the buffer to publish, `None` where it is not here."""
+        if not self.here:
+            return None
+        assert self._local is not None  # make_ready
+        (capacity, local), self._local = self._local, None  # donated
+        (self._state, packed), local = self._ready.prefill(self.weights, self._request, local)
+        self._local, self._step = (capacity, local), self._ready.step
         return packed
 
-    def step(self, below: jax.Array | None, above: Sequence[jax.Array], passes: int, lead: int) -> jax.Array:
+    def step(self, below: jax.Array | None, above: Sequence[jax.Array], passes: int, lead: int) -> jax.Array | None:
         """Make up to so many passes while less than `lead` tokens ahead of the target; does not wait.
 
         Returns:
-            The buffer to publish.
+            The buffer to publish, `None` where the model is not here.
         """
+        if not self.here:
+            return None
         assert self._local is not None  # start
         capacity, local = self._local
         self._local = None  # donated

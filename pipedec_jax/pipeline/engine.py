@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -172,6 +173,8 @@ class Engine:
             parts=settings.tensor_parallel,
             least_rows=placement.least_rows(self.mesh),
         )
+        self.preparing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        """Entered around compiling and making caches: several processes wait there until all are through."""
         self.compile_seconds = 0.0
         self._programs: dict[Any, Programs] = {}
         self._prefills: dict[Any, Any] = {}
@@ -330,7 +333,8 @@ class Engine:
             return held[1]
         del held  # frees the caches of another capacity before new ones are made
         begun = time.perf_counter()
-        local = jax.block_until_ready(self.new_local(capacity))
+        with self.preparing():
+            local = jax.block_until_ready(self.new_local(capacity))
         self.compile_seconds += time.perf_counter() - begun
         return local
 
@@ -355,9 +359,14 @@ class Engine:
     def _compile(self, mode: SamplingMode, request: Request, local: Local) -> Programs:
         """The programs for these shapes and this sampling mode, compiled when they are new."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
-        if (shapes, mode) in self._programs:
-            return self._programs[shapes, mode]
-        begun = time.perf_counter()
+        if (shapes, mode) not in self._programs:
+            begun = time.perf_counter()
+            with self.preparing():
+                self._compile_new(shapes, mode, request, local)
+            self.compile_seconds += time.perf_counter() - begun
+        return self._programs[shapes, mode]
+
+    def _compile_new(self, shapes: Any, mode: SamplingMode, request: Request, local: Local) -> None:
         system = System(
             target=self.target,
             drafter=self._drafter,
@@ -385,5 +394,3 @@ class Engine:
         ticks = functools.partial(record_ticks if self.settings.record else run_ticks, system)
         loop = lowered(ticks, (SAME, OWN, SAME, SAME), shared, local, count, count)
         self._programs[shapes, mode] = Programs(prefill=first, run=loop.compile())
-        self.compile_seconds += time.perf_counter() - begun
-        return self._programs[shapes, mode]

@@ -66,3 +66,31 @@ def test_enough_accelerators_are_used_and_too_few_are_not(monkeypatch):
         assert devices.pick_devices(3) == cpus[:3]
     with pytest.raises(ValueError, match=rf"{DEVICES + 1} devices are needed .* there are 2 \(gpu\)"):
         devices.pick_devices(DEVICES + 1)
+
+
+class Device:
+    platform = "gpu"
+
+    def __init__(self, process_index, number):
+        self.process_index, self.number = process_index, number
+
+
+def spread(monkeypatch, processes, each, ranks, parts=1):
+    """Ranks of each process, in order."""
+    held = [Device(process, number) for process in range(processes) for number in range(each)]
+    monkeypatch.setattr(jax, "devices", lambda: held)
+    monkeypatch.setattr(devices, "process_count", lambda: processes)
+    monkeypatch.setattr(devices, "use_cpu_devices", lambda _: None)
+    chosen = devices.pick_devices(ranks, parts)
+    assert chosen == sorted(chosen, key=lambda device: (device.process_index, device.number))
+    return [sum(device.process_index == process for device in chosen) for process in range(processes)]
+
+
+def test_ranks_are_spread_evenly_over_processes(monkeypatch):
+    assert spread(monkeypatch, 2, 2, 3) == [2, 1]
+    assert spread(monkeypatch, 4, 4, 5) == [2, 1, 1, 1]
+    assert spread(monkeypatch, 2, 4, 3, parts=2) == [4, 2]
+    with pytest.raises(ValueError, match="there are 4 processes for 3 ranks"):
+        spread(monkeypatch, 4, 4, 3)
+    with pytest.raises(ValueError, match="room for 2 ranks of 2 devices each, and 3 are needed"):
+        spread(monkeypatch, 2, 3, 3, parts=2)

@@ -1,0 +1,63 @@
+"""What all processes of one program must have alike: their versions, settings and models."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import pipedec_jax
+from pipedec_jax.loading import Model
+
+VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
+"""Of the environment, that decide what is computed."""
+
+
+def versions() -> dict[str, Any]:
+    """Of all that decides what is computed."""
+    return {
+        "pipedec_jax": f"{pipedec_jax.__version__} ({_source_digest()})",
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "Python": platform.python_version(),
+        **{name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def model_facts(models: Mapping[str, Model]) -> dict[str, Any]:
+    """Of models, by their part: geometry, tokens and a hash of some of their weights, wherever they lie."""
+    return {
+        f"{part} {name}": value
+        for part, model in models.items()
+        for name, value in (
+            ("geometry", model.config.to_dict()),
+            ("tokens", model.vocab_size),
+            ("dtype", model.dtype),
+            ("weights", _digest([np.ascontiguousarray(model.source.read("final_norm")).tobytes()])),
+        )
+    }
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's content."""
+    return _digest([path.read_bytes()])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _source_digest() -> str:
+    """A hash of this package's modules: checkouts of the same version may differ."""
+    root = Path(pipedec_jax.__file__).parent
+    return _digest(path.read_bytes() for path in sorted(root.rglob("*.py")))

@@ -1,0 +1,217 @@
+"""The processes that decode together, as one of them sees them; a process on its own is a group too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+
+from pipedec_jax.hosts.processes import process_count, process_index, store
+from pipedec_jax.hosts.watch import ROOT, STATUS, Watch
+
+PATIENCE = 30.0
+"""Seconds of silence, or of a step on the devices, after which a process takes another for gone."""
+START_PATIENCE = 600.0
+"""Seconds that the processes wait for each other at start, and to read weights and compile."""
+
+
+class Alone:
+    """A process on its own: nobody to wait for."""
+
+    index, count = 0, 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.index == 0
+
+    def preparing(self) -> contextlib.AbstractContextManager[None]:
+        """Around reading weights and compiling: at its end, the processes wait for each other."""
+        return contextlib.nullcontext()
+
+    def step(self) -> contextlib.AbstractContextManager[None]:
+        """Around what waits for the devices."""
+        return contextlib.nullcontext()
+
+    def prepare(self, decoder: Any) -> None:
+        """Read a decoder's weights; from then on whatever it compiles, all processes wait for before they go on."""
+        decoder.prepare()
+
+    def steps(self, pieces: Iterable[Any]) -> Iterator[Any]:
+        """The items of an iterator whose every step waits for the devices."""
+        iterator = iter(pieces)
+        while True:
+            with self.step():
+                piece = next(iterator, None)
+            if piece is None:
+                return
+            yield piece
+
+    def share(self, name: str, value: Any) -> Any:  # noqa: ARG002
+        """The first process's value of this name, which is JSON-ready; a name is used once."""
+        return value
+
+    def check_same(self, name: str, facts: dict[str, Any]) -> None:
+        """Compare what all processes must have alike, with the first process's; a name is used once.
+
+        Raises:
+            ValueError: where this one has something else.
+        """
+
+    def stop(self, reason: str, status: int) -> None:
+        """This process ends early: the others are told why, and end too."""
+
+    def leave(self) -> None:
+        """This process has done all, as have the others."""
+
+
+class Group(Alone):
+    """One of several processes. `join` makes it.
+
+    Args:
+        patience: see `PATIENCE`.
+        start_patience: see `START_PATIENCE`.
+    """
+
+    def __init__(self, patience: float, start_patience: float) -> None:
+        self.index, self.count = process_index(), process_count()
+        self._wait_ms = int(start_patience * 1000)
+        self._watch = Watch(patience, start_patience)
+
+    def preparing(self) -> contextlib.AbstractContextManager[None]:
+        """As for `Alone`."""
+        return self._watch.preparing()
+
+    def step(self) -> contextlib.AbstractContextManager[None]:
+        """As for `Alone`."""
+        return self._watch.step()
+
+    def prepare(self, decoder: Any) -> None:
+        """As for `Alone`."""
+        with self.preparing():
+            decoder.prepare().preparing = self.preparing
+
+    def share(self, name: str, value: Any) -> Any:
+        """As for `Alone`."""
+        key = f"{ROOT}/share/{name}"
+        if self.leads:
+            store().key_value_set(key, json.dumps(value))
+            return value
+        return json.loads(store().blocking_key_value_get(key, self._wait_ms))
+
+    def check_same(self, name: str, facts: dict[str, Any]) -> None:
+        """As for `Alone`."""
+        # As the first process's come: tuples become lists.
+        first, mine = self.share(name, facts), json.loads(json.dumps(facts))
+        differing = [key for key in {**first, **mine} if first.get(key) != mine.get(key)]
+        if differing:
+            what = ", ".join(f"{key} {mine.get(key)!r} and not {first.get(key)!r}" for key in differing)
+            raise ValueError(f"process {self.index} was started with {what} as process 0: all need the same")
+        self._watch.meet()
+
+    def stop(self, reason: str, status: int) -> None:
+        """As for `Alone`; does not return."""
+        self._watch.tell_stop(reason)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # an ordinary exit would wait for the others at JAX's own barrier
+
+    def leave(self) -> None:
+        """As for `Alone`."""
+        self._watch.meet()
+        self._watch.leave()
+        jax.distributed.shutdown()
+
+    def explain(self, error: BaseException) -> str:
+        """Why decoding has failed here, as far as the others have said or the error tells."""
+        return self._watch.reason() or f"decoding failed, perhaps because another process is gone: {error}"
+
+
+def join(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    index: int | None = None,
+    *,
+    hosts: str | None = None,
+    patience: float = PATIENCE,
+    start_patience: float = START_PATIENCE,
+) -> Alone:
+    """Join the other processes of this program, if there are to be any. Before JAX has looked at its devices.
+
+    Args:
+        coordinator: address and port at which the first process listens.
+        processes: how many there are (P).
+        index: this one's number, from 0.
+        hosts: in place of these three, how JAX finds them: `auto`, or one of its methods, such as `slurm`.
+        patience: seconds of silence, or of a step on the devices, after which this process ends.
+        start_patience: seconds to wait for the others, and for reading weights and compiling.
+
+    Raises:
+        ValueError: when what is given does not suffice, or no cluster is found.
+    """
+    given = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": index}
+    missing = [name for name, value in given.items() if value is None]
+    for name, value in (("--patience", patience), ("--start-patience", start_patience)):
+        if not 1 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number of seconds of at least 1, not {value}")
+    if hosts is None and len(missing) == len(given):
+        return Alone()
+    if hosts is not None and len(missing) < len(given):
+        raise ValueError("--hosts finds the processes by itself: leave --coordinator and the numbers out")
+    if hosts is None and missing:
+        raise ValueError(f"{' and '.join(missing)} must be given too, or --hosts auto alone")
+    if processes is not None and (processes < 1 or not 0 <= (index or 0) < processes):
+        raise ValueError(f"--process-id must be 0 to {processes - 1} for --num-processes {processes}, not {index}")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+        raise ValueError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+    # JAX would keep SIGTERM to itself, as news that this machine is taken away; here it ends the process.
+    jax.config.update("jax_enable_preemption_service", False)
+    _keep_standard_output()
+    late = _alarm(start_patience, f"process {'?' if index is None else index}: not all processes have come")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            index,
+            cluster_detection_method=None if hosts in (None, "auto") else hosts,
+            # JAX's own limits end a process without a word of ours: they stand behind those of `Watch` and `_alarm`.
+            initialization_timeout=int(start_patience + 60),
+            heartbeat_timeout_seconds=int(patience + 20),
+            shutdown_timeout_seconds=int(patience),
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        if coordinator is not None:
+            raise ValueError(f"the processes did not come together at {coordinator}: {error}") from error
+        raise ValueError(
+            f"--hosts {hosts} found no cluster ({error}): give --coordinator, --num-processes and --process-id"
+        ) from error
+    finally:
+        late.set()
+    return Group(patience, start_patience) if process_count() > 1 else Alone()
+
+
+def _alarm(seconds: float, message: str) -> threading.Event:
+    """End this process after so many seconds, unless the event is set before."""
+    done = threading.Event()
+
+    def wait() -> None:
+        if not done.wait(seconds):
+            os.write(2, f"error: {message} within {seconds:g} s (--start-patience); start all of them\n".encode())
+            os._exit(STATUS)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return done
+
+
+def _keep_standard_output() -> None:
+    """Leave standard output to Python: the collectives' library writes to file 1 how it connects, which goes to 2."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=True)

@@ -1,0 +1,135 @@
+"""The watchdog's judgement, by a clock that the test moves, and what processes tell each other."""
+
+import json
+import time
+
+import pytest
+
+from pipedec_jax.hosts import watch
+from pipedec_jax.hosts.watch import LostProcessError, Watch
+
+
+class Store:
+    """A key-value store in memory, in place of the coordinator's."""
+
+    def __init__(self):
+        self.held, self.barriers = {}, []
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        self.held[key] = value
+
+    def key_value_dir_get(self, key):
+        return [(name, value) for name, value in self.held.items() if name.startswith(key)]
+
+    def wait_at_barrier(self, name, timeout_in_ms):
+        self.barriers.append(name)
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+@pytest.fixture
+def watched(monkeypatch, store):
+    """A watch of process 1 of 3 whose own threads do nothing; what it ended with."""
+    monkeypatch.setattr(watch, "store", lambda: store)
+    monkeypatch.setattr(watch, "process_index", lambda: 1)
+    monkeypatch.setattr(watch, "process_count", lambda: 3)
+    for work in ("_talk", "_judge"):
+        monkeypatch.setattr(Watch, work, lambda _: None)
+    ended = []
+    return Watch(30, 600, lambda message, status: ended.append((message, status))), ended
+
+
+def hear(one, now, *, peers=(0, 2), answered=True):
+    """As if the coordinator had answered, and some peers had told something, at that time."""
+    if answered:
+        one._answered = now
+    for peer in peers:
+        one._peers[peer].heard = now
+
+
+def test_silence_is_a_fault_after_the_patience_and_names_who_is_silent(watched):
+    one, _ = watched
+    now = time.monotonic()
+    hear(one, now)
+    assert one.fault(now + 29) is None
+    hear(one, now + 40, peers=(0,))
+    assert "nothing was heard of process 2 for 40 s" in one.fault(now + 40)
+    hear(one, now + 40)
+    assert one.fault(now + 40) is None
+    hear(one, now + 75, answered=False)
+    assert "the coordinator (process 0) has not answered for 35 s" in one.fault(now + 75)
+    assert "(--patience is 30 s)" in one.fault(now + 75)
+
+
+def test_a_step_has_the_patience_and_preparing_more_of_it(watched, store):
+    one, _ = watched
+    for peer in (0, 2):
+        one._hear(peer, 6, watch.DECODING)
+    with one.step():
+        now = time.monotonic()
+        hear(one, now + 31)
+        assert (
+            "a step of decoding has not ended after 31 s: another process, the devices or the network hangs"
+            in one.fault(now + 31)
+        )
+        one._hear(2, 7, "between two steps")
+        hear(one, now + 31)
+        assert "process 2 is between two steps" in one.fault(now + 31)
+        with one.preparing():
+            hear(one, now + 400)
+            assert one.fault(now + 400) is None
+            hear(one, now + 650)
+            assert "--start-patience is 600 s" in one.fault(now + 650)
+        assert store.barriers == ["pipedec_jax/meet/1"]
+    hear(one, now + 900)
+    assert one.fault(now + 900) is None, "what is between two steps is bounded by the others' steps"
+
+
+def test_a_pause_of_the_process_itself_is_nobody_else_s_fault(watched):
+    one, _ = watched
+    with one.step():
+        later = time.monotonic() + 100
+        assert one.fault(later) is not None
+        one._overslept(later)
+        assert one.fault(later) is None
+
+
+def test_a_sign_of_life_counts_once(watched):
+    one, _ = watched
+    one._hear(0, 3, "between two steps")
+    heard = one._peers[0].heard
+    one._hear(0, 3, "between two steps")
+    assert one._peers[0].heard == heard
+    one._hear(1, 9, "its own")
+
+
+def test_what_another_process_says_ends_this_one_with_its_reason(watched, store):
+    one, ended = watched
+    assert one.reason() is None
+    store.held["pipedec_jax/stop/2"] = "interrupted"
+    assert one.reason() == "process 2 has stopped: interrupted"
+    one._stop(one.reason())
+    one._stop("a second reason")
+    assert ended == [("process 1 of 3: process 2 has stopped: interrupted", watch.STATUS)]
+    assert "pipedec_jax/gone/1" in store.held
+
+
+def test_one_that_stops_says_why(watched, store):
+    one, ended = watched
+    one.tell_stop("no memory")
+    assert store.held["pipedec_jax/stop/1"] == "no memory"
+    assert one.reason() is None, "its own reason is not another's"
+    one._stop("too late")
+    assert not ended
+
+
+def test_errors_of_the_devices_in_a_step_are_those_of_a_lost_process(watched):
+    one, _ = watched
+    with pytest.raises(LostProcessError, match="Gloo"), one.step():
+        raise ValueError("Gloo all-reduce failed")
+    with pytest.raises(FloatingPointError), one.step():
+        raise FloatingPointError("not finite")
+    assert json.dumps(one._doing) == '"between two steps"'
