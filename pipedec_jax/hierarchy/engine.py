@@ -223,7 +223,7 @@ class HierarchyEngine:
         below = model.put(published[index - 1]) if index else None
         above = [model.put(packed) for packed in published[index + 1 :]]
         packed = model.step(below, above, passes, self.settings.most_ahead)
-        if self._recorded is not None:
+        if self._recorded is not None and packed is not None:
             self._recorded.append((index, packed))
         return packed
 

@@ -1,0 +1,76 @@
+"""Time hop and broadcast of a tick, by processes and ranks, and the tick itself, on CPU devices of this machine.
+
+The demo family's middle model on all ranks, with guesses looked up in the text. Each row is a start of its own.
+
+python scripts/measure_hops.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pipedec_jax
+from pipedec_jax.analysis.hops import LOOPS, SUMS, Hops, measure_hops
+from pipedec_jax.disk_cache import use_compilation_cache
+from pipedec_jax.hosts.group import join
+from pipedec_jax.hosts.launch import finish, launch
+
+SHAPES = ("1x2", "2x1", "1x3", "3x1", "1x4", "2x2", "4x1")
+PROMPT = "def quicksort(items):\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="processes x devices of each")
+    parser.add_argument("--width", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--ranks", type=int, help="of one process of a row: used by this script itself")
+    parser.add_argument("--coordinator", help="the same")
+    parser.add_argument("--num-processes", type=int, help="the same")
+    parser.add_argument("--process-id", type=int, help="the same")
+    options = parser.parse_args()
+    if options.ranks:
+        measure(options)
+        return
+    rows = []
+    for shape in options.shapes:
+        processes, devices = map(int, shape.split("x"))
+        arguments = ["--ranks", str(processes * devices), "--width", str(options.width)]
+        found = finish(launch(processes, devices, arguments, script=Path(__file__)), 600)
+        if any(status for status, _, _ in found):
+            sys.exit(found[0][2][-2000:])
+        rows.append((shape, Hops(**json.loads(found[0][1].splitlines()[-1]))))
+    print_table(rows, options.width)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """One process of a row."""
+    use_compilation_cache()
+    group = join(options.coordinator, options.num_processes, options.process_id)
+    target = pipedec_jax.load_demo("middle")
+    decoder = pipedec_jax.Decoder(target, drafter="ngram", stages=options.ranks, width=options.width)
+    group.prepare(decoder)
+    with group.preparing():
+        found = measure_hops(decoder, PROMPT)
+    if group.leads:
+        print(json.dumps(dataclasses.asdict(found)), flush=True)
+    group.leave()
+
+
+def print_table(rows: list[tuple[str, Hops]], width: int) -> None:
+    print(
+        f"Measured: hop and broadcast of {width} rows of 192 floats, least of 5 calls of {LOOPS} each; ticks of "
+        f"best-first with look-up, the middle model. The share is that of the hop and {SUMS} broadcasts, alone.\n"
+    )
+    print("| processes x devices | ranks | hop (us) | broadcast (us) | tick (us) | share of the tick |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for shape, row in rows:
+        times = " | ".join(f"{seconds * 1e6:.0f}" for seconds in (row.hop, row.broadcast, row.tick))
+        print(f"| {shape} | {row.ranks} | {times} | {row.share:.0%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Real processes over the loopback address: the tokens of one process, settings that differ, and a fault."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipedec_jax.command_line.running import main
+from pipedec_jax.hosts.faults import FAULTS, answers, job, read_answers, strike, write_prompts
+from pipedec_jax.hosts.grid import METHODS, Case, check, decode
+from pipedec_jax.hosts.launch import finish, launch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
+
+
+@pytest.fixture(scope="module")
+def models(family):
+    return ["--target", str(family["target"]), "--method", "pp", "--stages", "2", "--max-new-tokens", "12"]
+
+
+def test_two_processes_go_on_with_the_answers_of_one(models, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text('"for x in"\n{"prompt": ""}\n{"prompt": "x = 1", "temperature": 0.7}\n', encoding="utf-8")
+    arguments = [*models, "--prompts", str(prompts), "--out", str(out)]
+    main(arguments)
+    header, *lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if '"error"' not in line]
+    out.write_text(header + lines[0], encoding="utf-8")
+    found = finish(launch(2, 1, arguments, script=SCRIPT), 600)
+    assert [status for status, _, _ in found] == [0, 0], found
+    assert found[0][1].startswith("3 prompts: 1 finished before, 1 answered, 1 bad; ")
+    assert found[1][1] == "", "one process prints"
+    again = [line for line in out.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if '"error"' not in line]
+    assert [tokens(line) for line in again] == [tokens(line) for line in kept]
+
+
+def tokens(line):
+    return json.loads(line)["line"], json.loads(line)["token_ids"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_one_process_s_tokens_on_three(method, tmp_path):
+    case = Case(method, 3, 1)
+    expected = decode(case, 1, tmp_path / "one", SCRIPT, 24, 600)
+    assert check(case, expected, tmp_path / "three", SCRIPT, 600).differing == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_after_a_fault_of_one_the_other_ends_and_the_job_goes_on(fault, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    write_prompts(prompts, 20)
+    arguments = job(prompts, out, 24)
+    seen = strike(fault, arguments, out, tmp_path, SCRIPT, 10, 180)
+    assert seen.status != 0
+    assert seen.message
+    before = answers(out)
+    assert [status for status, _, _ in finish(launch(2, 1, arguments, script=SCRIPT), 600)] == [0, 0]
+    assert [line for line, _ in read_answers(out)] == list(range(1, 21))
+    assert before < 20
