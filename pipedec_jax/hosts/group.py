@@ -182,7 +182,7 @@ def join(
             cluster_detection_method=None if hosts in (None, "auto") else hosts,
             # JAX's own limits end a process without a word of ours: they stand behind those of `Watch` and `_alarm`.
             initialization_timeout=int(start_patience + 60),
-            heartbeat_timeout_seconds=int(patience + 20),
+            heartbeat_timeout_seconds=int(patience + 25),
             shutdown_timeout_seconds=int(patience),
         )
     except (ValueError, TypeError, RuntimeError) as error:

@@ -15,7 +15,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 from pipedec_jax.hosts.processes import process_count, process_index, store
 
@@ -47,13 +46,21 @@ class Watch:
     Args:
         patience: seconds of silence, or of a step on the devices, after which this process ends.
         start_patience: the same for reading weights and compiling.
-        end: ends the process with a message and a status; for tests.
+        say: prints why this process ends.
+        end: ends it with a status, at once: its main thread may never come back from the devices.
     """
 
-    def __init__(self, patience: float, start_patience: float, end: Callable[[str, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        patience: float,
+        start_patience: float,
+        *,
+        say: Callable[[str], None] | None = None,
+        end: Callable[[int], None] = os._exit,
+    ) -> None:
         self.patience, self.start_patience = patience, start_patience
         self._store, self._index, self._count = store(), process_index(), process_count()
-        self._end = end or _end
+        self._say, self._end = say or _say, end
         self._every = min(1.0, patience / 10)
         now = time.monotonic()
         self._peers = {i: _Peer(heard=now) for i in range(self._count) if i != self._index}
@@ -195,12 +202,13 @@ class Watch:
     def _stop(self, reason: str) -> None:
         if self._over.is_set():
             return
+        self._over.set()
+        self._say(f"process {self._index} of {self._count}: {reason}")
         self.tell_stop(reason)
-        self._end(f"process {self._index} of {self._count}: {reason}", STATUS)
+        self._end(STATUS)
 
 
-def _end(message: str, status: int) -> NoReturn:
-    """End the process at once: its main thread may never come back from the devices."""
-    with contextlib.suppress(Exception):
-        os.write(2, f"\nerror: {message}\n".encode())  # the main thread may hold what print takes
-    os._exit(status)
+def _say(message: str) -> None:
+    """Print an error; the main thread may hold what `print` takes."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nerror: {message}\n".encode())

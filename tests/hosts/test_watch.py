@@ -39,7 +39,7 @@ def watched(monkeypatch, store):
     for work in ("_talk", "_judge"):
         monkeypatch.setattr(Watch, work, lambda _: None)
     ended = []
-    return Watch(30, 600, lambda message, status: ended.append((message, status))), ended
+    return Watch(30, 600, say=ended.append, end=ended.append), ended
 
 
 def hear(one, now, *, peers=(0, 2), answered=True):
@@ -113,7 +113,7 @@ def test_what_another_process_says_ends_this_one_with_its_reason(watched, store)
     assert one.reason() == "process 2 has stopped: interrupted"
     one._stop(one.reason())
     one._stop("a second reason")
-    assert ended == [("process 1 of 3: process 2 has stopped: interrupted", watch.STATUS)]
+    assert ended == ["process 1 of 3: process 2 has stopped: interrupted", watch.STATUS]
     assert "pipedec_jax/gone/1" in store.held
 
 
