@@ -340,6 +340,8 @@ class Decoder:
     def recording(self) -> Recording:
         """What happened in every tick of the last answer, as far as it has come.
 
+        Where a stop string cut the answer, ticks that were decoded beyond it are there too.
+
         Raises:
             RuntimeError: before the first answer.
             ValueError: where the decoder was not made with `record=True`.

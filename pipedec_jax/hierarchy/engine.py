@@ -109,6 +109,8 @@ class HierarchyEngine:
         self._exchange = BufferExchange([model.mesh for model in self.models])
         if self._exchange.needed and settings.form == "free":
             raise ValueError("form free is for one process: several take the same steps, so use form lockstep")
+        if self._exchange.needed and record:
+            raise ValueError("record is for one process: leave it out where models are spread over several")
         self.preparing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         """Entered around compiling and making caches: several processes wait there until all are through."""
         self.compile_seconds = 0.0

@@ -17,7 +17,7 @@ STATES = {
     "waiting": ("white", INK, "not sent yet"),
     "pruned": ("#E3E3E3", "#777777", "pruned at the end of this tick"),
     "root": ("#FFF2CC", INK, "root: the text's last token"),
-    "missed": (COMMITS["miss"][0], "white", "the target's token, not guessed: new root"),
+    "missed": (COMMITS["miss"][0], "white", "the target's token, not in the pipe: new root (miss)"),
 }
 """Fill, ink and meaning of a node, by what it is at the end of a tick."""
 
@@ -70,7 +70,7 @@ def draw_tree(recording: Recording, ticks: Sequence[int], most: int = 20) -> Any
     figure, panels = plt.subplots(
         len(shown),
         1,
-        figsize=(max(7.0, 1.1 * max(levels)), 0.24 * sum(lines) + 0.3 * len(shown) + 0.8),
+        figsize=(max(8.0, 1.1 * max(levels)), 0.24 * sum(lines) + 0.3 * len(shown) + 0.8),
         height_ratios=lines,
         squeeze=False,
         layout="constrained",
@@ -126,8 +126,9 @@ def layout(recording: Recording, one: Tick, nodes: Sequence[Node]) -> dict[int, 
 
 def state(one: Tick, node: Node) -> str:
     """What a node is at the end of a tick."""
-    if node.number in {commit.node for commit in one.committed}:
-        return "text"
+    for commit in one.committed:
+        if commit.node == node.number:
+            return "text" if commit.delay is not None else "missed"
     if node.number == one.root:
         return "root"
     if node.pruned == one.number:
