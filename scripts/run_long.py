@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from generate import Parser, fail
+from pipedec_jax.command_line.options import Parser, fail
 
 MIB = 2**20
 
