@@ -94,6 +94,7 @@ def over_live_rows(
         The new carry, and the new arrays as `[W, ...]`; what they hold for dead rows means nothing.
     """
     W = live_W.shape[0]
+    run = jax.jit(run)  # traced once, and then known: its shapes are asked for first
     order = jnp.argsort(~live_W, stable=True).astype(jnp.int32)
 
     def at_size(size: int, carry: Any) -> tuple[Any, Any]:

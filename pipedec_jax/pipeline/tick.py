@@ -188,6 +188,7 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
 def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, list[Proposals]]:
     """The tick's draft steps, on the drafter's rank alone if it has one; `x [W, D]` is what this rank's stage gave."""
 
+    @jax.jit
     def run(state: Any) -> tuple[Any, list[Proposals]]:
         return draft_here(system, params, state, shared, x)
 

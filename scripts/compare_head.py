@@ -1,0 +1,100 @@
+"""The LM head on the last stage against its vocabulary sharded over the stages: a tick modeled, and measured here.
+
+Modeled from bytes of weights (16-bit) for geometries under configs/; measured on two busy ranks with random weights of
+`--measured`'s geometry, made smaller `--shrink` times in every width and in vocabulary (layers stay), float32.
+
+python scripts/compare_head.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+import pipedec_jax
+from pipedec_jax.command_line.options import Parser, fail
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MODELED = (
+    ("llama-3.2-1b", 2),
+    ("llama-3.2-1b", 4),
+    ("llama-3.2-1b", 8),
+    ("llama-3.1-8b", 4),
+    ("llama-3.1-8b", 8),
+    ("llama-3.1-8b", 16),
+    ("llama-3.1-70b", 8),
+    ("llama-3.1-70b", 14),
+)
+"""Geometries and stages."""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--measured", default="llama-3.2-1b", metavar="NAME", help="geometry that is measured")
+    parser.add_argument("--shrink", type=int, default=8, help="times smaller it is (8)")
+    parser.add_argument("--stages", type=int, default=2, help="ranks it is measured on (2)")
+    parser.add_argument("--width", type=int, nargs="+", default=[1, 16], help="rows of a batch (1 16)")
+    parser.add_argument("--ticks", type=int, default=100, help="of a measurement (100)")
+    parser.add_argument("--repeats", type=int, default=5, help="of every measurement, in turn (5)")
+    parser.add_argument("--shared-cores", action="store_true", help="let a rank use the cores of others that wait")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print both tables."""
+    options = parse(arguments)
+    if not options.shared_cores:  # as devices have no others' processors
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    pipedec_jax.use_cpu_devices(options.stages)
+    import jax
+
+    from pipedec_jax.analysis.cost import byte_costs
+    from pipedec_jax.analysis.head_place import measure_places, modeled_ticks
+    from pipedec_jax.model.parameters import MemorySource, initialize
+    from plan import geometry
+
+    print("modeled, GiB of weights that the slowest stage reads in a tick (all stages busy, links left out)")
+    print(
+        "| geometry | stages | head last | head last, layers balanced | sharded | last / sharded | balanced / sharded |"
+    )
+    print("|" + " --- |" * 7)
+    for name, stages in MODELED:
+        config = geometry(str(CONFIGS / f"{name}.json"), "geometry")
+        ticks = modeled_ticks(byte_costs(config, None, 2), config.layers, stages)
+        cells = [f"{value / 2**30:.3f}" for value in (ticks.last, ticks.balanced, ticks.sharded)]
+        cells += [f"{ticks.last / ticks.sharded:.2f}", f"{ticks.balanced / ticks.sharded:.2f}"]
+        print(f"| {name} | {stages} | " + " | ".join(cells) + " |")
+    try:
+        config = geometry(str(CONFIGS / f"{options.measured}.json"), "geometry")
+        if options.shrink < 1 or config.heads % options.shrink or config.vocab_size < 2 * options.shrink:
+            raise ValueError(f"--shrink must be a divisor of the {config.heads} heads, not {options.shrink}")
+        small = dataclasses.replace(
+            config,
+            vocab_size=config.vocab_size // options.shrink,
+            width=config.width // options.shrink,
+            feed_forward=config.feed_forward // options.shrink,
+            heads=config.heads // options.shrink,
+            kv_heads=max(1, config.kv_heads // options.shrink),
+        )
+        source = MemorySource(small, initialize(small, jax.random.key(0)))
+        costs = byte_costs(small, None, 4)
+        modeled = modeled_ticks(costs, small.layers, options.stages)
+        print(
+            f"\nmeasured, ms a tick of layers, head and exchange on {options.stages} ranks ({options.measured}, "
+            f"{options.shrink} times smaller, float32, "
+            f"{'ranks share the cores' if options.shared_cores else 'a core each'}); modeled {modeled.last / modeled.sharded:.2f}"
+        )
+        print("| width | head last | sharded | last / sharded |\n| --- | --- | --- | --- |", flush=True)
+        for width in options.width:
+            seconds = measure_places(source, options.stages, width, ticks=options.ticks, repeats=options.repeats)
+            last, sharded = 1e3 * seconds["last"], 1e3 * seconds["sharded"]
+            print(f"| {width} | {last:.2f} | {sharded:.2f} | {last / sharded:.2f} |", flush=True)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
