@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"\nmeasured, ms a tick of layers, head and exchange on {options.stages} ranks ({options.measured}, "
             f"{options.shrink} times smaller, float32, "
-            f"{'ranks share the cores' if options.shared_cores else 'a core each'}); modeled {modeled.last / modeled.sharded:.2f}"
+            f"{'ranks share the cores' if options.shared_cores else 'a core each'}); "
+            f"modeled {modeled.last / modeled.sharded:.2f}"
         )
         print("| width | head last | sharded | last / sharded |\n| --- | --- | --- | --- |", flush=True)
         for width in options.width:

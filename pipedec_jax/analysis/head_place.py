@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import Any, Literal
@@ -131,9 +132,10 @@ def measure_places(
     x = np.random.default_rng(0).normal(size=(width, config.width)).astype(dtype)
     own, same = jax.tree.map(lambda leaf: leaf.sharding.spec, params), P()
     programs: dict[Place, Any] = {}
-    for place in ("last", "sharded"):
+    places: tuple[Place, ...] = ("last", "sharded")
+    for place in places:
         spread = jax.shard_map(
-            lambda *arguments, place=place: head_loop(target, place, *arguments),
+            functools.partial(head_loop, target, place),
             mesh=mesh,
             in_specs=(own, same, OWN, same, OWN, same),
             out_specs=(OWN, OWN, same),
