@@ -1,6 +1,6 @@
 """Compile a method's programs for devices that are not there, with their real compiler, and say what became of them.
 
-For TPUs this takes an environment of its own with `pip install 'jax[tpu]'`, and no TPU. Weights have shapes only.
+For TPUs this takes an environment of its own with `pip install '.[tpu]'`, and no TPU. Weights have shapes only.
 Compiled, not run: what is printed is the compiler's, and no measurement.
 
 python scripts/compile_for.py --topology v5e:4x4 --target configs/llama-3.1-70b.json \
