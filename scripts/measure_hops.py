@@ -35,15 +35,14 @@ def main() -> None:
     if options.ranks:
         measure(options)
         return
-    rows = []
+    print_head(options.width)
     for shape in options.shapes:
         processes, devices = map(int, shape.split("x"))
         arguments = ["--ranks", str(processes * devices), "--width", str(options.width)]
         found = finish(launch(processes, devices, arguments, script=Path(__file__)), 600)
         if any(status for status, _, _ in found):
             sys.exit(found[0][2][-2000:])
-        rows.append((shape, Hops(**json.loads(found[0][1].splitlines()[-1]))))
-    print_table(rows, options.width)
+        print_row(shape, Hops(**json.loads(found[0][1].splitlines()[-1])))
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -60,16 +59,18 @@ def measure(options: argparse.Namespace) -> None:
     group.leave()
 
 
-def print_table(rows: list[tuple[str, Hops]], width: int) -> None:
+def print_head(width: int) -> None:
     print(
         f"Measured: hop and broadcast of {width} rows of 192 floats, least of 5 calls of {LOOPS} each; ticks of "
         f"best-first with look-up, the middle model. The share is that of the hop and {SUMS} broadcasts, alone.\n"
     )
     print("| processes x devices | ranks | hop (us) | broadcast (us) | tick (us) | share of the tick |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for shape, row in rows:
-        times = " | ".join(f"{seconds * 1e6:.0f}" for seconds in (row.hop, row.broadcast, row.tick))
-        print(f"| {shape} | {row.ranks} | {times} | {row.share:.0%} |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+
+
+def print_row(shape: str, row: Hops) -> None:
+    times = " | ".join(f"{seconds * 1e6:.0f}" for seconds in (row.hop, row.broadcast, row.tick))
+    print(f"| {shape} | {row.ranks} | {times} | {row.share:.0%} |", flush=True)
 
 
 if __name__ == "__main__":
