@@ -19,6 +19,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 NO_SLOT = 2**31 - 1
 """Slot of a node that has none: past the end of every cache, so a write to it is dropped."""
@@ -110,7 +111,13 @@ def plant(capacity: int, children: int, token: jax.Array, position: jax.Array) -
 
 def select(mask_C: jax.Array, size: int) -> jax.Array:
     """Indices of the first `size` true places of a mask, `[size]` int32, padded with C."""
-    return jnp.nonzero(mask_C, size=size, fill_value=mask_C.shape[0])[0].astype(jnp.int32)
+    C = mask_C.shape[0]
+    count = min(size, C)
+    # The highest of falling numbers, in float32, which holds them exactly up to 2**24: XLA on CPU finds the best few
+    # floats at once, where `nonzero` scatters every place (4.9 us for 35 at 4,096 places and 32 wanted).
+    order = -lax.iota(jnp.float32, C)
+    found, _ = lax.top_k(jnp.where(mask_C, order, -jnp.float32(C)), count)
+    return jnp.pad(-found.astype(jnp.int32), (0, size - count), constant_values=C)
 
 
 def at(array: jax.Array, index: jax.Array, fill: bool | int | float) -> jax.Array:

@@ -139,6 +139,7 @@ class Engine:
         exit_head: that drafts after the target's first `settings.exit_layer` layers.
         target_params: the target's weights as another engine has placed them (`weights.target`), for the same split,
             dtype and devices; they are shared. By default they are read from `target`.
+        wait: what a stage's rows pass after its layers where a heavier stage is emulated (`analysis.emulation`).
 
     Raises:
         ValueError: when settings, models and devices do not fit together.
@@ -156,6 +157,7 @@ class Engine:
         drafter_params: Any = None,
         exit_head: ExitHead | None = None,
         target_params: TargetParams | None = None,
+        wait: Callable[[jax.Array], jax.Array] | None = None,
     ) -> None:
         head = exit_head.config if exit_head else None
         check_fit(settings, target.config, draft.config if draft else None, vocab_size, drafter, head)
@@ -165,6 +167,7 @@ class Engine:
             settings, draft.config if draft else None, drafter, vocab_size, target.config, head
         )
         self._schedule = make_schedule(settings)
+        self._wait = wait
         self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices, settings.tensor_parallel)
         self.target = Target(
             target.config,
@@ -238,6 +241,18 @@ class Engine:
         capacity = self.capacity_for(length)
         request = make_request([0], 1, capacity, GREEDY)
         return self._compile(mode, request, self.new_local(capacity))
+
+    def system(self, mode: SamplingMode = GREEDY.mode) -> System:
+        """The decoding method as `tick` takes it, for this way of drawing tokens."""
+        return System(
+            target=self.target,
+            drafter=self._drafter,
+            schedule=self._schedule,
+            sampling=mode,
+            draft_steps=self.settings.steps,
+            costs=self.settings.costs,
+            wait=self._wait,
+        )
 
     def run(self, new_tokens: int) -> Progress:
         """Tick on the devices until `new_tokens` more tokens are committed or the answer is complete.
@@ -367,14 +382,7 @@ class Engine:
         return self._programs[shapes, mode]
 
     def _compile_new(self, shapes: Any, mode: SamplingMode, request: Request, local: Local) -> None:
-        system = System(
-            target=self.target,
-            drafter=self._drafter,
-            schedule=self._schedule,
-            sampling=mode,
-            draft_steps=self.settings.steps,
-            costs=self.settings.costs,
-        )
+        system = self.system(mode)
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)
         options = compiler_options(self.mesh, self.weights)

@@ -47,6 +47,8 @@ class System:
     """Draft steps in a tick (R)."""
     costs: TickCosts = TICKS
     """What a tick costs by the rows in it."""
+    wait: Callable[[jax.Array], jax.Array] | None = None
+    """What a stage's rows pass after its layers where a heavier stage is emulated (`analysis.emulation`)."""
 
     @property
     def stages(self) -> int:
@@ -154,7 +156,8 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
 
     def stage(cache: StageCache, rows: tuple[jax.Array, jax.Array]) -> tuple[StageCache, jax.Array]:
         batch, x = rows
-        return run_stage(target, weights.target, cache, tree_rows(shared.tree, shared.committed, batch), x)
+        cache, x = run_stage(target, weights.target, cache, tree_rows(shared.tree, shared.committed, batch), x)
+        return cache, x if system.wait is None else system.wait(x)
 
     live = (batch < shared.tree.capacity) & (rank < system.stages)
     cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))

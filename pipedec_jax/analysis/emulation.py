@@ -1,0 +1,117 @@
+"""The engine's own cost at depth, *emulated*: small stages that each wait as long as a large one would compute.
+
+Waits of several ranks run side by side on a machine of few cores, where computing would take turns. All else is the
+engine's own: exchange, tree, schedule, drafter, and the target's choices, which are compared with plain decoding's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from pipedec_jax.analysis.tick_cost import replay
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.drafters.replay import ReplayDrafter
+from pipedec_jax.model.parameters import MemorySource, initialize
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings
+
+PROMPT = [1, 2, 3]
+
+
+def wait(milliseconds: float) -> Callable[[jax.Array], jax.Array]:
+    """A stage's wait: gives back its rows once so much time has passed."""
+
+    def sleep(x: np.ndarray) -> np.ndarray:
+        time.sleep(1e-3 * milliseconds)
+        return np.zeros((), np.asarray(x).dtype)
+
+    def run(x: jax.Array) -> jax.Array:
+        # One number goes to the host and a zero comes back, upon which the rows then depend.
+        one = jax.ShapeDtypeStruct((), x.dtype)
+        return x + jax.pure_callback(sleep, one, x[0, 0], vmap_method="sequential")
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Emulated:
+    """Emulated milliseconds a tick with every rank busy: the median over repeats, and the least and the most."""
+
+    stages: int
+    width: int
+    wait_ms: float
+    slept_ms: float
+    """What such a wait really takes on this machine, alone and without a pipe (the median)."""
+    tick_ms: float
+    least_ms: float
+    most_ms: float
+
+    @property
+    def share(self) -> float:
+        """The wait, as it is asked for, as a share of the tick: 1 where the engine costs nothing."""
+        return self.wait_ms / self.tick_ms
+
+
+def emulate(stages: int, width: int, milliseconds: float, ticks: int = 60, repeats: int = 5) -> Emulated:
+    """Measure ticks of a filled pipe, one small layer and a wait on every rank, guesses replayed and all right.
+
+    Raises:
+        RuntimeError: when the tokens are not plain decoding's, or a tick did not commit one (a bug).
+    """
+    config = LlamaConfig(
+        vocab_size=64,
+        width=32,
+        feed_forward=48,
+        layers=stages,
+        heads=4,
+        kv_heads=2,
+        head_size=8,
+        context=len(PROMPT) + ticks + stages + 1,
+    )
+    target = MemorySource(config, initialize(config, jax.random.key(0)))
+    settings = EngineSettings(stages=stages, width=width, children=min(width, 4), prefill_width=8)
+    plain = Engine(target, None, EngineSettings(method="pp", stages=1, prefill_width=8), vocab_size=64)
+    plain.start(PROMPT, max_new_tokens=ticks + 1)
+    answer = plain.run(ticks + 1).tokens
+    engine = Engine(
+        target,
+        None,
+        settings,
+        vocab_size=64,
+        drafter=ReplayDrafter(children=settings.children, vocab_size=64),
+        drafter_params=replay(PROMPT, answer, 1.0, settings.children),
+        wait=wait(milliseconds),
+    )
+    found = []
+    for repeat in range(repeats + 1):
+        engine.start(PROMPT, max_new_tokens=len(answer))
+        first = engine.run(1).ticks[-1]
+        begun = time.perf_counter()
+        progress = engine.run(len(answer))
+        seconds = time.perf_counter() - begun
+        if progress.tokens != answer or progress.ticks[-1] - first != len(answer) - 1:
+            raise RuntimeError("tokens or ticks are not those of a filled pipe; please report this")
+        if repeat:  # the first round warms up
+            found.append(1e3 * seconds / (progress.ticks[-1] - first))
+    return Emulated(
+        stages=stages,
+        width=width,
+        wait_ms=milliseconds,
+        slept_ms=statistics.median(slept(milliseconds) for _ in range(20)),
+        tick_ms=statistics.median(found),
+        least_ms=min(found),
+        most_ms=max(found),
+    )
+
+
+def slept(milliseconds: float) -> float:
+    """How long a wait of so many milliseconds takes."""
+    begun = time.perf_counter()
+    time.sleep(1e-3 * milliseconds)
+    return 1e3 * (time.perf_counter() - begun)

@@ -1,0 +1,42 @@
+"""Emulated time of a tick in deep pipes: every stage waits, all else is the engine's own work on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+import pipedec_jax
+
+
+def main() -> None:
+    """Parse arguments, emulate and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", type=int, nargs="+", default=[8, 16], help="ranks, all stages (default 8 16)")
+    parser.add_argument("--width", type=int, nargs="+", default=[1], help="rows a tick (default 1)")
+    parser.add_argument("--wait", type=float, default=10.0, help="milliseconds of a stage (default 10)")
+    parser.add_argument("--ticks", type=int, default=60, help="ticks per repeat (default 60)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats (default 5)")
+    args = parser.parse_args()
+    for name, least in (("stages", 1), ("width", 1)):
+        if min(getattr(args, name)) < least:
+            parser.error(f"--{name} must be at least {least}, not {min(getattr(args, name))}")
+    if args.wait <= 0 or args.ticks < 1 or args.repeats < 1:
+        parser.error("--wait must be over 0, --ticks and --repeats at least 1")
+
+    pipedec_jax.use_cpu_devices(max(args.stages))
+    from pipedec_jax.analysis.emulation import emulate
+
+    print("emulated, milliseconds per tick with all ranks busy (median; least and most of the repeats)")
+    print("| stages | width | wait asked for | wait as slept | tick | least | most | wait / tick |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for stages in args.stages:
+        for width in args.width:
+            row = emulate(stages, width, args.wait, args.ticks, args.repeats)
+            print(
+                f"| {row.stages} | {row.width} | {row.wait_ms:.2f} | {row.slept_ms:.2f} | {row.tick_ms:.2f} "
+                f"| {row.least_ms:.2f} | {row.most_ms:.2f} | {row.share:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The papers' comparisons with their model pairs, for who has the weights and the devices; --demo runs the demo family.
+
+Each table is one run of benchmark.py, which checks that all methods give the same tokens, and goes on after a kill.
+--list says which table needs which models and how many devices. What the papers report is printed beside: it was
+measured on other hardware and data.
+
+python scripts/reproduce.py --demo --prompts prompts.txt --out reproduced
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pipedec_jax.analysis.papers import TABLES
+
+DIRECTORIES = ("draft", "middle", "target", "exit-target")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [table.name for table in TABLES]
+    parser.add_argument("--tables", nargs="+", choices=names, default=names, help="which (default: all)")
+    parser.add_argument("--list", action="store_true", help="say what each table needs, and end")
+    parser.add_argument("--demo", action="store_true", help="the demo family on fewer virtual devices")
+    for name in DIRECTORIES:
+        parser.add_argument(f"--{name}", metavar="DIR", help="converted or Hugging Face directory")
+    parser.add_argument("--prompts", metavar="FILE", type=Path, help="as for benchmark.py")
+    parser.add_argument("--limit", metavar="Q", type=int, default=4, help="questions (default 4)")
+    parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="of an answer (default 128)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("reproduced"), help="default: reproduced")
+    options = parser.parse_args()
+    if not options.list and options.prompts is None:
+        parser.error("give --prompts FILE (questions, problems, or a prompt on each line), or --list")
+    return options
+
+
+def main() -> None:
+    """Run the tables one after the other; ends with the status of the first that fails."""
+    options = parse()
+    chosen = [table for table in TABLES if table.name in options.tables]
+    if options.list:
+        for table in chosen:
+            need = ", ".join(f"--{flag} {model}" for flag, model in zip(table.flags, table.models, strict=True))
+            print(f"{table.name} ({table.source}): {table.devices} devices; {need}\n  reported: {table.reported}")
+        return
+    given = {name: value for name in DIRECTORIES if (value := getattr(options, name.replace("-", "_")))}
+    size = ["--limit", str(options.limit), "--max-new-tokens", str(options.max_new_tokens)]
+    try:
+        commands = [table.command(options.prompts, options.out, given, options.demo) + size for table in chosen]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    benchmark = Path(__file__).with_name("benchmark.py")
+    for table, command in zip(chosen, commands, strict=True):
+        print(f"## {table.name}: {table.source}\n\npython scripts/benchmark.py {shlex.join(command)}\n", flush=True)
+        status = subprocess.run([sys.executable, str(benchmark), *command]).returncode
+        if status:
+            print(f"error: {table.name} ended with status {status}", file=sys.stderr)
+            sys.exit(status)
+        print(f"\nreported by the paper, not measured here: {table.reported}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
