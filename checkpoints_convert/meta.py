@@ -102,7 +102,8 @@ def open_meta(directory: str | Path) -> MetaCheckpoint:
     """
     directory = Path(directory)
     values = read_json(inside(directory / PARAMS, directory))
-    ranks = tuple(PickledFiles([file]) for file in _rank_files(directory))
+    files = _rank_files(directory)
+    ranks = tuple(PickledFiles([file], readers=len(files)) for file in files)
     try:
         tied = _is_tied(ranks)
         config = _config(values, ranks, tied)

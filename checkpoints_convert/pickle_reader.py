@@ -29,8 +29,8 @@ DIRECTORY_BYTES = 2**26
 class PickledFiles:
     """All tensors of some pickled files, no name twice."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Read everything but the tensors' data.
+    def __init__(self, files: Sequence[Path], readers: int = 1) -> None:
+        """Read everything but the tensors' data. Of `readers` at a time, each keeps its share of the pages mapped.
 
         Raises:
             ImportError: when torch is not installed.
@@ -40,6 +40,7 @@ class PickledFiles:
         self.tensors: dict[str, TensorInfo] = {}
         self._opened: tuple[Path, dict[str, Any]] | None = None
         self._touched = 0
+        self._readers = readers
         for file in self.files:
             for offset, (name, tensor) in enumerate(self._load(file).items()):
                 if name in self.tensors:
@@ -63,7 +64,7 @@ class PickledFiles:
 
     def _load(self, file: Path) -> dict[str, Any]:
         """The tensors of a file by name, mapped."""
-        if self._opened is None or self._opened[0] != file or self._touched > RELOAD_BYTES:
+        if self._opened is None or self._opened[0] != file or self._touched > RELOAD_BYTES // self._readers:
             self._opened = None
             self._touched = 0
             self._opened = (file, _load_tensors(file))

@@ -33,7 +33,7 @@ from checkpoints_convert import manifest
 from checkpoints_convert.checkpoint import STORED, Checkpoint
 from checkpoints_convert.config_json import Json
 from checkpoints_convert.manifest import FileFacts, Manifest, StoredArray
-from checkpoints_convert.paths import any_path, key_value_store
+from checkpoints_convert.paths import any_path, is_cloud, key_value_store
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Part, device_axis, nest, parameter_shapes
 
@@ -55,10 +55,23 @@ class ConvertedCheckpoint(Checkpoint):
         stored = self.manifest.arrays[path]
         try:
             self._check_layout(path)
+            self._check_chunks(path, stored)
             array = _open_array(self.directory / ARRAYS, path, stored)
             return _read_part(array, stored, part)
         except (ValueError, OSError) as error:
             raise ValueError(f"cannot read array {path!r} of {self.directory}: {_short(error)}") from error
+
+    def _check_chunks(self, path: str, stored: StoredArray) -> None:
+        """Raise `ValueError` where a chunk is there and no file: reading a pipe would never end. Local only."""
+        if is_cloud(self.directory):
+            return
+        directory = array_directory(self.directory / ARRAYS, path)
+        for chunk in range(stored.chunks):
+            place = ["0"] * len(stored.shape)
+            place[stored.axis] = str(chunk)
+            file = directory / ".".join(place)
+            if file.exists() and not file.is_file():
+                raise ValueError(f"chunk {chunk} of {stored.chunks} is no file")
 
     def _check_layout(self, path: str) -> None:
         """Raise `ValueError` unless an array's `.zarray` is as it was written.
