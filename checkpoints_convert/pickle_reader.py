@@ -30,7 +30,7 @@ class PickledFiles:
     """All tensors of some pickled files, no name twice."""
 
     def __init__(self, files: Sequence[Path], readers: int = 1) -> None:
-        """Read everything but the tensors' data. Of `readers` at a time, each keeps its share of the pages mapped.
+        """Read everything but the tensors' data. Of `readers` at a time, each keeps a small share of pages mapped.
 
         Raises:
             ImportError: when torch is not installed.
@@ -64,7 +64,7 @@ class PickledFiles:
 
     def _load(self, file: Path) -> dict[str, Any]:
         """The tensors of a file by name, mapped."""
-        if self._opened is None or self._opened[0] != file or self._touched > RELOAD_BYTES // self._readers:
+        if self._opened is None or self._opened[0] != file or self._touched > RELOAD_BYTES // self._readers**2:
             self._opened = None
             self._touched = 0
             self._opened = (file, _load_tensors(file))
