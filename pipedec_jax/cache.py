@@ -17,7 +17,7 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.llama import Attend, attention
+from pipedec_jax.model.llama import Attend, attention, attention_over_rows
 from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 
 LEAST_READ = 512
@@ -49,7 +49,7 @@ def at_least(least: int, rows: Rows, x: jax.Array) -> tuple[Rows, jax.Array]:
 
 
 class LayerCache(struct.PyTreeNode):
-    """Keys and values of one layer."""
+    """Keys and values of one layer, as CPUs and GPUs read them best."""
 
     key: jax.Array
     """[G, A, S]: the layout in which attention reads it without a transpose."""
@@ -62,14 +62,66 @@ class LayerCache(struct.PyTreeNode):
         def run(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, LayerCache]:
             # A masked slot has weight 0, but 0 times NaN is NaN: a guess or an old answer that overflowed would
             # reach the text through a slot that nobody attends to.
-            key, value = jnp.nan_to_num(key), jnp.nan_to_num(value)
-            cache = LayerCache(
-                key=self.key.at[:, :, rows.slot].set(jnp.moveaxis(key, 0, 2), mode="drop"),
-                value=self.value.at[:, rows.slot].set(jnp.swapaxes(value, 0, 1), mode="drop"),
-            )
+            cache = self.write(rows.slot, jnp.nan_to_num(key), jnp.nan_to_num(value))
             return read_in_use(query, cache, rows.mask), cache
 
         return run
+
+    def write(self, slot_W: jax.Array, key: jax.Array, value: jax.Array) -> LayerCache:
+        """The cache with keys and values `[W, G, A]` in these slots."""
+        return self.replace(
+            key=self.key.at[:, :, slot_W].set(jnp.moveaxis(key, 0, 2), mode="drop"),
+            value=self.value.at[:, slot_W].set(jnp.swapaxes(value, 0, 1), mode="drop"),
+        )
+
+    def read(self, query: jax.Array, size: int, mask_WS: jax.Array) -> jax.Array:
+        """Attention of `query [W, H, A]` over the first `size` slots."""
+        return attention(query, self.key[:, :, :size], self.value[:, :size], mask_WS[:, :size])
+
+
+class RowCache(LayerCache):
+    """The same for TPUs: a slot is a row.
+
+    Rows are written in their place, and read without a copy, as the compiler's reports show (`scripts/compile_for.py`);
+    a TPU keeps the last two axes of an array in tiles of 8 x 128, so that heads of 64 in an axis of their own would
+    take twice their bytes.
+    """
+
+    key: jax.Array
+    """[S, G A]"""
+    value: jax.Array
+    """[S, G A]"""
+
+    def write(self, slot_W: jax.Array, key: jax.Array, value: jax.Array) -> RowCache:
+        """The cache with keys and values `[W, G, A]` in these slots."""
+        key, value = (new.reshape(new.shape[0], -1) for new in (key, value))
+        return self.replace(
+            key=self.key.at[slot_W].set(key, mode="drop"), value=self.value.at[slot_W].set(value, mode="drop")
+        )
+
+    def read(self, query: jax.Array, size: int, mask_WS: jax.Array) -> jax.Array:
+        """Attention of `query [W, H, A]` over the first `size` slots."""
+        return attention_over_rows(query, self.key[:size], self.value[:size], mask_WS[:, :size])
+
+
+ROW_PLATFORMS = ("tpu",)
+"""Platforms whose caches are rows."""
+
+
+def for_platform(state: Any, platform: str) -> Any:
+    """A pytree with its empty caches laid out as devices of a platform want them."""
+
+    def lay_out(cache: LayerCache) -> LayerCache:
+        G, S, A = cache.value.shape
+        return RowCache(*(jnp.zeros((S, G * A), array.dtype) for array in (cache.key, cache.value)))
+
+    if platform not in ROW_PLATFORMS:
+        return state
+    return jax.tree.map(
+        lambda leaf: lay_out(leaf) if isinstance(leaf, LayerCache) else leaf,
+        state,
+        is_leaf=lambda leaf: isinstance(leaf, LayerCache),
+    )
 
 
 def read_in_use(query: jax.Array, cache: LayerCache, mask_WS: jax.Array) -> jax.Array:
@@ -77,10 +129,10 @@ def read_in_use(query: jax.Array, cache: LayerCache, mask_WS: jax.Array) -> jax.
     slots = mask_WS.shape[-1]
     sizes = read_sizes(slots)
     if len(sizes) == 1:
-        return attention(query, cache.key, cache.value, mask_WS)
+        return cache.read(query, slots, mask_WS)
 
     def read(size: int) -> Callable[[jax.Array], jax.Array]:
-        return lambda query: attention(query, cache.key[:, :, :size], cache.value[:, :size], mask_WS[:, :size])
+        return lambda query: cache.read(query, size, mask_WS)
 
     seen = jnp.any(mask_WS, axis=0)
     used = jnp.max(jnp.where(seen, jnp.arange(1, slots + 1, dtype=jnp.int32), 0))
@@ -98,11 +150,9 @@ def read_sizes(slots: int) -> tuple[int, ...]:
     return (*sizes, slots)
 
 
-def empty_layers(
-    config: LlamaConfig, layers: int, capacity: int, dtype: Any, copies: int = 1
-) -> tuple[LayerCache, ...]:
-    """Caches of zeros for `layers` layers, `copies` of each one behind the other along the first axis."""
-    S, G, A = capacity, config.kv_heads * copies, config.head_size
+def empty_layers(config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
+    """Caches of zeros for `layers` layers."""
+    S, G, A = capacity, config.kv_heads, config.head_size
     return tuple(LayerCache(key=jnp.zeros((G, A, S), dtype), value=jnp.zeros((G, S, A), dtype)) for _ in range(layers))
 
 

@@ -160,10 +160,11 @@ def weight_floor(engine: Any) -> int:
     target, drafter = engine.weights.target, engine.weights.drafter
     stage, drafting = size(target.layers), 0
     if drafter is not None and engine.settings.steps:
-        drafting = engine.settings.steps * (size(drafter.layers) + size(drafter.head))
+        head = drafter.embedding if drafter.head is None else drafter.head
+        drafting = engine.settings.steps * (size(drafter.layers) + size(head))
     if engine.target.split.exit:
-        return stage + drafting + size(target.head)
-    return max(stage, drafting) + size(target.head)
+        return stage + drafting + size(target.output)
+    return max(stage, drafting) + size(target.output)
 
 
 def cells(row: dict[str, Any]) -> list[Any]:

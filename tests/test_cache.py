@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from pipedec_jax import cache as caches
-from pipedec_jax.cache import LayerCache, read_in_use, read_sizes
+from pipedec_jax.cache import LayerCache, RowCache, Rows, empty_layers, for_platform, read_in_use, read_sizes
+from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import attention
+from pipedec_jax.tree import NO_SLOT
 from tests.exactness import Bench, Shape
 from tests.oracle import GREEDY
 from tests.random_pairs import Pair, plain_steps
@@ -44,3 +46,46 @@ def test_tokens_are_plain_decodings_while_the_text_grows_over_a_border(monkeypat
         progress = bench.decode(pair, prompt, 100)
         assert progress.tokens == [step.token for step in plain_steps(pair, prompt, GREEDY, 100)]
         assert sum(progress.hits) > 20
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 8), (4, 2, 64), (6, 3, 64), (2, 2, 128), (4, 1, 16)])
+def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
+    """What is written and read is what the other layout gives; rows without a slot write nothing."""
+    random = np.random.default_rng(heads)
+    config = LlamaConfig(
+        vocab_size=50,
+        width=16,
+        feed_forward=22,
+        layers=1,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        context=64,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        tied_embeddings=True,
+    )
+    one, other = empty_layers(config, 1, 24, jnp.float64), for_platform(empty_layers(config, 1, 24, jnp.float64), "tpu")
+    assert isinstance(other[0], RowCache)
+    assert other[0].key.shape == (24, kv_heads * size)
+    rows = Rows(
+        position=jnp.arange(5, dtype=jnp.int32),
+        slot=jnp.asarray([3, NO_SLOT, 20, 7, 0], jnp.int32),
+        mask=jnp.asarray(random.random((5, 24)) < 0.6),
+    )
+    query, key, value = (jnp.asarray(random.normal(size=(5, count, size))) for count in (heads, kv_heads, kv_heads))
+    (expected, by_heads), (found, by_rows) = (cache[0].attend(rows)(query, key, value) for cache in (one, other))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_array_equal(by_rows.value, jnp.swapaxes(by_heads.value, 0, 1).reshape(24, -1))
+    np.testing.assert_array_equal(by_rows.key, jnp.moveaxis(by_heads.key, 2, 0).reshape(24, -1))
+    assert np.count_nonzero(np.any(by_rows.key, axis=1)) == 4
+
+
+def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):
+    monkeypatch.setattr(caches, "ROW_PLATFORMS", ("cpu",))
+    pair = Pair("five layers", seed=1)
+    bench = Bench(Shape("best-first", 2, 4, 3, "five layers", steps=2), longest=64)
+    prompt = tuple(int(x) for x in np.random.default_rng(0).integers(0, 101, 9))
+    progress = bench.decode(pair, prompt, 30)
+    assert progress.tokens == [step.token for step in plain_steps(pair, prompt, GREEDY, 30)]
+    assert sum(progress.hits) > 5

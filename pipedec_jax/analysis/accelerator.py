@@ -111,7 +111,7 @@ def measure_bandwidth(*, array_bytes: int = COPY_BYTES, passes: int = 10, repeat
 def weight_bytes(engine: Engine) -> int:
     """Bytes of the layers, the last norm and the head that a tick of one stage reads."""
     params = engine.weights.target
-    (held,) = placement.bytes_per_device((params.layers, params.final_norm, params.head)).values()
+    (held,) = placement.bytes_per_device((params.layers, params.final_norm, params.output)).values()
     return held
 
 

@@ -154,7 +154,7 @@ def _program(
     mesh: Mesh, config: LlamaConfig, part: Part, params: Parameters, cache: tuple[LayerCache, ...], size: int
 ) -> Callable[[int], float]:
     """A function that runs a part a number of times on the devices, and gives the seconds it took."""
-    slots = cache[0].value.shape[1]
+    slots = cache[0].value.sharding.shard_shape(cache[0].value.shape)[-2]
     used = slots // 2
     dtype = cache[0].value.dtype
     # As the engine computes them: on some devices a few dead rows more.

@@ -94,7 +94,7 @@ def stage_loop(
     def step(_: jax.Array, carry: tuple[StageCache, jax.Array]) -> tuple[StageCache, jax.Array]:
         cache, x = carry
         cache, y = run_stage_where(busy, target, params, cache, rows, x)
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, y, target.vocab_size)
+        logit = vocabulary.head_part(target.config, params.final_norm, params.output, y, target.vocab_size)
         # Feed the logits back so that the head is not dropped, without letting activations grow.
         return cache, x + 0 * jnp.max(jnp.nan_to_num(logit, neginf=0.0)).astype(x.dtype)
 

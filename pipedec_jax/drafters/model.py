@@ -34,8 +34,13 @@ class DraftParams(struct.PyTreeNode):
     """[Dd]"""
     embedding: jax.Array
     """[Vd, Dd]"""
-    head: jax.Array
-    """[Vd, Dd]; the embedding when tied."""
+    head: jax.Array | None
+    """[Vd, Dd]; `None` when the embedding serves (tied)."""
+
+    @property
+    def output(self) -> jax.Array:
+        """[Vd, Dd]: the head, or the embedding where that serves."""
+        return self.embedding if self.head is None else self.head
 
 
 DraftState = tuple[LayerCache, ...]
@@ -72,7 +77,7 @@ class ModelDrafter(Drafter):
 
         def run(state: DraftState, node_W: jax.Array) -> tuple[DraftState, Proposals]:
             state, x = self.run_layers(params, state, at(view.tree.token, node_W, 0), view.rows(node_W))
-            logit_WV = llama.logits(self.config, params.final_norm, params.head, x)[:, : self.vocab_size]
+            logit_WV = llama.logits(self.config, params.final_norm, params.output, x)[:, : self.vocab_size]
             return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
         return over_live_rows(view.sizes, view.frontier < view.tree.capacity, run, state, view.frontier)

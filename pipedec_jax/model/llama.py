@@ -94,6 +94,35 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     return jnp.swapaxes(mixed, -4, -3).reshape(*batch, W, H, A)
 
 
+LANES = 128
+"""Columns of a TPU's tiles."""
+
+
+def attention_over_rows(query: jax.Array, key_SO: jax.Array, value_SO: jax.Array, mask_WS: jax.Array) -> jax.Array:
+    """`attention` of `query [W, H, A]` over keys and values whose heads lie side by side, `[S, G A]`.
+
+    Heads smaller than `LANES` are read as many at once as fill them, by a query with zeros in the others' places: a
+    part of a tile cannot be read, and zeros add nothing.
+    """
+    W, H, A = query.shape
+    G = key_SO.shape[-1] // A
+    together = math.gcd(max(1, LANES // A), G)
+    Q = H // G
+    own = jnp.eye(together, dtype=bool)[:, None, :, None]
+    parts = query.reshape(W, G // together, together, Q, A)
+    mixed = []
+    for block in range(G // together):
+        columns = slice(block * together * A, (block + 1) * together * A)
+        rows = jnp.where(own, parts[:, block, :, :, None, :], jnp.zeros((), query.dtype))
+        score = product("NC,SC->NS", rows.reshape(W * together * Q, -1), key_SO[:, columns], wide(query.dtype))
+        score = (score * jnp.asarray(A**-0.5, score.dtype)).reshape(W, together * Q, -1)
+        score = jnp.where(mask_WS[:, None, :], score, jnp.finfo(score.dtype).min)
+        weight = jax.nn.softmax(score, axis=-1).astype(query.dtype).reshape(W * together * Q, -1)
+        found = product("NS,SC->NC", weight, value_SO[:, columns]).reshape(W, together, Q, together, A)
+        mixed.extend(found[:, head, :, head] for head in range(together))
+    return jnp.stack(mixed, axis=1).reshape(W, H, A)
+
+
 def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None) -> jax.Array:
     """Multiply `x [..., I]` by a matrix: plain, or int8 with a scale for every output channel.
 
@@ -115,17 +144,22 @@ def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None
     return (result * jnp.broadcast_to(scale_O.astype(result.dtype), result.shape)).astype(x.dtype)
 
 
-def to_heads(x: jax.Array, weight_DHA: jax.Array, scale_HA: jax.Array | None = None) -> jax.Array:
-    """Project `x [..., D]` to heads `[..., H, A]`, as one plain matrix product."""
-    D, H, A = weight_DHA.shape
-    scale_O = None if scale_HA is None else scale_HA.reshape(H * A)
-    return project(x, weight_DHA.reshape(D, H * A), scale_O).reshape(*x.shape[:-1], H, A)
+def to_heads(size: int, x: jax.Array, weight: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """Project `x [..., D]` to heads of a size `[..., H, A]`, as one plain matrix product.
+
+    The weight is `[D, H, A]`, its scale `[H, A]`, or, as devices hold them, `[D, H A]` and `[H A]`.
+    """
+    weight_DO, scale_O = weight.reshape(x.shape[-1], -1), None if scale is None else scale.reshape(-1)
+    return project(x, weight_DO, scale_O).reshape(*x.shape[:-1], -1, size)
 
 
-def from_heads(x: jax.Array, weight_HAD: jax.Array, scale_D: jax.Array | None = None) -> jax.Array:
-    """Project heads `[..., H, A]` to `[..., D]`, as one plain matrix product (else XLA transposes the weights)."""
-    H, A, D = weight_HAD.shape
-    return project(x.reshape(*x.shape[:-2], H * A), weight_HAD.reshape(H * A, D), scale_D)
+def from_heads(x: jax.Array, weight: jax.Array, scale_D: jax.Array | None = None) -> jax.Array:
+    """Project heads `[..., H, A]` to `[..., D]`, as one plain matrix product (else XLA transposes the weights).
+
+    The weight is `[H, A, D]` or, as devices hold it, `[H A, D]`.
+    """
+    x = x.reshape(*x.shape[:-2], -1)
+    return project(x, weight.reshape(x.shape[-1], -1), scale_D)
 
 
 def forward_layer(
@@ -142,9 +176,10 @@ def forward_layer(
     """
     with jax.named_scope("attention"):
         y = rms_norm(x, layer["attention_norm"], config.norm_eps)
-        query = rotate(to_heads(y, *_matrix(layer, "query")), rope)
-        key = rotate(to_heads(y, *_matrix(layer, "key")), rope)
-        mixed, cache = attend(query, key, to_heads(y, *_matrix(layer, "value")))
+        A = config.head_size
+        query = rotate(to_heads(A, y, *_matrix(layer, "query")), rope)
+        key = rotate(to_heads(A, y, *_matrix(layer, "key")), rope)
+        mixed, cache = attend(query, key, to_heads(A, y, *_matrix(layer, "value")))
         x = x + total(from_heads(mixed, *_matrix(layer, "output")))
     with jax.named_scope("feed_forward"):
         y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pipedec_jax.cache import for_platform
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exchange import vary
 from pipedec_jax.model.exit_head import ExitHead
@@ -357,7 +358,10 @@ class Engine:
         """Fresh caches and activations for this many cache slots."""
         config, dtype = self.target.config, self.settings.dtype
         make = jax.shard_map(
-            lambda: vary(self._drafter.new_state(capacity, dtype)), mesh=self.mesh, in_specs=(), out_specs=OWN
+            lambda: vary(for_platform(self._drafter.new_state(capacity, dtype), placement.platform(self.mesh))),
+            mesh=self.mesh,
+            in_specs=(),
+            out_specs=OWN,
         )
         state = placement.make_per_device(self.mesh, make)
         return Local(

@@ -12,18 +12,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from checkpoints_convert.layout import contiguous
-from pipedec_jax.cache import LayerCache, empty_layers
+from pipedec_jax.cache import LayerCache, empty_layers, for_platform
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.exchange import AXES, TENSOR
 from pipedec_jax.model.exit_head import ExitHead, vocabulary_part
-from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, layer_shapes
+from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, flatten, held_shape, layer_shapes, nest
 from pipedec_jax.model.tensor_parallel import part_config, read_layer_part
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
@@ -56,13 +57,18 @@ def make_mesh(ranks: int, devices: Sequence[jax.Device] | None = None, parts: in
     return Mesh(np.asarray(devices[:count]).reshape(ranks, parts), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def platform(mesh: Mesh) -> str:
+    """What the mesh's devices are: `cpu`, `gpu` or `tpu`."""
+    return mesh.devices.flat[0].platform
+
+
 def least_rows(mesh: Mesh) -> int:
     """Rows of a batch that its devices compute at least; to fewer, dead ones are added.
 
     For one row XLA writes products with weights for GPUs as multiplications and sums, which take longer than the
     product of two rows does (scripts/results/accelerator.md).
     """
-    return 2 if mesh.devices.flat[0].platform == "gpu" else 1
+    return 2 if platform(mesh) == "gpu" else 1
 
 
 def only_described(mesh: Mesh) -> bool:
@@ -99,12 +105,12 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
     config = part_config(source.config, parts)
 
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
-        held = fixed_dtype(config, name) or dtype
+        held, shape = fixed_dtype(config, name) or dtype, held_shape(name, shape)
 
         def make(device: int) -> np.ndarray:
             rank, part = divmod(device, parts)
             if rank < split.stages and index < split.count[rank]:
-                return read_layer_part(source, split.first[rank] + index, name, parts, part)
+                return read_layer_part(source, split.first[rank] + index, name, parts, part).reshape(shape)
             return np.zeros(shape, held)
 
         return per_device(mesh, shape, held, make)
@@ -124,11 +130,12 @@ def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
 
     def layer_array(layer: int, name: str) -> jax.Array:
         held = fixed_dtype(config, name) or dtype
-        return replicate(mesh, source.read(f"layers/{layer}/{name}").astype(held))
+        array = source.read(f"layers/{layer}/{name}")
+        return replicate(mesh, array.reshape(held_shape(name, array.shape)).astype(held))
 
     layers = tuple({name: layer_array(layer, name) for name in layer_shapes(config)} for layer in range(config.layers))
     embedding = replicate(mesh, source.read("embedding").astype(dtype))
-    head = embedding if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
+    head = None if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
     return DraftParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
 
@@ -141,16 +148,22 @@ def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: 
     if tied:
         own = source.read("embedding") if source.config.tied_embeddings else source.read("head").T
     norm, matrix_VR = vocabulary_part(head.config, head.params, final_norm, own)
-    before = {name: value for name, value in head.params.items() if name not in ("final_norm", "head")}
+    before = {}
+    for path, value in flatten(head.params):
+        if path not in ("final_norm", "head"):
+            array = np.asarray(value).astype(dtype)
+            if path.startswith("layers/"):
+                array = array.reshape(held_shape(path.rsplit("/", 1)[-1], array.shape))
+            before[path] = replicate(mesh, array)
     return ExitParams(
-        layers=jax.tree.map(lambda value: replicate(mesh, np.asarray(value).astype(dtype)), before),
+        layers=nest(before),
         final_norm=replicate(mesh, np.asarray(norm).astype(dtype)),
         head=replicate(mesh, np.asarray(matrix_VR).astype(dtype)),
     )
 
 
-def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Embedding and head `[Vr, D]` per device; the same array twice when they are tied."""
+def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Embedding and head `[Vr, D]` per device; no head when they are tied."""
     config = source.config
     rows = shard_size(config.vocab_size, mesh.size)
     block = max(1, BLOCK_BYTES // (config.width * np.dtype(dtype).itemsize))
@@ -169,7 +182,7 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
 
     every = slice(None)
     embedding = shards(lambda rows: source.read("embedding", (rows, every)))
-    head = embedding if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
+    head = None if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
     return embedding, head
 
 
@@ -184,9 +197,10 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
     """Empty caches for `layers` layers of every rank, made on the devices."""
     part = part_config(config, mesh.shape[TENSOR])
+    shapes = jax.eval_shape(lambda: for_platform(empty_layers(part, layers, capacity, dtype), platform(mesh)))
 
     def make() -> tuple[LayerCache, ...]:
-        return empty_layers(part, layers, capacity, dtype, copies=mesh.size)
+        return jax.tree.map(lambda one: jnp.zeros((one.shape[0] * mesh.size, *one.shape[1:]), one.dtype), shapes)
 
     return make_per_device(mesh, make)
 

@@ -33,8 +33,13 @@ class TargetParams(struct.PyTreeNode):
     """[D] (replicated)."""
     embedding: jax.Array
     """[Vr, D]: this device's rows."""
-    head: jax.Array
-    """[Vr, D]: this device's rows; the embedding's when tied."""
+    head: jax.Array | None
+    """[Vr, D]: this device's rows; `None` when the embedding's serve (tied)."""
+
+    @property
+    def output(self) -> jax.Array:
+        """[Vr, D]: the head's rows, whosever they are."""
+        return self.embedding if self.head is None else self.head
 
 
 StageCache = tuple[LayerCache, ...]
@@ -116,7 +121,7 @@ def run_head(
         hidden, position = rows
         W = hidden.shape[0]
         more = jnp.pad(hidden, ((0, max(0, target.least_rows - W)), (0, 0)))
-        logit = vocabulary.head_part(target.config, params.final_norm, params.head, more, target.vocab_size)[:W]
+        logit = vocabulary.head_part(target.config, params.final_norm, params.output, more, target.vocab_size)[:W]
         return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
 
     _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))
