@@ -104,8 +104,13 @@ class RowCache(LayerCache):
         return attention_over_rows(query, self.key[:size], self.value[:size], mask_WS[:, :size])
 
 
-ROW_PLATFORMS = ("tpu",)
-"""Platforms whose caches are rows."""
+TILED_PLATFORMS = ("tpu",)
+"""Platforms that keep the last two axes of an array in tiles."""
+
+
+def tiled(platform: str) -> bool:
+    """Whether devices of a platform hold caches as rows, and matrices as inputs by outputs."""
+    return platform in TILED_PLATFORMS
 
 
 def for_platform(state: Any, platform: str) -> Any:
@@ -115,7 +120,7 @@ def for_platform(state: Any, platform: str) -> Any:
         G, S, A = cache.value.shape
         return RowCache(*(jnp.zeros((S, G * A), array.dtype) for array in (cache.key, cache.value)))
 
-    if platform not in ROW_PLATFORMS:
+    if not tiled(platform):
         return state
     return jax.tree.map(
         lambda leaf: lay_out(leaf) if isinstance(leaf, LayerCache) else leaf,

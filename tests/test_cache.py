@@ -82,7 +82,7 @@ def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
 
 
 def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):
-    monkeypatch.setattr(caches, "ROW_PLATFORMS", ("cpu",))
+    monkeypatch.setattr(caches, "TILED_PLATFORMS", ("cpu",))
     pair = Pair("five layers", seed=1)
     bench = Bench(Shape("best-first", 2, 4, 3, "five layers", steps=2), longest=64)
     prompt = tuple(int(x) for x in np.random.default_rng(0).integers(0, 101, 9))

@@ -98,7 +98,7 @@ def head_loop(
             (choice,) = broadcast([(mine, leads() & last)])
         else:
             (hidden,) = broadcast([(y, leads() & last)])
-            logit = vocabulary.head_part(target.config, params.final_norm, params.head, hidden, target.vocab_size)
+            logit = vocabulary.head_part(target.config, params.final_norm, params.output, hidden, target.vocab_size)
             part = vocabulary.choice_part(mode, GREEDY.arrays(), logit, jnp.zeros_like(logit), target.vocab_size)
             choice, _ = vocabulary.choose(gather_over_devices(part))
         moved = lax.ppermute(y, AXIS, [(k, k + 1) for k in range(stages - 1)])
@@ -121,7 +121,6 @@ def measure_places(
     split = split_layers(config.layers, stages)
     target = Target(config, split, config.vocab_size)
     params = placement.place_target(mesh, source, split, dtype)
-    params = params.replace(head=params.embedding if config.tied_embeddings else params.head)
     matrix = source.read("embedding") if config.tied_embeddings else source.read("head").T
     whole = placement.replicate(mesh, matrix.astype(dtype))
     rows = Rows(

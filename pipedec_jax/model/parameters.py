@@ -70,10 +70,10 @@ def input_axes(path: str) -> int:
 
 
 def held_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which devices hold a layer's array: matrices as inputs by outputs, scales and norms as vectors.
+    """The shape in which TPUs hold a layer's array: matrices as inputs by outputs, scales and norms as vectors.
 
-    Then no program has to lay them out anew, and a TPU, which keeps the last two axes in tiles of 8 x 128, wastes
-    nothing on heads of 64.
+    They keep the last two axes in tiles of 8 x 128: so nothing is wasted on heads of 64, and no program has to lay
+    them out anew.
     """
     if name not in MATRICES:
         return (math.prod(shape),)

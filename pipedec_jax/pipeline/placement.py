@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from checkpoints_convert.layout import contiguous
-from pipedec_jax.cache import LayerCache, empty_layers, for_platform
+from pipedec_jax.cache import LayerCache, empty_layers, for_platform, tiled
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
@@ -105,7 +105,7 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
     config = part_config(source.config, parts)
 
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
-        held, shape = fixed_dtype(config, name) or dtype, held_shape(name, shape)
+        held, shape = fixed_dtype(config, name) or dtype, _shape(mesh, name, shape)
 
         def make(device: int) -> np.ndarray:
             rank, part = divmod(device, parts)
@@ -131,7 +131,7 @@ def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
     def layer_array(layer: int, name: str) -> jax.Array:
         held = fixed_dtype(config, name) or dtype
         array = source.read(f"layers/{layer}/{name}")
-        return replicate(mesh, array.reshape(held_shape(name, array.shape)).astype(held))
+        return replicate(mesh, array.reshape(_shape(mesh, name, array.shape)).astype(held))
 
     layers = tuple({name: layer_array(layer, name) for name in layer_shapes(config)} for layer in range(config.layers))
     embedding = replicate(mesh, source.read("embedding").astype(dtype))
@@ -153,7 +153,7 @@ def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: 
         if path not in ("final_norm", "head"):
             array = np.asarray(value).astype(dtype)
             if path.startswith("layers/"):
-                array = array.reshape(held_shape(path.rsplit("/", 1)[-1], array.shape))
+                array = array.reshape(_shape(mesh, path.rsplit("/", 1)[-1], array.shape))
             before[path] = replicate(mesh, array)
     return ExitParams(
         layers=nest(before),
@@ -184,6 +184,11 @@ def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[j
     embedding = shards(lambda rows: source.read("embedding", (rows, every)))
     head = None if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
     return embedding, head
+
+
+def _shape(mesh: Mesh, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which the mesh's devices hold a layer's array."""
+    return held_shape(name, shape) if tiled(platform(mesh)) else shape
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -17,7 +17,7 @@ from pipedec_jax.exchange import AXES, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.int8 import Int8Source
-from pipedec_jax.model.parameters import MemorySource, fixed_dtype, held_shape, initialize, layer_shapes
+from pipedec_jax.model.parameters import MemorySource, fixed_dtype, initialize, layer_shapes
 from pipedec_jax.model.tensor_parallel import layer_part, part_config, tensor_share
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -70,7 +70,7 @@ def test_parts_put_together_are_the_layer(parts, int8):
     part = part_config(source.config, parts)
     for name, sizes in layer_shapes(part).items():
         array = params.layers[0][name]
-        assert {shard.data.shape for shard in array.addressable_shards} == {held_shape(name, sizes)}
+        assert {shard.data.shape for shard in array.addressable_shards} == {sizes}
         assert array.dtype == (fixed_dtype(WIDE if not int8 else source.config, name) or np.float32)
     x = jax.random.normal(jax.random.key(1), (5, WIDE.width))
     rows = chunk_rows(jnp.int32(0), 5, jnp.int32(5), 8)
