@@ -1,8 +1,8 @@
 """All schedules with the demo family on held-out source: ticks, hits, late hits and modeled time, as a Markdown table.
 
-The static tree is tried in several shapes of at most `width` nodes a level, and its best (by modeled time) is shown,
-with its drafting charged and for nothing: the baseline must be a strong one. Below the table: the ticks an oracle
-schedule with the same drafter would need.
+The static tree is tried in several depths with `width` nodes a level, and its best (by modeled time) is shown, with its
+drafting charged and for nothing: the baseline must be a strong one (find_static_tree.py shows all that were tried).
+Below the table: the ticks an oracle schedule with the same drafter would need.
 
 Ticks are simulated: everything but the target runs, and its tokens are known from plain decoding. They equal the
 engine's (tests/analysis/test_simulator.py); `--engine` runs that instead, the target spread over virtual devices.
@@ -14,52 +14,39 @@ python scripts/compare_schedules.py --stages 8 16 --width 1 4 8 16 32 --only pip
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 
-STATIC_DEPTHS = (2, 4, 6, 8)
-"""Levels of the static trees that are tried."""
-
-
-def static_shapes(width: int, depths: list[int]) -> Iterator[dict[str, Any]]:
-    """Trees of `width` nodes a level, and narrower ones."""
-    for depth in depths:
-        for level in sorted({max(1, width // 4), width}):
-            yield {"method": "stpp", "drafter": "model", "width": level, "children": min(8, level), "depth": depth}
+DRAFTERS = ("model", "both")
+"""The draft model alone, and with look-up beside it."""
 
 
 def others(width: int) -> Iterator[dict[str, Any]]:
-    """PipeDec as published, and best-first with 1, 2 and 4 draft steps a tick."""
+    """PipeDec as published, and with look-up beside its draft; best-first with 1, 2 and 4 draft steps a tick."""
     yield {"method": "pipedec", "drafter": "model", "width": width, "children": 8}
-    yield {"method": "pipedec", "drafter": "model", "width": width, "children": 16}
-    for drafter in ("model", "both"):
+    for drafter in DRAFTERS:
+        yield {"method": "pipedec", "drafter": drafter, "width": width, "children": 16}
+    for drafter in DRAFTERS:
         for steps in (1, 2, 4):
             setting = {"method": "best-first", "drafter": drafter, "width": width, "children": 16}
             yield setting | {"draft_steps": steps}
 
 
-def byte_costs_with_free_drafting(make: Callable[..., pipedec_jax.Decoder]) -> dict[str, float]:
-    """What the default charges, but for the draft, as a calibration."""
-    from pipedec_jax.analysis.cost import byte_costs
-
-    decoder = make(method="pp", stages=1)
-    return dataclasses.asdict(byte_costs(decoder.target.config, None, decoder.dtype.itemsize))
-
-
 def main() -> None:
     """Parse arguments, run the grid and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", help="model directory or hub id (default: the demo target)")
+    parser.add_argument("--draft", help="the same for the draft (default: the demo draft)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--width", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--static-depths", type=int, nargs="*", default=STATIC_DEPTHS)
+    parser.add_argument("--static-depths", type=int, nargs="+", help="levels of the static trees (2 to 24)")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="settings whose description has all words"
     )
@@ -72,15 +59,17 @@ def main() -> None:
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
+    from pipedec_jax.analysis import static_trees
     from pipedec_jax.analysis.bound import oracle_ticks
     from pipedec_jax.analysis.method_table import MethodRow, guesses, plain_answers, run, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
-    make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
+    target = pipedec_jax.load(args.target) if args.target else pipedec_jax.load_demo("target")
+    draft = pipedec_jax.load(args.draft) if args.draft else pipedec_jax.load_demo("draft")
+    make = functools.partial(pipedec_jax.Decoder, target, draft)
 
-    def chosen(settings: Iterator[dict[str, Any]], stages: int) -> list[dict[str, Any]]:
-        kept = [setting for setting in settings if all(word in str(list(setting.values())) for word in args.only)]
-        return [setting | {"stages": stages} for setting in kept]
+    def chosen(settings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [setting for setting in settings if all(word in str(list(setting.values())) for word in args.only)]
 
     def report(row: MethodRow, note: str = "") -> None:
         print(
@@ -100,18 +89,29 @@ def main() -> None:
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
     answers = plain_answers(make, prompts, **options)
     how = run if args.engine else simulate
+    free = static_trees.with_free_drafting(make)
+
+    @functools.cache
+    def tree(drafter: str, width: int, depth: int) -> MethodRow:
+        (shape,) = static_trees.shapes([width], [depth], [drafter])
+        return static_trees.with_one_stage(make, prompts, answers, shape, **options)
+
+    def best_tree(trees: list[MethodRow], stages: int, make: Callable[..., pipedec_jax.Decoder]) -> MethodRow:
+        row = static_trees.strongest(trees, make, stages)
+        if not args.engine:
+            return row
+        return run(make(method="stpp", stages=stages, **static_trees.shape_of(row)), prompts, answers, **options)
+
     for stages in args.stages:
         for width in args.width:
-            static = chosen(static_shapes(width, args.static_depths), stages)
-            if static:
-                tried: list[MethodRow] = []
-                rows += sweep(make, prompts, answers, static, tried.append, how, **options)
-                report(max(tried, key=lambda row: row.modeled_speedup_vs_pp))
-                # Free, all shapes have ticks that cost the same: the fewest win.
-                fewest = min(range(len(tried)), key=lambda index: tried[index].ticks)
-                free = static[fewest] | {"calibration": byte_costs_with_free_drafting(make)}
-                rows += sweep(make, prompts, answers, [free], functools.partial(report, note=", free"), how, **options)
-            rows += sweep(make, prompts, answers, chosen(others(width), stages), report, how, **options)
+            for static in chosen({"method": "stpp", "drafter": drafter} for drafter in DRAFTERS):
+                depths = args.static_depths or static_trees.DEPTHS
+                trees = [tree(static["drafter"], width, depth) for depth in depths]
+                for note, maker in (("", make), (", free", free)):
+                    rows.append(best_tree(trees, stages, maker))
+                    report(rows[-1], note)
+            settings = [setting | {"stages": stages} for setting in chosen(others(width))]
+            rows += sweep(make, prompts, answers, settings, report, how, **options)
     print("\nTicks per token that an oracle schedule would need with the same drafter's 16 guesses after each token")
     print("| stages | drafter | tokens guessed | 1 draft step | 2 draft steps | 4 draft steps |")
     print("|" + " --- |" * 6)

@@ -57,7 +57,7 @@ def main() -> None:
             )
             drafter = ReplayAtExit(children=1, vocab_size=VOCAB)
             simulator = Simulator(target, None, settings, vocab_size=VOCAB, drafter=drafter)
-            e = simulator.exit_stages
+            e = simulator.split.exit
 
             def form(rate: float, method: str = method, n: int = args.stages, e: int = e, k: int = length) -> float:
                 if method == "ppsd":

@@ -1,7 +1,10 @@
 """Ticks per token of all schedules at equal hit rates: the comparison that does not depend on any model.
 
 The replay drafter makes one guess after each token, right with the given chance, so that every method sees the same
-hits; what differs is the schedule. Ticks are simulated. Needs the extra `plots` (matplotlib).
+hits; what differs is the schedule. Ticks are simulated. PipeDec's draft makes a step a tick, best-first's one, two or
+four. A static tree is drafted while the pipe is empty: with as many steps a tick as the others it takes `depth / steps`
+ticks and N of the pipe a round, and the best of many depths is shown for each rate (the second number is that depth).
+"Drafting in one tick" lets it draft any depth in a tick. Needs the extra `plots` (matplotlib).
 
 python scripts/plot_hit_rates.py --out scripts/figures/hit_rates.svg
 """
@@ -16,13 +19,14 @@ import pipedec_jax
 
 METHODS: dict[str, dict[str, Any]] = {
     "pp": {"method": "pp"},
-    "stpp, depth 4": {"method": "stpp", "depth": 4, "width": 1},
-    "stpp, depth 8": {"method": "stpp", "depth": 8, "width": 1},
     "pipedec": {"method": "pipedec", "width": 1},
     "best-first, 2 draft steps": {"method": "best-first", "draft_steps": 2, "width": 4},
     "best-first, 4 draft steps": {"method": "best-first", "draft_steps": 4, "width": 8},
 }
-VOCAB = 97
+DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
+"""Of the static trees."""
+DRAWN = ("pp", "stpp, depth 4, 1 draft step", "stpp, best depth, 1 draft step", "stpp, best depth, 4 draft steps")
+"""Lines of the plot, besides PipeDec and best-first."""
 
 
 def main() -> None:
@@ -30,31 +34,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99])
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="levels of the static trees (1 to 64)")
     parser.add_argument("--tokens", type=int, default=500, help="tokens of the replayed text (default 500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
 
     from pipedec_jax.analysis.simulator import Simulator
+    from pipedec_jax.analysis.static_trees import REPLAYED_VOCABULARY, replayed_rounds, ticks_with_drafting
     from pipedec_jax.drafters.replay import ReplayDrafter, random_text
     from pipedec_jax.pipeline.settings import EngineSettings
 
     target = pipedec_jax.load_demo("target").config
-    text, at_rate = random_text(args.tokens, VOCAB, args.seed)
+    text, at_rate = random_text(args.tokens, REPLAYED_VOCABULARY, args.seed)
+    rounds = {depth: replayed_rounds(depth, args.rates, args.tokens, args.seed) for depth in args.depths}
     found: dict[tuple[int, str], list[float]] = {}
     print(f"simulated ticks per token of a text of {args.tokens} tokens, by hit rate")
     print("| stages | method | " + " | ".join(map(str, args.rates)) + " |")
     print("|" + " --- |" * (2 + len(args.rates)))
+
+    def report(stages: int, name: str, ticks: list[int], notes: list[str] | None = None) -> None:
+        found[stages, name] = [count / args.tokens for count in ticks]
+        cells = [f"{value:.2f}{note}" for value, note in zip(found[stages, name], notes or [""] * 99, strict=False)]
+        print(f"| {stages} | {name} | " + " | ".join(cells) + " |", flush=True)
+
     for stages in args.stages:
+
+        def tree(index: int, depth: int, levels: int, stages: int = stages) -> int:
+            return ticks_with_drafting(rounds[depth][index], stages, depth, levels)
+
+        indices = range(len(args.rates))
+        for depth in sorted({4, 8, 16} & set(args.depths)):
+            name = f"stpp, depth {depth}"
+            report(stages, f"{name}, drafting in one tick", [tree(i, depth, depth) for i in indices])
+            report(stages, f"{name}, 1 draft step", [tree(i, depth, 1) for i in indices])
+        for levels in (1, 2, 4):
+            best = [min((tree(i, depth, levels), depth) for depth in args.depths) for i in indices]
+            name = f"stpp, best depth, {levels} draft step{'s' * (levels > 1)}"
+            report(stages, name, [ticks for ticks, _ in best], [f" ({depth})" for _, depth in best])
         for name, settings in METHODS.items():
-            drafter = ReplayDrafter(children=1, vocab_size=VOCAB, chances=(0.9,))
+            drafter = ReplayDrafter(children=1, vocab_size=REPLAYED_VOCABULARY, chances=(0.9,))
             chosen = EngineSettings(stages=stages, children=1, **settings)
-            simulator = Simulator(target, None, chosen, vocab_size=VOCAB, drafter=drafter)
-            for rate in args.rates:
-                ticks = simulator.run(text[:1], text[1:], drafter_params=at_rate(rate)).ticks[-1]
-                found.setdefault((stages, name), []).append(ticks / args.tokens)
-            row = " | ".join(f"{value:.2f}" for value in found[stages, name])
-            print(f"| {stages} | {name} | {row} |", flush=True)
+            simulator = Simulator(target, None, chosen, vocab_size=REPLAYED_VOCABULARY, drafter=drafter)
+            runs = [simulator.run(text[:1], text[1:], drafter_params=at_rate(rate)) for rate in args.rates]
+            report(stages, name, [progress.ticks[-1] for progress in runs])
     if args.out is not None:
         draw(found, args.stages, args.rates, args.out)
 
@@ -65,8 +88,9 @@ def draw(found: dict[tuple[int, str], list[float]], stages: list[int], rates: li
 
     figure, panels = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.8), squeeze=False)
     for panel, count in zip(panels[0], stages, strict=True):
-        for name in METHODS:
-            panel.plot(rates, [count / ticks for ticks in found[count, name]], marker=".", label=name)
+        for (number, name), ticks in found.items():
+            if number == count and name in (*DRAWN, *METHODS):
+                panel.plot(rates, [count / value for value in ticks], marker=".", label=name)
         panel.set_title(f"{count} stages")
         panel.set_xlabel("hit rate")
         panel.set_yscale("log", base=2)

@@ -247,7 +247,7 @@ def tick_seconds(
 
     A filled pipe's tick is its longest stage or the draft's steps, then the slice of the head and the exchange. A
     static tree takes a tick for drafting, a step after the other from the root on, and one for each of N stages: beside
-    the first the draft takes in what was sent without being extended (at most as many steps again, which are charged),
+    these the draft takes in what was sent without being extended (at most as many steps again, spread over the ticks),
     after the last the head is read.
 
     Args:
@@ -266,6 +266,6 @@ def tick_seconds(
     head = rows_cost(costs.head, rows) / ranks
     if setting.method == "stpp":
         drafting = first_step + (setting.draft_steps - 1) * step
-        passing = max(stage, setting.draft_steps * step) + (stages - 1) * stage
+        passing = stages * max(stage, -(-setting.draft_steps // stages) * step)
         return (drafting + passing + head) / (stages + 1) + exchange
     return max(stage, setting.draft_steps * step) + head + exchange

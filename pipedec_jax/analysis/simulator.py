@@ -36,6 +36,7 @@ from pipedec_jax.pipeline.settings import (
     make_schedule,
     make_split,
 )
+from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.tick import Shared, System, draft_here, send, update
 from pipedec_jax.sampling import GREEDY, Sampling
@@ -108,9 +109,9 @@ class Simulator:
         return self._drafter.children
 
     @property
-    def exit_stages(self) -> int:
-        """Stages of the exit path (e); 0 without an exit."""
-        return self._target.split.exit
+    def split(self) -> StageSplit:
+        """Layers of the target by stage, and the stages of the exit path."""
+        return self._target.split
 
     @classmethod
     def of(cls, decoder: Decoder, schedule: Schedule | None = None) -> Simulator:

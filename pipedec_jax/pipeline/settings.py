@@ -297,7 +297,8 @@ def make_schedule(settings: EngineSettings) -> Schedule:
         case "pp":
             return PlainSchedule()
         case "stpp":
-            return StaticSchedule(width=1 + settings.depth * width, level=width)
+            spare = -(-settings.depth // settings.stages)
+            return StaticSchedule(width=1 + settings.depth * width, level=width, spare=spare)
         case "pipedec" | "ppsd":
             return LevelSchedule(width)
         case "eesd":

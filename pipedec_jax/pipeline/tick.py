@@ -213,8 +213,8 @@ def draft_here(
     nodes, drafts = shared.tree, []
     # An exit head is part of its stage, and has its rows.
     costs = system.costs.stage if system.exit else system.costs.draft
-    for _ in range(system.draft_steps):
-        nodes, frontier = extend(system, shared, nodes)
+    for step in range(system.draft_steps):
+        nodes, frontier = extend(system, shared, nodes, step)
         view = View(
             tree=nodes,
             text=shared.text,
@@ -244,8 +244,8 @@ def grow(
     """Add the guesses and the target's choices; also the tree after each draft step, and what the step extended."""
     nodes, drafting = shared.tree, jnp.zeros((), jnp.float32)
     drafted, frontiers = [], []
-    for proposals in drafts:
-        nodes, frontier = extend(system, shared, nodes)
+    for step, proposals in enumerate(drafts):
+        nodes, frontier = extend(system, shared, nodes, step)
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
         drafting += system.costs.draft.of(jnp.sum(frontier < nodes.capacity, dtype=jnp.int32))
         drafted.append(nodes)
@@ -276,11 +276,11 @@ def stuck(shared: Shared) -> jax.Array:
     return jnp.where(shared.spoiled > 0, shared.spoiled, jnp.where(shared.tree.known[root], shared.unsound[root], 0))
 
 
-def extend(system: System, shared: Shared, nodes: PredictionTree) -> tuple[PredictionTree, jax.Array]:
-    """Pick the frontier of a draft step and give its nodes their slots; at an exit it is what passes there now."""
+def extend(system: System, shared: Shared, nodes: PredictionTree, step: int) -> tuple[PredictionTree, jax.Array]:
+    """Pick the frontier of a tick's draft step and give its nodes their slots; at an exit it is what passes there."""
     if system.exit:
         return nodes, shared.pipe[system.exit - 1]
-    nodes, frontier = system.schedule.frontier(nodes)
+    nodes, frontier = system.schedule.frontier(nodes, step)
     return give_slots(nodes, shared.committed, frontier)
 
 

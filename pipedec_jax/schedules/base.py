@@ -52,10 +52,14 @@ class Schedule:
         """The nodes `[W]` to send in this tick, C for none, in a tree where they are nodes."""
         return take(tree, self.worthwhile(tree, self.score(tree)), self.width, tree.sent)
 
-    def frontier(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
+    def frontier(self, tree: PredictionTree, step: int = 0) -> tuple[PredictionTree, jax.Array]:
         """The nodes `[W]` the drafter shall extend, C for none: what was sent first, then the best candidates.
 
         Whatever is sent is drafted in the same tick, so that the draft's cache has no hole when it is committed.
+
+        Args:
+            tree: the tree.
+            step: which of the tick's draft steps it is, from 0.
         """
         sent = tree.alive & tree.sent & ~tree.drafted
         if not self.pool:

@@ -6,7 +6,8 @@ one, all in one tick of as many draft steps. The best of all guesses made, of an
 alone. The longest path along the target's choices is accepted, with the target's own token after it as the next root,
 and the next tree is drafted.
 
-An answer of r trees thus takes `r (N + 1)` ticks, one in N + 1 of them for drafting.
+An answer of r trees thus takes `r (N + 1)` ticks, one in N + 1 of them for drafting. Sent nodes that were not extended
+go through the draft while the tree is in flight, over all of its N ticks, so that none of these gets longer for it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class StaticSchedule(Schedule):
 
     level: int = 1
     """Most nodes that a draft step extends; `width` is at most this times the depth, and the root."""
+    spare: int = 1
+    """Draft steps of a tick while a tree is in flight: N times so many are at least the depth."""
 
     def capacity(self, stages: int) -> int:
         """The nodes sent, those that were extended in vain, and the next root."""
@@ -42,12 +45,13 @@ class StaticSchedule(Schedule):
         tree, batch = take(tree, score, self.width, tree.sent)
         return trees.drop(tree, tree.waiting & ~trees.mark(tree, batch) & ~is_root(tree)), batch
 
-    def frontier(self, tree: PredictionTree) -> tuple[PredictionTree, jax.Array]:
+    def frontier(self, tree: PredictionTree, step: int = 0) -> tuple[PredictionTree, jax.Array]:
         """The root, then the best guesses of the level before; what has not been extended, once it is in flight.
 
         Nothing comes of that last, but where such a node is accepted, the draft must have it in its context.
         """
         score = self.score(tree)
         guess = jnp.where(deepest(tree, tree.waiting)[:, None], score[:, 1:], -jnp.inf)
-        node = jnp.where(tree.drafted, -jnp.inf, jnp.where(tree.alive & tree.sent, jnp.inf, score[:, 0]))
+        late = jnp.where(tree.alive & tree.sent, jnp.inf, score[:, 0]) if step < self.spare else score[:, 0]
+        node = jnp.where(tree.drafted, -jnp.inf, late)
         return take(tree, jnp.concatenate((node[:, None], guess), axis=1), self.level, tree.drafted)

@@ -39,7 +39,7 @@ def run(method: str, stages: int, exit_layer: int, right: np.ndarray) -> tuple[i
     found = simulator(method, stages, exit_layer)
     replay = Replay(token=jnp.asarray(TEXT), place=jnp.asarray(np.where(right, 0, 1), jnp.int32))
     progress = found.run(TEXT[:1].tolist(), TEXT[1:].tolist(), drafter_params=replay)
-    return progress.ticks[-1], progress.hits, found.exit_stages
+    return progress.ticks[-1], progress.hits, found.split.exit
 
 
 @pytest.mark.parametrize("rate", [0, 0.3, 0.6, 0.8, 0.9, 1])
