@@ -139,6 +139,22 @@ class Simulator:
         Raises:
             ValueError: when there is no prompt or no answer.
         """
+        return read_progress(self._simulate(prompt, answer, sampling, drafter_params)[0], len(prompt))
+
+    def rows(self, prompt: Sequence[int], answer: Sequence[int], *, sampling: Sampling = GREEDY) -> np.ndarray:
+        """`[ticks, N]`: living rows at every stage, for each tick of this answer.
+
+        Raises:
+            ValueError: as `run` does.
+        """
+        drafting = self.settings.draft_length * self.split.exit
+        most = (len(answer) + 1) * (self.settings.stages + 1 + drafting)
+        shared, rows = self._simulate(prompt, answer, sampling, None, most)
+        return np.asarray(rows)[: int(shared.tick)]
+
+    def _simulate(
+        self, prompt: Sequence[int], answer: Sequence[int], sampling: Sampling, drafter_params: Any, most_ticks: int = 1
+    ) -> tuple[Shared, jax.Array]:
         if not len(prompt) or not len(answer):
             raise ValueError("a prompt and its answer are needed, of at least one token each")
         if drafter_params is not None:
@@ -147,11 +163,11 @@ class Simulator:
         request = make_request(prompt, len(answer), capacity, sampling)
         known = np.zeros(capacity, np.int32)
         known[: len(prompt) + len(answer)] = [*prompt, *answer]
-        shared = self._program(sampling, capacity)(self._params, request, known)
-        return read_progress(shared, len(prompt))
+        return self._program(sampling, capacity, most_ticks)(self._params, request, known)
 
-    def _program(self, sampling: Sampling, capacity: int) -> Any:
-        if (sampling.mode, capacity) not in self._programs:
+    def _program(self, sampling: Sampling, capacity: int, most_ticks: int) -> Any:
+        key = sampling.mode, capacity, most_ticks
+        if key not in self._programs:
             system = System(
                 target=self._target,
                 drafter=self._drafter,
@@ -160,29 +176,38 @@ class Simulator:
                 draft_steps=self.settings.steps,
                 costs=self.settings.costs,
             )
-            run = functools.partial(simulate, system, self.settings)
+            run = functools.partial(simulate, system, self.settings, most_ticks)
             spread = jax.shard_map(run, mesh=self._mesh, in_specs=(SAME, SAME, SAME), out_specs=SAME, check_vma=False)
-            self._programs[sampling.mode, capacity] = jax.jit(spread)
-        return self._programs[sampling.mode, capacity]
+            self._programs[key] = jax.jit(spread)
+        return self._programs[key]
 
 
-def simulate(system: System, settings: EngineSettings, params: Any, request: Request, known_S: jax.Array) -> Shared:
-    """All ticks of one request whose text, prompt and answer, is known. Runs under a `shard_map` of one device."""
+def simulate(
+    system: System, settings: EngineSettings, most_ticks: int, params: Any, request: Request, known_S: jax.Array
+) -> tuple[Shared, jax.Array]:
+    """All ticks of one request whose text, prompt and answer, is known, and the rows at every stage in the first ticks.
+
+    Those are `[most_ticks, N]` int32. Runs under a `shard_map` of one device.
+    """
     state = prefill_drafter(system, settings, params, request)
 
-    def more(carry: tuple[Shared, Any]) -> jax.Array:
+    def more(carry: tuple[Shared, Any, jax.Array]) -> jax.Array:
         return ~carry[0].text.done
 
-    def step(carry: tuple[Shared, Any]) -> tuple[Shared, Any]:
-        shared, state = carry
+    def step(carry: tuple[Shared, Any, jax.Array]) -> tuple[Shared, Any, jax.Array]:
+        shared, state, rows = carry
         shared = send(system, shared)
+        here = jnp.sum(shared.pipe < shared.tree.capacity, axis=1, dtype=jnp.int32)
+        rows = rows.at[shared.tick - 1].set(here, mode="drop")
         state, drafts = draft_here(system, params, state, shared)
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
-        return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state
+        return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state, rows
 
-    return lax.while_loop(more, step, (begin(system, request, jnp.zeros((), jnp.int32)), state))[0]
+    rows = jnp.zeros((most_ticks, system.stages), jnp.int32)
+    shared, _, rows = lax.while_loop(more, step, (begin(system, request, jnp.zeros((), jnp.int32)), state, rows))
+    return shared, rows
 
 
 def prefill_drafter(system: System, settings: EngineSettings, params: Any, request: Request) -> Any:

@@ -48,6 +48,12 @@ def test_any_hit_rate_gives_the_ticks_of_a_filled_pipe() -> None:
     found = simulator.run(text[:10], text[10:], drafter_params=replay)
     assert found.hits[:-1] == right[10:-1]
     assert found.ticks[-1] == 5 + sum(right[10:-1]) + 5 * right[10:-1].count(False)
+    rows = simulator.rows(text[:10], text[10:])
+    assert rows.shape == (found.ticks[-1], 5)
+    assert rows[0].tolist() == [1, 0, 0, 0, 0]  # the root
+    assert rows[:3, 0].tolist() == [1, 2, 4]  # the root, its two guesses, and theirs
+    assert (rows[1:, 1:] <= rows[:-1, :-1]).all()  # a batch moves on, and only loses rows
+    assert all(rows[tick - 1, -1] > 0 for tick in found.ticks)
 
 
 def test_nothing_to_simulate_is_an_error() -> None:
