@@ -43,15 +43,15 @@ def work_loop(
     """
     rank = lax.axis_index(AXIS)
     W, S = system.schedule.width, shared.committed.shape[0]
-    used, place_W = S // 2, jnp.arange(W, dtype=jnp.int32)
+    length, place_W = S // 2, jnp.arange(W, dtype=jnp.int32)
     rows = Rows(
-        position=jnp.full(W, used, jnp.int32),
-        slot=used + place_W,
-        mask=jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32) < used, (W, S)),
+        position=jnp.full(W, length, jnp.int32),
+        slot=length + place_W,
+        mask=jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32) < length, (W, S)),
     )
     # The root stands for every living row.
     pipe = jnp.where(place_W[None, :] < count_N[:, None], shared.tree.root, shared.tree.capacity)
-    shared = shared.replace(pipe=pipe, committed=jnp.arange(S, dtype=jnp.int32) < used)
+    shared = shared.replace(pipe=pipe, committed=jnp.arange(S, dtype=jnp.int32) < length)
     live = (place_W < count_N[jnp.minimum(rank, system.stages - 1)]) & (rank < system.stages)
 
     def stage(cache: Any, both: tuple[Rows, jax.Array]) -> tuple[Any, jax.Array]:
@@ -73,8 +73,10 @@ def work_loop(
         )
         # What was found is fed back, so that nothing is dropped, and activations do not grow.
         leaves = jax.tree.leaves((x, part, [proposals.log_prob for proposals in drafts]))
-        found = [jnp.sum(jnp.nan_to_num(leaf.astype(jnp.float32), posinf=0.0, neginf=0.0)) for leaf in leaves]
-        return vary(Local(x=local.x + (0 * sum(found)).astype(local.x.dtype), cache=cache, drafter=state))
+        used = jnp.zeros((), jnp.float32)
+        for leaf in leaves:
+            used += jnp.sum(jnp.nan_to_num(leaf.astype(jnp.float32), posinf=0.0, neginf=0.0))
+        return vary(Local(x=local.x + (0 * used).astype(local.x.dtype), cache=cache, drafter=state))
 
     return lax.fori_loop(0, passes, step, vary(local))
 

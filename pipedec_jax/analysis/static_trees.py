@@ -131,8 +131,7 @@ def replayed_rounds(depth: int, rates: Sequence[float], tokens: int = 500, seed:
         right = (np.asarray(at_rate(rate).place) == 0).tolist()
         rounds = place = 0
         while place < tokens:
-            accepted = itertools.takewhile(bool, right[place + 1 : place + 1 + depth])
-            place += sum(accepted) + 1
+            place += 1 + sum(1 for _ in itertools.takewhile(bool, right[place + 1 : place + 1 + depth]))
             rounds += 1
         counts.append(rounds)
     return counts
