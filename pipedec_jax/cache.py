@@ -21,7 +21,8 @@ from pipedec_jax.model.llama import Attend, attention, attention_over_rows
 from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 
 LEAST_READ = 512
-"""Slots that attention reads at least; then twice as many, and so on, as far as they are in use."""
+"""Slots that attention reads at least; then twice as many, and so on, as far as they are in use. Rows of a `RowCache`
+are read by so many."""
 
 
 class Rows(struct.PyTreeNode):
@@ -63,7 +64,7 @@ class LayerCache(struct.PyTreeNode):
             # A masked slot has weight 0, but 0 times NaN is NaN: a guess or an old answer that overflowed would
             # reach the text through a slot that nobody attends to.
             cache = self.write(rows.slot, jnp.nan_to_num(key), jnp.nan_to_num(value))
-            return read_in_use(query, cache, rows.mask), cache
+            return cache.mix(query, rows.mask), cache
 
         return run
 
@@ -73,6 +74,21 @@ class LayerCache(struct.PyTreeNode):
             key=self.key.at[:, :, slot_W].set(jnp.moveaxis(key, 0, 2), mode="drop"),
             value=self.value.at[:, slot_W].set(jnp.swapaxes(value, 0, 1), mode="drop"),
         )
+
+    def mix(self, query: jax.Array, mask_WS: jax.Array) -> jax.Array:
+        """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
+        slots = mask_WS.shape[-1]
+        sizes = read_sizes(slots)
+        if len(sizes) == 1:
+            return self.read(query, slots, mask_WS)
+
+        def read(size: int) -> Callable[[jax.Array], jax.Array]:
+            return lambda query: self.read(query, size, mask_WS)
+
+        seen = jnp.any(mask_WS, axis=0)
+        used = jnp.max(jnp.where(seen, jnp.arange(1, slots + 1, dtype=jnp.int32), 0))
+        which = jnp.sum(used > jnp.asarray(sizes[:-1], jnp.int32), dtype=jnp.int32)
+        return lax.switch(which, [read(size) for size in sizes], query)
 
     def read(self, query: jax.Array, size: int, mask_WS: jax.Array) -> jax.Array:
         """Attention of `query [W, H, A]` over the first `size` slots."""
@@ -84,7 +100,8 @@ class RowCache(LayerCache):
 
     Rows are written in their place, and read without a copy, as the compiler's reports show (`scripts/compile_for.py`);
     a TPU keeps the last two axes of an array in tiles of 8 x 128, so that heads of 64 in an axis of their own would
-    take twice their bytes.
+    take twice their bytes. They are read a block at a time: the compiler takes several times as long for a branch per
+    size.
     """
 
     key: jax.Array
@@ -99,9 +116,9 @@ class RowCache(LayerCache):
             key=self.key.at[slot_W].set(key, mode="drop"), value=self.value.at[slot_W].set(value, mode="drop")
         )
 
-    def read(self, query: jax.Array, size: int, mask_WS: jax.Array) -> jax.Array:
-        """Attention of `query [W, H, A]` over the first `size` slots."""
-        return attention_over_rows(query, self.key[:size], self.value[:size], mask_WS[:, :size])
+    def mix(self, query: jax.Array, mask_WS: jax.Array) -> jax.Array:
+        """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
+        return attention_over_rows(query, self.key, self.value, mask_WS, LEAST_READ)
 
 
 TILED_PLATFORMS = ("tpu",)
@@ -127,22 +144,6 @@ def for_platform(state: Any, platform: str) -> Any:
         state,
         is_leaf=lambda leaf: isinstance(leaf, LayerCache),
     )
-
-
-def read_in_use(query: jax.Array, cache: LayerCache, mask_WS: jax.Array) -> jax.Array:
-    """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
-    slots = mask_WS.shape[-1]
-    sizes = read_sizes(slots)
-    if len(sizes) == 1:
-        return cache.read(query, slots, mask_WS)
-
-    def read(size: int) -> Callable[[jax.Array], jax.Array]:
-        return lambda query: cache.read(query, size, mask_WS)
-
-    seen = jnp.any(mask_WS, axis=0)
-    used = jnp.max(jnp.where(seen, jnp.arange(1, slots + 1, dtype=jnp.int32), 0))
-    which = jnp.sum(used > jnp.asarray(sizes[:-1], jnp.int32), dtype=jnp.int32)
-    return lax.switch(which, [read(size) for size in sizes], query)
 
 
 def read_sizes(slots: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipedec_jax import cache as caches
-from pipedec_jax.cache import LayerCache, RowCache, Rows, empty_layers, for_platform, read_in_use, read_sizes
+from pipedec_jax.cache import LayerCache, RowCache, Rows, empty_layers, for_platform, read_sizes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import attention
 from pipedec_jax.tree import NO_SLOT
@@ -33,8 +33,13 @@ def test_slots_that_nobody_sees_make_no_difference(last):
         value=jnp.asarray(random.normal(size=(2, slots, 8)), jnp.float32),
     )
     query = jnp.asarray(random.normal(size=(3, 4, 8)), jnp.float32)
-    found = jax.jit(read_in_use)(query, cache, jnp.asarray(seen))
-    np.testing.assert_allclose(found, attention(query, cache.key, cache.value, jnp.asarray(seen)), rtol=1e-5, atol=1e-6)
+    expected = attention(query, cache.key, cache.value, jnp.asarray(seen))
+    found = jax.jit(LayerCache.mix)(cache, query, jnp.asarray(seen))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    rows = RowCache(*(jnp.swapaxes(x, 0, 1).reshape(slots, -1) for x in (jnp.swapaxes(cache.key, 1, 2), cache.value)))
+    # Also where the last block begins within the one before: 1,601 slots are no whole number of them.
+    found = jax.jit(RowCache.mix)(rows, query, jnp.asarray(seen))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_are_plain_decodings_while_the_text_grows_over_a_border(monkeypatch):
@@ -83,6 +88,7 @@ def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
 
 def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):
     monkeypatch.setattr(caches, "TILED_PLATFORMS", ("cpu",))
+    monkeypatch.setattr(caches, "LEAST_READ", 16)
     pair = Pair("five layers", seed=1)
     bench = Bench(Shape("best-first", 2, 4, 3, "five layers", steps=2), longest=64)
     prompt = tuple(int(x) for x in np.random.default_rng(0).integers(0, 101, 9))

@@ -57,7 +57,7 @@ class Report:
     """Of one program, for each device. Bytes are those of the compiler's own analysis."""
 
     own_bytes: int
-    """Of weights and caches, the drafter's among them: what the device has to hold."""
+    """Of weights and caches, the drafter's among them, that the program takes: prefill takes no head, for one."""
     total_bytes: int
     """Of arguments, results and temporaries together."""
     temporary_bytes: int
@@ -72,7 +72,7 @@ class Report:
 
     @property
     def overhead(self) -> float:
-        """Total bytes over those the device has to hold."""
+        """Total bytes over those of weights and caches."""
         return self.total_bytes / self.own_bytes
 
 
@@ -85,7 +85,8 @@ def report(program: Any, held: Any) -> Report:
     """
     memory, text = program.memory_analysis(), program.as_text()
     parts = [(str(leaf.dtype), leaf.sharding.shard_shape(leaf.shape)) for leaf in _distinct(held)]
-    own = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in parts)
+    taken = Counter(_entry(text)) & Counter(parts)
+    own = sum(count * math.prod(shape) * np.dtype(dtype).itemsize for (dtype, shape), count in taken.items())
     # Vectors are not weights worth counting: a norm is copied in no time.
     kinds = {(dtype, tuple(sorted(shape))) for dtype, shape in parts if len(shape) > 1 and min(shape) > 1}
     copied = [size for dtype, shape, size in _copies(text) if (dtype, tuple(sorted(shape))) in kinds]
@@ -107,6 +108,13 @@ def report(program: Any, held: Any) -> Report:
 def _distinct(tree: Any) -> list[Any]:
     """The arrays of a pytree, one that is there twice once."""
     return list({id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values())
+
+
+def _entry(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of what a program takes, from its HLO text; what it does not need is not among them."""
+    found = re.search(r"entry_computation_layout=\{\((.*?)\)->", text)
+    arrays: list[tuple[str, str]] = re.findall(r"(\w+)\[([\d,]*)\]", found[1]) if found else []
+    return [(NAMES.get(name, name), tuple(map(int, sizes.split(",") if sizes else ()))) for name, sizes in arrays]
 
 
 def _copies(text: str) -> list[tuple[str, tuple[int, ...], int]]:

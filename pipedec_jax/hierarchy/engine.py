@@ -21,12 +21,12 @@ import numpy as np
 from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.exchange import TOLD, BufferExchange, Told, pack_told, told, unpack_told
 from pipedec_jax.hierarchy.free import run_free
-from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Source
+from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Programs, Source
 from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
 from pipedec_jax.pipeline.engine import Progress, make_request, not_finite_error
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request
 from pipedec_jax.recording.passes import PassRecording, read_passes
-from pipedec_jax.sampling import GREEDY, Sampling
+from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 
 LOOK_AHEAD = 2
 """Ticks that the host dispatches before it waits for one: enough to hide its own time."""
@@ -138,7 +138,7 @@ class HierarchyEngine:
         if drafter_params is not None:
             raise ValueError("a hierarchy takes no drafter_params")
         prompt = check_request(self._plain, self._target, self.vocab_size, prompt, max_new_tokens)
-        capacity = cache_slots(self._plain, len(prompt) + max_new_tokens)
+        capacity = self.capacity_for(len(prompt) + max_new_tokens)
         request = make_request(prompt, max_new_tokens, capacity, sampling, end_tokens)
         top = len(self.models) - 1
         with self.preparing():
@@ -150,6 +150,18 @@ class HierarchyEngine:
         self.compile_seconds = sum(model.compile_seconds for model in self.models)
         self._prompt_length, self._limit = len(prompt), len(prompt) + max_new_tokens
         self._ends = frozenset(end_tokens)
+
+    def capacity_for(self, length: int) -> int:
+        """Places of each buffer and cache for prompt and answer of this length together."""
+        return cache_slots(self._plain, length)
+
+    def programs(self, length: int, index: int, mode: SamplingMode = GREEDY.mode) -> Programs:
+        """What decodes prompt and answer of this length together, of one model by its index; decodes nothing.
+
+        On devices that are only described (see `placement.only_described`) there is nothing else to do.
+        """
+        request, above = make_request([0], 1, self.capacity_for(length), GREEDY), len(self.models) - 1 - index
+        return self.models[index].programs(request, mode, below=index > 0, above=above)
 
     def run(self, new_tokens: int) -> Progress:
         """Decode until at least `new_tokens` more tokens are there or the answer is complete.

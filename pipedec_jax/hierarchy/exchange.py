@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from pipedec_jax.exchange import AXES
 from pipedec_jax.hierarchy.pipe import State
-from pipedec_jax.pipeline.placement import OWN, SAME
+from pipedec_jax.pipeline.placement import OWN, SAME, only_described
 
 TOLD = ("length", "read", "passes", "rollbacks", "undone", "stuck", "stuck_pass")
 """Numbers of a model's state that the host wants to know."""
@@ -83,8 +83,8 @@ def _zeros(length: int, device: jax.Device) -> jax.Array:
 
 
 def is_here(mesh: Mesh) -> bool:
-    """Whether this process has devices of a mesh; others cannot run its programs."""
-    return bool(mesh.local_devices)
+    """Whether this process has devices of a mesh, or they are only described; others cannot run its programs."""
+    return only_described(mesh) or bool(mesh.local_devices)
 
 
 @dataclasses.dataclass(frozen=True)

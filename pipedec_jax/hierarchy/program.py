@@ -49,11 +49,13 @@ Source = ParameterSource | KnownModel
 
 
 @dataclasses.dataclass(frozen=True)
-class _Programs:
+class Programs:
     """Compiled for one capacity, sampling mode and place in the hierarchy."""
 
     prefill: Any
+    """`prefill.prefill`, a compiled JAX program."""
     step: Any
+    """`pipe.step`, a loop of passes."""
 
 
 class ModelProgram:
@@ -87,7 +89,7 @@ class ModelProgram:
         """Whether this process has devices of it. If not, it knows the geometry alone, and runs nothing."""
         self.place_weights(source, vocab_size)
         self.compile_seconds = 0.0
-        self._programs: dict[Any, _Programs] = {}
+        self._programs: dict[Any, Programs] = {}
         self._prefills: dict[Any, Any] = {}
         self._local: tuple[int, Local] | None = None
         self._request: Request | None = None
@@ -148,7 +150,7 @@ class ModelProgram:
         del held
         fresh = local is None
         if local is None:
-            local = jax.block_until_ready(self._new_local(capacity))
+            local = jax.block_until_ready(self.new_local(capacity))
         programs = self._compile(request, local, mode, below, above)
         if fresh or len(self._programs) > compiled:
             self.compile_seconds += time.perf_counter() - begun
@@ -188,7 +190,13 @@ class ModelProgram:
         weights = self.weights if self.target is not None else ()
         return {"weights": placement.bytes_per_device(weights), "cache": placement.bytes_per_device(cache)}
 
-    def _new_local(self, capacity: int) -> Local:
+    def programs(self, request: Request, mode: SamplingMode, below: bool, above: int) -> Programs:
+        """What `make_ready` compiles, and no more: there is nothing else to do on devices that are only described."""
+        request = jax.tree.map(functools.partial(placement.replicate, self.mesh), request)
+        return self._compile(request, self.new_local(request.prompt.shape[0]), mode, below, above)
+
+    def new_local(self, capacity: int) -> Local:
+        """Fresh caches and activations for this many places."""
         if self.target is None:
             return Local(x=placement.per_device(self.mesh, (1, 1), np.float32, _zeros((1, 1))), cache=(), drafter=())
         config, split = self.target.config, self.target.split
@@ -199,7 +207,7 @@ class ModelProgram:
             drafter=(),
         )
 
-    def _compile(self, request: Request, local: Local, mode: SamplingMode, below: bool, above: int) -> _Programs:
+    def _compile(self, request: Request, local: Local, mode: SamplingMode, below: bool, above: int) -> Programs:
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
         key = (shapes, mode, below, above)
         if key in self._programs:
@@ -221,7 +229,7 @@ class ModelProgram:
         stepped = spread(step, (SAME, SAME, OWN, SAME, SAME, SAME), 3).lower(
             self.weights, request, state, local, seen if below else None, (seen,) * above, np.zeros(2, np.int32)
         )
-        self._programs[key] = _Programs(prefill=begin, step=stepped.compile())
+        self._programs[key] = Programs(prefill=begin, step=stepped.compile())
         return self._programs[key]
 
     def _begin(self, weights: Any, request: Request, local: Local) -> tuple[tuple[State, jax.Array], Local]:

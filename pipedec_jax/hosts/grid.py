@@ -13,7 +13,11 @@ from pipedec_jax.loading import demo_directory
 
 SHAPES = ((2, 1), (2, 2), (4, 1), (3, 1))
 """Processes, and devices of each."""
-METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", "speculative", "pipespec", "pipespec of three")
+METHODS = (
+    *("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", "speculative", "pipespec", "pipespec of three"),
+    *("pp, tensor 2", "best-first, tensor 2"),
+)
+"""As `--method` has them; of three models, and with each stage split over two devices."""
 PROMPTS = (
     {"prompt": "def quicksort(items):\n"},
     {"prompt": "class Stack:\n    def __init__(self):\n"},
@@ -44,6 +48,11 @@ class Case:
     def arguments(self) -> list[str] | None:
         """Of `generate.py`, so that all devices are used; `None` where there are too few of them."""
         draft, target = (str(demo_directory(name)) for name in ("draft", "middle"))
+        method, _, split = self.method.partition(", ")
+        if split:
+            parts = int(split.removeprefix("tensor "))
+            whole = Case(method, 1, self.total // parts).arguments
+            return None if self.total % parts or whole is None else [*whole, "--tensor-parallel", str(parts)]
         if self.method.startswith("pipespec") or self.method == "speculative":
             models = [draft, draft, target] if self.method.endswith("three") else [draft, target]
             stages, passes = self.total - len(models) + 1, ["3", "1"][: len(models) - 1]
@@ -56,6 +65,8 @@ class Case:
             return [*chosen, "--stages", str(self.total)]
         if self.method in ("ppsd", "eesd"):
             return [*chosen, "--exit-layer", "1", "--exit-head", "target", "--stages", str(self.total)]
+        if self.total < 2:
+            return None
         sizes = ["--width", "4", "--children", "4", *(["--depth", "3"] if self.method == "stpp" else [])]
         return [*chosen, "--draft", draft, "--stages", str(self.total - 1), *sizes]
 

@@ -94,33 +94,49 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     return jnp.swapaxes(mixed, -4, -3).reshape(*batch, W, H, A)
 
 
-LANES = 128
-"""Columns of a TPU's tiles."""
-
-
-def attention_over_rows(query: jax.Array, key_SO: jax.Array, value_SO: jax.Array, mask_WS: jax.Array) -> jax.Array:
+def attention_over_rows(
+    query: jax.Array, key_SO: jax.Array, value_SO: jax.Array, mask_WS: jax.Array, block: int
+) -> jax.Array:
     """`attention` of `query [W, H, A]` over keys and values whose heads lie side by side, `[S, G A]`.
 
-    Heads smaller than `LANES` are read as many at once as fill them, by a query with zeros in the others' places: a
-    part of a tile cannot be read, and zeros add nothing.
+    `block` slots at a time, up to the last one that any row sees, with a running maximum and sum: one small program,
+    however many slots there are. A block is put in order for the products in a TPU's nearer memory; all heads of the
+    whole cache at once would be copied in its main memory.
     """
     W, H, A = query.shape
-    G = key_SO.shape[-1] // A
-    together = math.gcd(max(1, LANES // A), G)
-    Q = H // G
-    own = jnp.eye(together, dtype=bool)[:, None, :, None]
-    parts = query.reshape(W, G // together, together, Q, A)
-    mixed = []
-    for block in range(G // together):
-        columns = slice(block * together * A, (block + 1) * together * A)
-        rows = jnp.where(own, parts[:, block, :, :, None, :], jnp.zeros((), query.dtype))
-        score = product("NC,SC->NS", rows.reshape(W * together * Q, -1), key_SO[:, columns], wide(query.dtype))
-        score = (score * jnp.asarray(A**-0.5, score.dtype)).reshape(W, together * Q, -1)
-        score = jnp.where(mask_WS[:, None, :], score, jnp.finfo(score.dtype).min)
-        weight = jax.nn.softmax(score, axis=-1).astype(query.dtype).reshape(W * together * Q, -1)
-        found = product("NS,SC->NC", weight, value_SO[:, columns]).reshape(W, together, Q, together, A)
-        mixed.extend(found[:, head, :, head] for head in range(together))
-    return jnp.stack(mixed, axis=1).reshape(W, H, A)
+    S, G, Q = key_SO.shape[0], key_SO.shape[1] // A, H // (key_SO.shape[1] // A)
+    block, dtype = min(block, S), wide(query.dtype)
+    slot = jnp.arange(S, dtype=jnp.int32)
+    used = jnp.max(jnp.where(jnp.any(mask_WS, axis=0), slot + 1, 0))
+    grouped = jnp.swapaxes(query.reshape(W, G, Q, A), 0, 1).reshape(G, W * Q, A)
+
+    def add(count: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        most, total, mixed = carry
+        start = jnp.minimum(count * block, S - block)  # the last block may begin within the one before
+        mask_WB = lax.dynamic_slice_in_dim(mask_WS, start, block, axis=1)
+        fresh = slot[:block] + start >= count * block
+        key, value = (
+            lax.dynamic_slice_in_dim(array, start, block).reshape(block, G, A) for array in (key_SO, value_SO)
+        )
+        score = product("GNA,BGA->GNB", grouped, key, dtype) * jnp.asarray(A**-0.5, dtype)
+        score = jnp.where(mask_WB[None, :, None, :], score.reshape(G, W, Q, block), jnp.finfo(dtype).min)
+        score = jnp.where(fresh[None, None, None, :], score, -jnp.inf).reshape(G, W * Q, block)
+        higher = jnp.maximum(most, jnp.max(score, axis=-1))
+        weight, kept = jnp.exp(score - higher[:, :, None]), jnp.exp(most - higher)
+        found = product("GNB,BGA->GNA", weight.astype(query.dtype), value, dtype)
+        return higher, total * kept + jnp.sum(weight, axis=-1), mixed * kept[:, :, None] + found
+
+    # Typed as what the loop makes of it (see `exchange.vary`): a select between a value and itself, which XLA removes.
+    here = (grouped[0, 0, 0] == 0) | (key_SO[0, 0] == 0) | (value_SO[0, 0] == 0) | mask_WS[0, 0]
+    begin = (
+        jnp.full((G, W * Q), jnp.finfo(dtype).min, dtype),
+        jnp.zeros((G, W * Q), dtype),
+        jnp.zeros((G, W * Q, A), dtype),
+    )
+    begin = jax.tree.map(lambda x: jnp.where(here, x, x), begin)
+    _, total, mixed = lax.fori_loop(0, (used + block - 1) // block, add, begin)
+    mixed = (mixed / jnp.maximum(total, jnp.finfo(dtype).tiny)[:, :, None]).astype(query.dtype)
+    return jnp.swapaxes(mixed.reshape(G, W, Q, A), 0, 1).reshape(W, H, A)
 
 
 def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None) -> jax.Array:

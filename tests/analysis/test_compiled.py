@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pipedec_jax.analysis.compiled import ShapeSource, _copies, report, shape_head
+from pipedec_jax.analysis.described import Sizes, compile_hierarchy, compile_method, described_devices
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
 from pipedec_jax.pipeline.engine import Engine
@@ -18,15 +19,39 @@ TINY = LlamaConfig(vocab_size=40, width=8, feed_forward=12, layers=3, heads=2, k
 def test_an_engine_without_weights_compiles_and_is_reported():
     engine = Engine(ShapeSource(TINY), None, EngineSettings(method="pp", stages=2), vocab_size=40)
     local = engine.new_local(engine.capacity_for(30))
-    found = report(engine.programs(30).run, (engine.weights, local))
+    held = (engine.weights, local.cache, local.drafter)
+    found = report(engine.programs(30).run, held)
     caches = 2 * 2 * 4 * engine.capacity_for(30) * 4
-    assert found.own_bytes == sum(
-        size for size in engine.bytes_per_device()[0].values() if isinstance(size, int)
-    ) + caches + (4 * 8 + 4 * 8)  # the last norm, and the activations of a row
+    assert (
+        found.own_bytes
+        == sum(size for size in engine.bytes_per_device()[0].values() if isinstance(size, int)) + caches + 4 * 8
+    )  # the last norm
     assert found.total_bytes >= found.own_bytes
     assert found.overhead == found.total_bytes / found.own_bytes
     # Embeddings, what the last stage knows, and the choices: the sums of a tick; and one hop.
     assert found.collectives == {"all-reduce": 3, "collective-permute": 1}
+    before = report(engine.programs(30).prefill, held)
+    assert before.own_bytes == found.own_bytes - 4 * 20 * 8 - 4 * 8, "prefill takes neither head nor last norm"
+
+
+def test_a_hierarchy_s_models_are_compiled_one_by_one_and_reported():
+    rows = compile_hierarchy("pipespec", Sizes(stages=2, context=30, dtype="float32"), TINY, [TINY], jax.devices())
+    assert [(row["method"], row["program"]) for row in rows] == [
+        (f"pipespec, {model}", program) for model in ("model 0", "target") for program in ("prefill", "ticks")
+    ]
+    assert all(row["total_bytes"] >= row["own_bytes"] > 0 for row in rows)
+    # A model on one device meets nobody; the target's pass is a tick of its pipe.
+    assert rows[1]["collectives"] == {}
+    assert rows[3]["collectives"] == {"all-reduce": 3, "collective-permute": 1}
+
+
+def test_what_a_method_needs_to_be_compiled_is_said():
+    with pytest.raises(ValueError, match="pipedec with --drafter model needs --draft"):
+        compile_method("pipedec", Sizes(stages=2), TINY, None, jax.devices())
+    with pytest.raises(ValueError, match="speculative does not split a stage"):
+        compile_hierarchy("speculative", Sizes(stages=2, tensor_parallel=2), TINY, [TINY], jax.devices())
+    with pytest.raises(ValueError, match="cannot be compiled for"):
+        described_devices("nothing", "v5e:4x4")
 
 
 def test_copies_of_what_is_held_are_counted():

@@ -7,7 +7,7 @@ import pytest
 
 from pipedec_jax.command_line.running import main
 from pipedec_jax.hosts.faults import FAULTS, answers, job, read_answers, strike, write_prompts
-from pipedec_jax.hosts.grid import METHODS, Case, check, decode
+from pipedec_jax.hosts.grid import cases, check, decode
 from pipedec_jax.hosts.launch import finish, launch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
@@ -39,11 +39,14 @@ def tokens(line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_one_process_s_tokens_on_three(method, tmp_path):
-    case = Case(method, 3, 1)
+@pytest.mark.parametrize(
+    "case",
+    [*cases([(3, 1)]), *cases([(2, 2), (4, 1)], ["pp, tensor 2", "best-first, tensor 2"])],
+    ids=lambda case: case.name,
+)
+def test_every_method_gives_one_process_s_tokens_on_several(case, tmp_path):
     expected = decode(case, 1, tmp_path / "one", SCRIPT, 24, 600)
-    assert check(case, expected, tmp_path / "three", SCRIPT, 600).differing == 0
+    assert check(case, expected, tmp_path / "several", SCRIPT, 600).differing == 0
 
 
 @pytest.mark.slow

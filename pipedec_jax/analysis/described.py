@@ -1,0 +1,187 @@
+"""A method's programs for devices that are only described: built, compiled and reported, with nothing run.
+
+For TPUs this takes an environment of its own with the `tpu` extra, and no TPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipedec_jax.analysis.compiled import ShapeSource, report, shape_head
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.hierarchy.engine import HierarchyEngine
+from pipedec_jax.hierarchy.settings import HierarchySettings
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
+from pipedec_jax.pipeline.stage import TargetParams
+
+MEMORY = {"TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v4": 32, "TPU v6 lite": 32, "TPU7x": 192}
+"""Gigabytes (2^30 bytes) of memory of a device, by its kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What methods are compiled with, each taking what it knows."""
+
+    stages: int
+    """Of the target (N)."""
+    tensor_parallel: int = 1
+    width: int = 16
+    children: int = 16
+    draft_steps: int = 1
+    """Of best-first."""
+    depth: int = 4
+    """Of stpp."""
+    drafter: str = "model"
+    """Of stpp, pipedec and best-first."""
+    exit_layer: int | None = None
+    """Of ppsd and eesd; an eighth of the layers by default."""
+    exit_head: str = "block"
+    passes: int = 4
+    """Of each smaller model of a hierarchy in a tick."""
+    context: int = 4096
+    """Tokens of prompt and answer."""
+    dtype: str = "bfloat16"
+
+
+def described_devices(platform: str, topology: str) -> list[Any]:
+    """The devices of a topology.
+
+    Raises:
+        ValueError: when it is not known, or its compiler is missing.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked what this machine is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once: none uses a device
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform=platform, topology_name=topology).devices)
+    except Exception as error:  # the compiler's own errors have no common type
+        raise ValueError(
+            f"topology {topology!r} of {platform!r} cannot be compiled for: {error}; for TPUs, pip install 'jax[tpu]' "
+            "in an environment of its own"
+        ) from error
+
+
+def compile_method(
+    method: str, sizes: Sizes, target: LlamaConfig, draft: LlamaConfig | None, devices: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """A method's prefill and ticks.
+
+    Returns:
+        For each the fields of `compiled.Report`, and `method`, `program`, `both_compiled_s` (seconds that the two took
+        together) and `floor_bytes` (`weight_floor`).
+
+    Raises:
+        ValueError: when sizes, models and devices do not fit together.
+    """
+    engine = described_engine(method, sizes, target, draft, devices)
+    begun = time.perf_counter()
+    programs = engine.programs(sizes.context)
+    seconds = time.perf_counter() - begun
+    local = engine.new_local(engine.capacity_for(sizes.context))
+    held = (engine.weights, local.cache, local.drafter)
+    named = {"prefill": programs.prefill, "ticks": programs.run}
+    return _rows(method, named, held, seconds, weight_floor(engine))
+
+
+def compile_hierarchy(
+    method: str, sizes: Sizes, target: LlamaConfig, smaller: Sequence[LlamaConfig], devices: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """The same for a hierarchy, each of whose models has programs of its own; a smaller one is on one device.
+
+    A `ticks` row is a pass, of which a model makes several in a tick of the hierarchy.
+
+    Raises:
+        ValueError: when sizes, models and devices do not fit together.
+    """
+    if sizes.tensor_parallel > 1:
+        raise ValueError(f"{method} does not split a stage: leave out --tensor-parallel")
+    configs = [*smaller, target]
+    settings = HierarchySettings(
+        method=method,
+        stages=(*[1] * len(smaller), sizes.stages),
+        passes=(sizes.passes,) * len(smaller),
+        dtype=jnp.dtype(sizes.dtype),
+    )
+    vocabulary = min(config.vocab_size for config in configs)
+    engine = HierarchyEngine([ShapeSource(c) for c in configs], settings, vocab_size=vocabulary, devices=devices)
+    rows = []
+    for index, model in enumerate(engine.models):
+        begun = time.perf_counter()
+        programs = engine.programs(sizes.context, index)
+        seconds = time.perf_counter() - begun
+        held = (model.weights, model.new_local(engine.capacity_for(sizes.context)).cache)
+        name = f"model {index}" if index < len(smaller) else "target"
+        floor = _bytes((model.weights.layers, model.weights.output))
+        rows += _rows(f"{method}, {name}", {"prefill": programs.prefill, "ticks": programs.step}, held, seconds, floor)
+    return rows
+
+
+def described_engine(
+    method: str, sizes: Sizes, target: LlamaConfig, draft: LlamaConfig | None, devices: Sequence[Any]
+) -> Engine:
+    """The engine of a method whose models have shapes and no weights."""
+    exits, chain = method in EXIT_ONLY, method in ("pp", *EXIT_ONLY)
+    layer = (sizes.exit_layer or max(1, target.layers // 8)) if exits else None
+    settings = EngineSettings(
+        method=method,
+        stages=sizes.stages,
+        tensor_parallel=sizes.tensor_parallel,
+        width=1 if chain else sizes.width,
+        children=1 if chain else sizes.children,
+        draft_steps=sizes.draft_steps if method == "best-first" else 1,
+        depth=sizes.depth,
+        exit_layer=layer,
+        dtype=jnp.dtype(sizes.dtype),
+    )
+    drafter = "model" if chain else sizes.drafter
+    models = not chain and drafter != "ngram"
+    if models and draft is None:
+        raise ValueError(f"{method} with --drafter {drafter} needs --draft CONFIG")
+    return Engine(
+        ShapeSource(target),
+        ShapeSource(draft) if models and draft else None,
+        settings,
+        vocab_size=min(config.vocab_size for config in (target, draft) if config is not None),
+        devices=devices,
+        drafter=drafter,
+        exit_head=shape_head(ExitHeadConfig(layer, sizes.exit_head), target) if layer else None,
+    )
+
+
+def weight_floor(engine: Engine) -> int:
+    """Bytes of weights that the rank with most to read has to read in a tick, the draft's steps included."""
+    target: TargetParams = engine.weights.target
+    drafter = engine.weights.drafter
+    stage, drafting = _bytes(target.layers), 0
+    if drafter is not None and engine.settings.steps:
+        head = drafter.embedding if drafter.head is None else drafter.head
+        drafting = engine.settings.steps * _bytes((drafter.layers, head))
+    if engine.target.split.exit:
+        return stage + drafting + _bytes(target.output)
+    return max(stage, drafting) + _bytes(target.output)
+
+
+def _rows(method: str, programs: dict[str, Any], held: Any, seconds: float, floor: int) -> list[dict[str, Any]]:
+    return [
+        dataclasses.asdict(report(program, held))
+        | {"method": method, "program": name, "both_compiled_s": seconds, "floor_bytes": floor}
+        for name, program in programs.items()
+    ]
+
+
+def _bytes(tree: Any) -> int:
+    """Of the arrays of a pytree on a device, one that is there twice once."""
+    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
