@@ -40,8 +40,7 @@ def test_a_hierarchy_s_models_are_compiled_one_by_one_and_reported():
         (f"pipespec, {model}", program) for model in ("model 0", "target") for program in ("prefill", "ticks")
     ]
     assert all(row["total_bytes"] >= row["own_bytes"] > 0 for row in rows)
-    # A model on one device meets nobody; the target's pass is a tick of its pipe.
-    assert rows[1]["collectives"] == {}
+    # The target's pass is a tick of its pipe.
     assert rows[3]["collectives"] == {"all-reduce": 3, "collective-permute": 1}
 
 
