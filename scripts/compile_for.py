@@ -23,7 +23,7 @@ MIB = 2**20
 HIERARCHIES = ("pipespec", "speculative")
 COLUMNS = (
     *("method", "program", "compiled in, s", "weights and caches", "all", "all / those", "temporaries"),
-    *("copies of them", "collectives", "GFLOP", "MiB accessed", "floor, MiB"),
+    *("copies of them", "collectives", "GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
 )
 
 
@@ -115,6 +115,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
         collectives,
         over(row["flops"], 1e9),
         over(row["bytes_accessed"], MIB),
+        over(row["read_ahead_bytes"], MIB),
         over(row["floor_bytes"], MIB) if row["program"] == "ticks" else "-",
     ]
 

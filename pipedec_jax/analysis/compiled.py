@@ -69,6 +69,9 @@ class Report:
     flops: float | None
     """Of one tick (of a loop's body once), as the compiler estimates them; `None` where it does not."""
     bytes_accessed: float | None
+    """What is read ahead is in it twice: where it is written to nearer memory, and where it is used."""
+    read_ahead_bytes: int
+    """Brought into a nearer memory beside other work, so that the product that needs them does not wait."""
 
     @property
     def overhead(self) -> float:
@@ -102,6 +105,7 @@ def report(program: Any, held: Any) -> Report:
         collectives=dict(Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text))),
         flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
+        read_ahead_bytes=_read_ahead(text),
     )
 
 
@@ -115,6 +119,16 @@ def _entry(text: str) -> list[tuple[str, tuple[int, ...]]]:
     found = re.search(r"entry_computation_layout=\{\((.*?)\)->", text)
     arrays: list[tuple[str, str]] = re.findall(r"(\w+)\[([\d,]*)\]", found[1]) if found else []
     return [(NAMES.get(name, name), tuple(map(int, sizes.split(",") if sizes else ()))) for name, sizes in arrays]
+
+
+def _read_ahead(text: str) -> int:
+    """Bytes that an HLO text brings into nearer memory, S(1) and up, while other things are done."""
+    near = r"(\w+)\[([\d,]+)\]\{[^}]*S\([1-9]\)[^}]*\}[^=\n]*?"
+    found: list[tuple[str, str]] = re.findall(rf"= \({near} copy-start\(", text)
+    found += re.findall(rf"= \(\([^=\n]*?\), {near} slice-start\(", text)
+    return sum(
+        math.prod(map(int, sizes.split(","))) * np.dtype(NAMES.get(name, name)).itemsize for name, sizes in found
+    )
 
 
 def _copies(text: str) -> list[tuple[str, tuple[int, ...], int]]:

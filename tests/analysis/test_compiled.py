@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pipedec_jax.analysis.compiled import ShapeSource, _copies, report, shape_head
+from pipedec_jax.analysis.compiled import ShapeSource, _copies, _read_ahead, report, shape_head
 from pipedec_jax.analysis.described import Sizes, compile_hierarchy, compile_method, described_devices
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
@@ -67,8 +67,11 @@ def test_reading_ahead_is_no_copy():
     %copy.1 = bf16[8,128]{1,0:T(8,128)(2,1)} copy(%a)
     %copy-start.2 = (bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0}, u32[]) copy-start(%a)
     %copy.3 = s32[5]{0} copy(%b)
+    %slice-start = ((bf16[64,128]{1,0}), bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%c), slice={[0:16]}
+    %copy-start.4 = (f32[16]{0:T(128)}, f32[16]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%d)
     """
-    assert _copies(text) == [("bfloat16", (8, 128), 2048), ("int32", (5,), 20)]
+    assert _copies(text) == [("bfloat16", (8, 128), 2048), ("int32", (5,), 20), ("float32", (16,), 64)]
+    assert _read_ahead(text) == 2048 + 4096
 
 
 @pytest.mark.parametrize("variant", ["block", "norm-linear", "target"])
