@@ -26,14 +26,18 @@ def main() -> None:
     from pipedec_jax.analysis.emulation import emulate
 
     print("emulated, milliseconds per tick with all ranks busy (median; least and most of the repeats)")
-    print("| stages | width | wait asked for | wait as slept | tick | least | most | wait / tick |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| stages | width | wait asked for | wait as slept | waits and exchange alone | tick | least | most |", end=""
+    )
+    print(" wait / tick | alone / tick |")
+    print("|" + " --- |" * 10)
     for stages in args.stages:
         for width in args.width:
             row = emulate(stages, width, args.wait, args.ticks, args.repeats)
             print(
-                f"| {row.stages} | {row.width} | {row.wait_ms:.2f} | {row.slept_ms:.2f} | {row.tick_ms:.2f} "
-                f"| {row.least_ms:.2f} | {row.most_ms:.2f} | {row.share:.2f} |",
+                f"| {row.stages} | {row.width} | {row.wait_ms:.2f} | {row.slept_ms:.2f} | "
+                f"{row.exchange_ms:.2f} | {row.tick_ms:.2f} | {row.least_ms:.2f} | {row.most_ms:.2f} | "
+                f"{row.share:.2f} | {row.exchange_ms / row.tick_ms:.2f} |",
                 flush=True,
             )
 

@@ -1,4 +1,8 @@
-"""Time of a tick beside the time of its stages' own compute, with all ranks busy, on this machine's devices."""
+"""Time of a tick beside the time of its stages' own compute, with all ranks busy, on this machine's devices.
+
+python scripts/measure_tick.py                                               # the demo target
+python scripts/measure_tick.py --config configs/llama-3.2-1b.json --layers 4 # a geometry with random weights, float32
+"""
 
 from __future__ import annotations
 
@@ -12,29 +16,39 @@ from pipedec_jax.analysis.held_out import held_out_prompts
 
 def main() -> None:
     """Parse arguments, measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="geometry (JSON, see configs/); weights are random")
+    parser.add_argument("--layers", type=int, help="with --config: layers in place of the geometry's")
     parser.add_argument("--stages", type=int, default=2, help="ranks, all target stages (default 2)")
     parser.add_argument("--width", type=int, nargs="+", default=[1, 8, 32], help="rows a tick (default 1 8 32)")
     parser.add_argument("--ticks", type=int, default=200, help="ticks per repeat (default 200)")
     parser.add_argument("--repeats", type=int, default=5, help="repeats, in turn (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of the table")
     args = parser.parse_args()
+    if args.layers is not None and args.config is None:
+        parser.error("--layers is for --config")
 
     pipedec_jax.use_cpu_devices(args.stages)
     from pipedec_jax.analysis.tick_cost import measure_tick_cost
+    from pipedec_jax.model.random_source import RandomSource
     from pipedec_jax.pipeline.settings import EngineSettings
+    from plan import geometry
 
-    target = pipedec_jax.load_demo("target")
-    prompt = target.tokenizer.encode(held_out_prompts(1, 0)[0].text)
+    if args.config is None:
+        demo = pipedec_jax.load_demo("target")
+        target, vocab_size = demo.source, demo.vocab_size
+        prompt = demo.tokenizer.encode(held_out_prompts(1, 0)[0].text)
+    else:
+        config = geometry(args.config, "config")
+        config = config if args.layers is None else dataclasses.replace(config, layers=args.layers)
+        target, vocab_size, prompt = RandomSource(config), config.vocab_size, [1, 2, 3]
     if not args.json:
         print("measured, milliseconds per tick (medians; spread of the repeats in brackets)")
         print("| stages | width | tick | stages' own compute | fixed cost | compute / tick |")
         print("| --- | --- | --- | --- | --- | --- |")
     for width in args.width:
         settings = EngineSettings(stages=args.stages, width=width, children=min(width, 4))
-        row = measure_tick_cost(
-            target.source, settings, prompt, vocab_size=target.vocab_size, ticks=args.ticks, repeats=args.repeats
-        )
+        row = measure_tick_cost(target, settings, prompt, vocab_size=vocab_size, ticks=args.ticks, repeats=args.repeats)
         if args.json:
             print(json.dumps(dataclasses.asdict(row) | {"fixed_ms": row.fixed_ms, "share": row.share}))
             continue

@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pipedec_jax.analysis.tick_cost import replay
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.replay import ReplayDrafter
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices
 from pipedec_jax.model.parameters import MemorySource, initialize
 from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.settings import EngineSettings
 
 PROMPT = [1, 2, 3]
@@ -48,6 +52,9 @@ class Emulated:
     wait_ms: float
     slept_ms: float
     """What such a wait really takes on this machine, alone and without a pipe (the median)."""
+    exchange_ms: float
+    """Waits and the four collectives of a tick alone, of arrays as large (the median): what no engine can do without
+    on this machine."""
     tick_ms: float
     least_ms: float
     most_ms: float
@@ -88,7 +95,8 @@ def emulate(stages: int, width: int, milliseconds: float, ticks: int = 60, repea
         drafter_params=replay(PROMPT, answer, 1.0, settings.children),
         wait=wait(milliseconds),
     )
-    found = []
+    exchange = exchange_alone(engine, milliseconds)
+    found, alone = [], []
     for repeat in range(repeats + 1):
         engine.start(PROMPT, max_new_tokens=len(answer))
         first = engine.run(1).ticks[-1]
@@ -97,13 +105,18 @@ def emulate(stages: int, width: int, milliseconds: float, ticks: int = 60, repea
         seconds = time.perf_counter() - begun
         if progress.tokens != answer or progress.ticks[-1] - first != len(answer) - 1:
             raise RuntimeError("tokens or ticks are not those of a filled pipe; please report this")
+        begun = time.perf_counter()
+        exchange(ticks)
+        bare = time.perf_counter() - begun
         if repeat:  # the first round warms up
             found.append(1e3 * seconds / (progress.ticks[-1] - first))
+            alone.append(1e3 * bare / ticks)
     return Emulated(
         stages=stages,
         width=width,
         wait_ms=milliseconds,
         slept_ms=statistics.median(slept(milliseconds) for _ in range(20)),
+        exchange_ms=statistics.median(alone),
         tick_ms=statistics.median(found),
         least_ms=min(found),
         most_ms=max(found),
@@ -115,3 +128,28 @@ def slept(milliseconds: float) -> float:
     begun = time.perf_counter()
     time.sleep(1e-3 * milliseconds)
     return 1e3 * (time.perf_counter() - begun)
+
+
+def exchange_alone(engine: Engine, milliseconds: float) -> Callable[[int], None]:
+    """A function that makes so many ticks of nothing but waits and exchange, on the engine's devices."""
+    stages, pause = engine.settings.stages, wait(milliseconds)
+    shape = engine.settings.width, engine.target.config.width
+
+    def step(_: jax.Array, x: jax.Array) -> jax.Array:
+        rank = lax.axis_index(AXIS)
+        x = pause(jnp.where(rank == 0, sum_over_devices(0.5 * x), x))
+        (last,) = broadcast([(x, leads() & (rank == stages - 1))])
+        received = lax.ppermute(x, AXIS, [(k, k + 1) for k in range(stages - 1)]) if stages > 1 else x
+        return received + jnp.max(gather_over_devices(jnp.max(last, axis=-1)))
+
+    def loop(x: jax.Array, ticks: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, ticks, step, x[0])[None]
+
+    spread = jax.shard_map(loop, mesh=engine.mesh, in_specs=(OWN, SAME), out_specs=OWN, check_vma=False)
+    program = jax.jit(spread)
+    rows = jnp.zeros((engine.mesh.size, *shape), jnp.float32)
+
+    def run(ticks: int) -> None:
+        jax.block_until_ready(program(rows, np.int32(ticks)))
+
+    return run

@@ -17,3 +17,4 @@ def test_a_wait_gives_its_rows_back():
 def test_a_filled_pipe_of_waits_gives_plain_decodings_tokens():
     row = emulate(2, 2, 0.0, ticks=4, repeats=1)  # raises where they differ
     assert (row.stages, row.width, row.share) == (2, 2, 0)
+    assert row.exchange_ms > 0
