@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--width", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--static-depths", type=int, nargs="+", help="levels of the static trees (2 to 24)")
+    parser.add_argument("--trees", type=Path, help="file in which find_static_tree.py kept its trees, to go on from")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="settings whose description has all words"
     )
@@ -91,10 +92,12 @@ def main() -> None:
     how = run if args.engine else simulate
     free = static_trees.with_free_drafting(make)
 
-    @functools.cache
+    about = static_trees.about(args.target, args.draft, args.prompts, args.seed, **options)
+    kept = static_trees.TreeFile(args.trees, about)
+
     def tree(drafter: str, width: int, depth: int) -> MethodRow:
         (shape,) = static_trees.shapes([width], [depth], [drafter])
-        return static_trees.with_one_stage(make, prompts, answers, shape, **options)
+        return kept.find(shape) or kept.add(static_trees.with_one_stage(make, prompts, answers, shape, **options))
 
     def best_tree(trees: list[MethodRow], stages: int, make: Callable[..., pipedec_jax.Decoder]) -> MethodRow:
         row = static_trees.strongest(trees, make, stages)

@@ -45,7 +45,7 @@ def main() -> None:
     make = functools.partial(pipedec_jax.Decoder, target, draft, sharpness=args.sharpness)
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-    about = {name: getattr(args, name) for name in ("target", "draft", "prompts", "seed", "sharpness")} | options
+    about = static_trees.about(args.target, args.draft, args.prompts, args.seed, args.sharpness, **options)
     kept = static_trees.TreeFile(args.out, about)
     answers = functools.cache(functools.partial(plain_answers, make, prompts, **options))
 
@@ -57,10 +57,7 @@ def main() -> None:
     free = static_trees.with_free_drafting(make)
     rows = []
     for shape in static_trees.shapes(args.width, args.depths or static_trees.DEPTHS, args.drafter):
-        row = kept.find(shape)
-        if row is None:
-            row = static_trees.with_one_stage(make, prompts, answers(), shape, **options)
-            kept.add(row)
+        row = kept.find(shape) or kept.add(static_trees.with_one_stage(make, prompts, answers(), shape, **options))
         rows.append(row)
         cells = []
         for stages in args.stages:

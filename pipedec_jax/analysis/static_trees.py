@@ -142,6 +142,14 @@ def ticks_with_drafting(rounds: int, stages: int, depth: int, levels: int) -> in
     return rounds * (stages + -(-depth // levels))
 
 
+def about(
+    target: str | None, draft: str | None, prompts: int, seed: int, sharpness: float = 1.0, **options: Any
+) -> dict[str, Any]:
+    """What a file's trees have in common: models, held-out prompts, the draft's sharpness, options of `generate`."""
+    fixed = {"target": target, "draft": draft, "prompts": prompts, "seed": seed, "sharpness": sharpness}
+    return fixed | options
+
+
 class TreeFile:
     """Rows of `with_one_stage`, kept in a file after each, so that a search that was killed goes on.
 
@@ -171,8 +179,8 @@ class TreeFile:
         """The row of a shape, if it is there."""
         return next((row for row in self.rows if shape_of(row) == shape), None)
 
-    def add(self, row: MethodRow) -> None:
-        """Keep a row, on the disk as a whole or not at all."""
+    def add(self, row: MethodRow) -> MethodRow:
+        """Keep a row, on the disk as a whole or not at all; gives it back."""
         self.rows.append(row)
         if self._path is not None:
             content = {"about": self._about, "trees": [dataclasses.asdict(row) for row in self.rows]}
@@ -180,3 +188,4 @@ class TreeFile:
             part = self._path.with_name(f".{self._path.name}.part")
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             part.replace(self._path)
+        return row
