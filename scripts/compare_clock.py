@@ -1,10 +1,10 @@
 """Wall clock of methods on two busy ranks of this machine, beside plain decoding, in one run, as ratios.
 
 All ranks share this machine's cores. All decode the same held-out prompts in turn (A B C A B C); one-device plain
-decoding has both cores for itself. Then the stages alone are measured, both ranks at once, with as many rows at each as
-the method's ticks have (its exit head, or look-up, and the slices of the target's head among them): from these times
-and how often a tick has which rows follows the ratio that a method should have over PP ("predicted"), were a tick its
-stages' work alone. What a tick takes beyond that is shown too.
+decoding has both cores for itself. Then the work of each method's ticks is measured alone, all ranks at once: each
+stage with as many rows as it had (exit head, look-up and the slices of the target's head among them), without exchange
+and tree. Two ratios over PP follow from it ("predicted"): were a tick its stages' work and nothing else, and with what
+a tick of PP takes beyond its work added to every tick.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
@@ -52,7 +54,7 @@ def main() -> None:
     from pipedec_jax.analysis.calibration import calibrate
     from pipedec_jax.analysis.clock import decode, race
     from pipedec_jax.analysis.simulator import Simulator
-    from pipedec_jax.analysis.stage_clock import StageClock, measure_work, predicted_seconds, rows_by_ticks
+    from pipedec_jax.analysis.stage_clock import StageClock, measure_work
     from pipedec_jax.exit_store import find_exit_head
 
     target = pipedec_jax.load_demo("target")
@@ -71,40 +73,43 @@ def main() -> None:
     clocks = {
         name: StageClock(engine, max(map(len, prompts)) + args.max_new_tokens) for name, engine in engines.items()
     }
-    counts = {}
+    ticks = {}
     for name, decoder in decoders.items():
         simulator = Simulator.of(decoder)
-        counts[name] = rows_by_ticks(clocks[name], [simulator.rows(*pair) for pair in pairs])
-    work = measure_work(clocks, {name: sorted(count) for name, count in counts.items()})
+        ticks[name] = np.concatenate([simulator.rows(*pair) for pair in pairs])
+    work = measure_work(clocks, ticks)
 
-    print("milliseconds of a tick's own work by rows at the stages, measured, both ranks at once; in brackets ticks")
-    for name, count in counts.items():
-        cells = [f"{'+'.join(map(str, rows))}: {1e3 * work[name][rows]:.2f} ({count[rows]})" for rows in sorted(count)]
-        print(f"  {name}: " + ", ".join(cells))
     print(f"{args.prompts} held-out prompts (seed {args.seed}), at most {args.max_new_tokens} tokens, greedy, float32")
-    print("| method | ticks per token | ms per token, measured | PP / this, measured | PP / this, predicted |", end="")
-    print(" plain / this, measured | ms a tick beyond its work |")
-    print("|" + " --- |" * 7)
+    print(
+        "| method | ticks per token | ms per token, measured | its ticks' work, measured | PP / this, measured |",
+        end="",
+    )
+    print(" predicted, work alone | predicted | plain / this, measured | ms a tick beyond its work |")
+    print("|" + " --- |" * 9)
     rows = []
     tokens = sum(len(answer) for answer in answers)
-    seconds = {name: predicted_seconds(counts[name], work[name]) / tokens for name in decoders}
+    per_token = {name: len(ticks[name]) / tokens for name in decoders}
+    alone = {name: 1e3 * work[name] / tokens for name in decoders}
+    beyond = {name: (found[name] - alone[name]) / per_token[name] for name in decoders}
+    whole = {name: alone[name] + beyond[PP] * per_token[name] for name in decoders}
     for name in decoders:
-        ticks = sum(progress.ticks[-1] for progress in runs[name]) / tokens
+        assert sum(progress.ticks[-1] for progress in runs[name]) == len(ticks[name])
         row = {
             "method": name,
-            "ticks_per_token": ticks,
+            "ticks_per_token": per_token[name],
             "ms_per_token": found[name],
-            "predicted_ms_per_token": 1e3 * seconds[name],
+            "work_ms_per_token": alone[name],
+            "beyond_work_ms_per_tick": beyond[name],
             "measured_speedup_vs_pp": found[PP] / found[name],
-            "predicted_speedup_vs_pp": seconds[PP] / seconds[name],
+            "predicted_speedup_vs_pp_by_work": alone[PP] / alone[name],
+            "predicted_speedup_vs_pp": whole[PP] / whole[name],
             "measured_speedup_vs_plain": found[PLAIN] / found[name],
-            "work": {"+".join(map(str, key)): value for key, value in work[name].items()},
         }
         rows.append(row)
         print(
-            f"| {name} | {ticks:.2f} | {found[name]:.2f} | {row['measured_speedup_vs_pp']:.2f} | "
-            f"{row['predicted_speedup_vs_pp']:.2f} | {row['measured_speedup_vs_plain']:.2f} | "
-            f"{(found[name] - 1e3 * seconds[name]) / ticks:.2f} |",
+            f"| {name} | {per_token[name]:.2f} | {found[name]:.2f} | {alone[name]:.2f} | "
+            f"{row['measured_speedup_vs_pp']:.2f} | {row['predicted_speedup_vs_pp_by_work']:.2f} | "
+            f"{row['predicted_speedup_vs_pp']:.2f} | {row['measured_speedup_vs_plain']:.2f} | {beyond[name]:.2f} |",
             flush=True,
         )
     if args.out is not None:
