@@ -13,13 +13,15 @@ from types import FrameType
 import jax
 
 from checkpoints_convert.checkpoint import DTYPES
-from checkpoints_convert.conversion import convert
+from checkpoints_convert.conversion import convert, destination_path
 from checkpoints_convert.hub import local_directory
 from checkpoints_convert.hugging_face_export import export
 from checkpoints_convert.library import as_json, library, table
+from checkpoints_convert.paths import is_cloud
 from checkpoints_convert.report import as_text, describe
 from checkpoints_convert.store import open_checkpoint
 from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
+from checkpoints_convert.workplace import workplace_of
 
 
 class Terminated(BaseException):
@@ -42,9 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: there is not enough memory; are the sizes in the model's configuration right?", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Terminated) as error:
-        goes_on = "; the same command again goes on where it was" if options.run is _convert else ""
-        print(f"interrupted{goes_on}", file=sys.stderr)
+        print(f"interrupted{_what_is_kept(options)}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
+
+
+def _what_is_kept(options: argparse.Namespace) -> str:
+    """What to say after an interrupt: where an unfinished conversion lies, and what becomes of it."""
+    if options.run is not _convert:
+        return ""
+    target = destination_path(options.destination)
+    kept = workplace_of(target)
+    if not kept.exists():
+        return " before anything was written"
+    place = target if is_cloud(target) else kept
+    return (
+        f"; what is done is kept in {place}: the same command again goes on where it was (to give up, remove that "
+        "directory)"
+    )
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -63,7 +79,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     alone = options.destination is None
-    found = damage(options.source) if alone else differences(local_directory(options.source), options.destination)
+    source = options.source if alone else local_directory(options.source)
+    found = damage(source) if alone else differences(source, options.destination)
     wrong = 0
     for difference in found:
         wrong += 1
@@ -77,7 +94,7 @@ def _verify(options: argparse.Namespace) -> int:
     if missing:
         print(f"logits not compared: {' and '.join(missing)} not installed")
         return 0
-    difference = logit_difference(local_directory(options.source), options.destination)
+    difference = logit_difference(source, options.destination)
     rounded = open_checkpoint(options.destination).config.int8
     limit = "int8 rounds: no limit" if rounded else f"allowed: {LOGIT_TOLERANCE:g}"
     print(f"logits, float32: max|difference| / max|logit| = {difference:.2g} ({limit})")

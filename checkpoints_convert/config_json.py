@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipedec_jax.config import LlamaConfig, RopeScaling
+from pipedec_jax.small_files import read_small
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 """Spellings of the one architecture that is converted (the second in the first LLaMA conversions)."""
@@ -27,12 +28,13 @@ def read_json(path: Path) -> Json:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it does not hold one JSON object in UTF-8.
+        ValueError: when it does not hold one JSON object in UTF-8, or is too large (see `pipedec_jax.small_files`).
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a Hugging Face LLaMA directory has a {path.name}")
+    data = read_small(path)
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):

@@ -19,6 +19,7 @@ from checkpoints_convert.hub import local_directory
 from checkpoints_convert.layout import contiguous
 from checkpoints_convert.manifest import VERSION, FileFacts, Manifest, StoredArray
 from checkpoints_convert.paths import any_path, is_cloud
+from checkpoints_convert.report import binary
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ARRAYS, chunked, is_converted, metadata_files, write_array, write_tree_metadata
 from checkpoints_convert.tokenizer_check import check_tokenizer
@@ -26,6 +27,7 @@ from checkpoints_convert.workplace import Workplace, boot, workplace, workplace_
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import as_int8, channel_scales, quantize
 from pipedec_jax.model.parameters import SCALE, Part, fixed_dtype, input_axes, parameter_shapes
+from pipedec_jax.small_files import read_small
 
 
 def convert(
@@ -63,11 +65,11 @@ def convert(
         OSError: when the disk is full, or something cannot be read or written.
         ValueError: for a source that cannot be converted, or a dtype that it cannot be stored in.
     """
-    target = any_path(destination) if is_cloud(destination) else Path(destination).resolve()
+    target = destination_path(destination)
     if not workplace_of(target).exists():
         _check_free(target, overwrite)
     checkpoint = open_source(local_directory(source))
-    others = {name: file.read_bytes() for name, file in tokenizer_files(checkpoint.directory).items()}
+    others = {name: read_small(file) for name, file in tokenizer_files(checkpoint.directory).items()}
     dtype = _stored_dtype(checkpoint, dtype)
     check_tokenizer(checkpoint, others)
     checkpoint.check_tied_head()
@@ -97,6 +99,11 @@ def convert(
             place.remove()
             raise
     return target
+
+
+def destination_path(destination: str | Path) -> Path:
+    """The path of a destination in full: `convert` works beside it."""
+    return any_path(destination) if is_cloud(destination) else Path(destination).resolve()
 
 
 def read_as(checkpoint: SourceCheckpoint, path: str, dtype: str) -> np.ndarray:
@@ -214,8 +221,8 @@ def _check_space(config: LlamaConfig, dtype: str, place: Workplace) -> None:
     free = shutil.disk_usage(place.root).free
     if free < need:
         raise OSError(
-            f"the conversion needs {need / 2**30:.2f} GiB more in {place.root.parent}, which has "
-            f"{free / 2**30:.2f} GiB free; make room or choose another destination"
+            f"the conversion needs {binary(need)} more in {place.root.parent}, which has {binary(free)} free; "
+            "make room or choose another destination"
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from checkpoints_convert.source import COPIED
+from checkpoints_convert.detection import open_source
+from checkpoints_convert.source import COPIED, tokenizer_files
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """A repository on the hub: `org/name`."""
@@ -26,37 +28,61 @@ def local_directory(source: str | Path) -> Path:
     name = str(source)
     if path.exists() or not NAME.fullmatch(name):
         return path
-    return cached(name) or _download(name)
+    snapshot = _snapshot(name)
+    lacking = None if snapshot is None else what_lacks(snapshot)
+    return _download(name, lacking) if snapshot is None or lacking else snapshot
 
 
-def cached(name: str) -> Path | None:
-    """The snapshot of a hub repository in the local Hugging Face cache, if it is there with its weights."""
+def what_lacks(snapshot: Path) -> str | None:
+    """Which file of a model an interrupted download has left out, in words; None when all are there.
+
+    What else may be wrong is for the reader to say.
+    """
+    try:
+        open_source(snapshot)
+        tokenizer_files(snapshot)
+    except FileNotFoundError as error:
+        return str(error)
+    except (ValueError, OSError, ImportError):
+        pass
+    return None
+
+
+def _snapshot(name: str) -> Path | None:
+    """Where the cache has (parts of) a repository."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
-    weights = (*SAFETENSORS, *PICKLES, *META)
-    return found if any(any(found.glob(pattern)) for pattern in weights) else None
 
 
-def _download(name: str) -> Path:
+def _download(name: str, lacking: str | None) -> Path:
     """Download the files of a repository that a conversion reads: one format of weights, the safest there is."""
     import huggingface_hub
 
+    formats = (SAFETENSORS, PICKLES, META)
     try:
         files = huggingface_hub.HfApi().list_repo_files(name)
-        formats = (SAFETENSORS, PICKLES, META)
-        present = [kind for kind in formats if any(Path(file).match(pattern) for file in files for pattern in kind)]
-        if not present:
-            raise FileNotFoundError(f"the repository {name} on the Hugging Face hub holds no LLaMA weights")
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*CONFIGS, *present[0]]))
-    except FileNotFoundError:
-        raise
+        present = [kind for kind in formats if any(fnmatchcase(file, pattern) for file in files for pattern in kind)]
+        snapshot = None
+        if present:
+            # Without a network, the library may return what is there, whole or not.
+            snapshot = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*CONFIGS, *present[0]]))
     except Exception as error:  # The library and what it stands on raise errors of many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        here = (
+            f"not whole in the local Hugging Face cache ({lacking})"
+            if lacking
+            else "not in the local Hugging Face cache"
+        )
         raise FileNotFoundError(
-            f"{name} is no directory here, not in the local Hugging Face cache, and could not be downloaded: {reason}"
+            f"{name} is no directory here, {here}, and could not be downloaded: {reason}"
         ) from error
+    if snapshot is None:
+        raise FileNotFoundError(f"the repository {name} on the Hugging Face hub holds no LLaMA weights")
+    if lacking := what_lacks(snapshot):
+        raise FileNotFoundError(f"{name} was downloaded from the Hugging Face hub, but {lacking}")
+    return snapshot

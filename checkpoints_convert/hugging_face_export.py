@@ -17,10 +17,12 @@ from checkpoints_convert.config_json import config_json
 from checkpoints_convert.hugging_face import tensor_name, to_hugging_face
 from checkpoints_convert.layout import contiguous
 from checkpoints_convert.paths import remove_tree
+from checkpoints_convert.report import binary
 from checkpoints_convert.store import ConvertedCheckpoint, open_checkpoint
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import plain
 from pipedec_jax.model.parameters import ParameterSource, parameter_count, parameter_shapes
+from pipedec_jax.small_files import read_small
 
 SHARD_BYTES = 2**30
 """Most bytes of a file, unless a single tensor has more. One file is in memory at a time."""
@@ -49,11 +51,15 @@ def export(converted: str | Path, directory: str | Path) -> Path:
     directory = Path(directory).resolve()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} exists; choose another directory")
+    checkpoint.check_files()
     weights = plain(checkpoint, DTYPES[checkpoint.dtype])
     need = parameter_count(checkpoint.config) * DTYPES[checkpoint.dtype].itemsize
     free = shutil.disk_usage(_existing(directory)).free
     if free < need:
-        raise OSError(f"{directory.parent} has {free / 2**30:.2f} GiB free, {need / 2**30:.2f} are needed")
+        raise OSError(
+            f"the export needs {binary(need)} in {directory.parent}, which has {binary(free)} free; "
+            "make room or choose another directory"
+        )
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     remove_tree(partial)
     partial.mkdir(parents=True)
@@ -98,7 +104,7 @@ def _write_others(checkpoint: ConvertedCheckpoint, directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     for name in checkpoint.manifest.files:
         (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_bytes((checkpoint.directory / name).read_bytes())
+        (directory / name).write_bytes(read_small(checkpoint.directory / name))
 
 
 def _shards(config: LlamaConfig, item_bytes: int) -> list[list[str]]:

@@ -19,7 +19,7 @@ import pipedec_jax
 from checkpoints_convert.checkpoint import STORED, array_dtype, check_dtype
 from checkpoints_convert.config_json import Json, read_json, token_ids
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import device_axis, parameter_shapes
+from pipedec_jax.model.parameters import Part, device_axis, parameter_shapes
 
 FILE = "pipedec_jax.json"
 VERSION = 2
@@ -53,6 +53,18 @@ class StoredArray:
     def nbytes(self) -> int:
         """Bytes of all elements."""
         return math.prod(self.shape) * STORED[self.dtype].itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk's file: Zarr stores the last one in full too."""
+        return self.nbytes // self.shape[self.axis] * self.length
+
+    def touched(self, part: Part) -> range:
+        """The chunks that a part of the array, given with both ends, has elements of."""
+        wanted = part[self.axis]
+        if any(index.stop <= index.start for index in part):
+            return range(0)
+        return range(wanted.start // self.length, -(-wanted.stop // self.length))
 
     def part(self, chunk: int) -> tuple[slice, ...]:
         """Where a chunk lies in the array."""

@@ -56,11 +56,14 @@ class MetaCheckpoint(SourceCheckpoint):
 
     def view(self, path: str) -> np.ndarray:
         """An array in our layout: a view of the mapped file where one rank holds it as it is, else merged."""
-        shape = parameter_shapes(self.config)[path]
-        tensor = self._merged(_name(path), tensor_shape(path, shape))
+        tensor = self.merged(path)
         if path.endswith(("/query", "/key")):
             tensor = halves_from_pairs(tensor, self.config.head_size)
-        return from_hugging_face(path, tensor, shape)
+        return from_hugging_face(path, tensor, parameter_shapes(self.config)[path])
+
+    def merged(self, path: str) -> np.ndarray:
+        """The tensor of our array `path` as Meta lays it out, all ranks together: matrices are `[out, in]`."""
+        return self._merged(_name(path), tensor_shape(path, parameter_shapes(self.config)[path]))
 
     def reading_order(self) -> list[str]:
         """All paths in the order of the first rank's file."""
@@ -77,15 +80,30 @@ class MetaCheckpoint(SourceCheckpoint):
 
     def _merged(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A tensor of all ranks; `shape` is that of the whole."""
-        parts = [rank.view(name) for rank in self.ranks]
-        axis = _split_axis(parts[0].shape, shape)
+        count = len(self.ranks)
+        first = self.ranks[0].tensors[name]
+        axis = _split_axis(first.shape, shape)
         if axis is None:
-            if not all(same_bits(parts[0], part) for part in parts[1:]):
-                raise ValueError(f"tensor {name!r} should be the same in all of {len(parts)} files and is not")
-            return parts[0]
+            part = self.ranks[0].view(name)
+            if not all(same_bits(part, rank.view(name)) for rank in self.ranks[1:]):
+                raise ValueError(f"tensor {name!r} should be the same in all of {count} files and is not")
+            return part
         # More ranks than KV heads: neighbours hold the same one.
-        copies = len(parts) * parts[0].shape[axis] // shape[axis]
-        return np.concatenate(parts[::copies], axis=axis)
+        copies = count * first.shape[axis] // shape[axis]
+        merged = None
+        for place, rank in enumerate(self.ranks[::copies]):
+            part = rank.view(name)
+            if merged is None:
+                merged = np.empty(shape, part.dtype)
+            elif part.dtype != merged.dtype:
+                raise ValueError(f"tensor {name!r} is {part.dtype} in {rank.files[0].name}, {merged.dtype} before")
+            size = part.shape[axis]
+            merged[(*(slice(None) for _ in range(axis)), slice(place * size, (place + 1) * size))] = part
+            # One part is in memory at a time beside the whole.
+            del part
+            rank.let_go()
+        assert merged is not None
+        return merged
 
 
 def open_meta(directory: str | Path) -> MetaCheckpoint:
@@ -96,7 +114,7 @@ def open_meta(directory: str | Path) -> MetaCheckpoint:
     may name `max_seq_len` or `rope_scaling_factor` itself.
 
     Raises:
-        FileNotFoundError: when the directory or one of its files does not exist.
+        FileNotFoundError: when the directory or one of its files does not exist, the last of them too.
         ImportError: when torch is not installed.
         ValueError: for an unsupported setting, damaged files, and unknown, missing or misshapen tensors.
     """
@@ -105,6 +123,7 @@ def open_meta(directory: str | Path) -> MetaCheckpoint:
     files = _rank_files(directory)
     ranks = tuple(PickledFiles([file], readers=len(files)) for file in files)
     try:
+        _check_rank_count(values, ranks)
         tied = _is_tied(ranks)
         config = _config(values, ranks, tied)
     except ValueError as error:
@@ -159,6 +178,24 @@ def _rank_files(directory: Path) -> list[Path]:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist (a broken link?)")
     return [inside(found[rank], directory) for rank in sorted(found)]
+
+
+def _check_rank_count(values: Json, ranks: tuple[PickledFiles, ...]) -> None:
+    """Raise unless there are as many files as the first one's part of the queries says (a missing last is no gap)."""
+    query = ranks[0].tensors.get("layers.0.attention.wq.weight")
+    width = whole(values, "dim")
+    if query is None or len(query.shape) != 2 or query.shape[0] == 0 or width % query.shape[0]:
+        return  # Not Meta's; what is wrong is named later.
+    count, last = width // query.shape[0], ranks[-1].files[0]
+    if len(ranks) < count:
+        raise FileNotFoundError(
+            f"{last.parent} lacks consolidated.{len(ranks):02d}.pth: the tensors are split over {count} files, "
+            f"{last.name} is the last one there; fetch the others too"
+        )
+    if len(ranks) > count:
+        raise ValueError(
+            f"the tensors are split over {count} files, but {last.name} is there too; is it another model's?"
+        )
 
 
 def _is_tied(ranks: tuple[PickledFiles, ...]) -> bool:

@@ -5,6 +5,8 @@ The one module that needs torch, which is imported when such a file is opened.
 
 from __future__ import annotations
 
+import os
+import struct
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -20,10 +22,11 @@ from checkpoints_convert.tensor_files import TensorInfo
 SINGLE = "pytorch_model.bin"
 
 RELOAD_BYTES = 2**28
-"""Pages that may stay mapped from tensors already read; then the file is mapped anew, which drops them."""
+"""Bytes that may stay mapped from tensors already read; then the file is mapped anew, which drops them."""
 
-DIRECTORY_BYTES = 2**26
-"""Most bytes of a file that are not tensor data; a thousand tensors take about a tenth of a megabyte."""
+DIRECTORY_BYTES = 2**23
+"""Most bytes of a file that are not tensor data, and of its archive's table; a thousand tensors take about a tenth of a
+megabyte of each. What is made of them in memory may take a hundred times as much."""
 
 
 class PickledFiles:
@@ -62,10 +65,17 @@ class PickledFiles:
         bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
         return tensor.detach().view(bits).numpy().view(DTYPES[info.dtype])
 
+    def let_go(self) -> None:
+        """Give pages of tensors already read back, where they have become many; no view of them may be in use."""
+        if self._touched > RELOAD_BYTES // self._readers**2:
+            self._opened = None
+
     def _load(self, file: Path) -> dict[str, Any]:
         """The tensors of a file by name, mapped."""
-        if self._opened is None or self._opened[0] != file or self._touched > RELOAD_BYTES // self._readers**2:
+        if self._opened is not None and self._opened[0] != file:
             self._opened = None
+        self.let_go()
+        if self._opened is None:
             self._touched = 0
             self._opened = (file, _load_tensors(file))
         return self._opened[1]
@@ -111,6 +121,9 @@ def _load_tensors(file: Path) -> dict[str, Any]:
 def _check_archive(file: Path) -> None:
     """Raise `ValueError` unless `file` is a zip archive, nothing compressed, of little beside tensor data."""
     try:
+        table = _table_bytes(file)
+        if table > DIRECTORY_BYTES:
+            raise ValueError(f"its table is said to have {table:,} bytes")
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
@@ -125,6 +138,26 @@ def _check_archive(file: Path) -> None:
     size = file.stat().st_size
     if any(entry.header_offset + entry.file_size > size for entry in entries):
         raise ValueError(f"{file} is shorter than its directory says; fetch it again")
+
+
+def _table_bytes(file: Path) -> int:
+    """The size that a zip archive says its table of entries has; 0 when no end of an archive is found."""
+    with file.open("rb") as opened:
+        length = opened.seek(0, os.SEEK_END)
+        # At the end, before a comment of at most 2**16 bytes; for large archives its last field says "see elsewhere".
+        opened.seek(max(length - 2**16 - 22 - 20, 0))
+        tail = opened.read()
+        end = tail.rfind(b"PK\5\6", 0, len(tail) - 18)
+        if end < 0:
+            return 0
+        (size,) = struct.unpack_from("<L", tail, end + 12)
+        locator = end - 20
+        if locator < 0 or tail[locator : locator + 4] != b"PK\6\7":
+            return size
+        (place,) = struct.unpack_from("<Q", tail, locator + 8)
+        opened.seek(min(place, length))
+        record = opened.read(56)
+    return struct.unpack_from("<Q", record, 40)[0] if len(record) == 56 and record[:4] == b"PK\6\6" else size
 
 
 def _reason(error: Exception) -> str:

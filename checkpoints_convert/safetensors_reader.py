@@ -13,8 +13,11 @@ from safetensors import SafetensorError, safe_open
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.shard_index import check_index, weight_files
 from checkpoints_convert.tensor_files import TensorInfo, map_tensor
+from pipedec_jax.small_files import check_json
 
 SINGLE = "model.safetensors"
+HEADER_BYTES = 2**24
+"""Most bytes of a file's header; a tensor takes about a hundred."""
 SPELLINGS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Dtypes that are converted, as safetensors spells them and as we do."""
 
@@ -60,13 +63,18 @@ class SafetensorsDirectory:
 
 def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
     """Shape, dtype and absolute offset of every tensor of a file whose sizes and offsets are all consistent."""
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if size > HEADER_BYTES:
+            raise ValueError(f"its header is said to have {size:,} bytes; at most {HEADER_BYTES:,} are read")
+        text = opened.read(size)
+    check_json(text, "its header")
     # The library checks the whole header, but does not tell where the data lies; mapping it ourselves lets each
     # tensor's pages go again.
     with safe_open(file, framework="numpy") as checked:
         names = set(checked.keys())
-    with file.open("rb") as opened:
-        (size,) = struct.unpack("<Q", opened.read(8))
-        header: dict[str, Any] = json.loads(opened.read(size))
+    header: dict[str, Any] = json.loads(text)
     header.pop("__metadata__", None)
     if set(header) != names:
         raise ValueError("its header is ambiguous")

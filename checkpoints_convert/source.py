@@ -14,6 +14,7 @@ from checkpoints_convert.layout import contiguous
 from checkpoints_convert.paths import inside
 from checkpoints_convert.tensor_files import TensorInfo
 from pipedec_jax.model.parameters import Part
+from pipedec_jax.small_files import check_size
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """At least one of these must be there."""
@@ -30,6 +31,8 @@ COPIED = (
 )
 """Patterns of the tokenizer and generation files that go along with the weights (Meta's `params.json` tells which
 special tokens its tokenizer has)."""
+TOGETHER_BYTES = 2**27
+"""Most bytes of all of them, which are in memory together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +75,7 @@ def tokenizer_files(directory: str | Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: when there is no tokenizer among them.
-        ValueError: when one is a link that leads out of the directory.
+        ValueError: when one is a link that leads out of the directory, or they are too large to be read whole.
     """
     directory = Path(directory)
     found = {
@@ -86,6 +89,7 @@ def tokenizer_files(directory: str | Path) -> dict[str, Path]:
         if not ((directory / "params.json").is_file() and beside.is_file()):
             raise FileNotFoundError(f"{directory} has no tokenizer; expected {' or '.join(TOKENIZERS)}")
         found[beside.name] = inside(beside, beside.parent)
+    _check_sizes(found.values())
     return found
 
 
@@ -136,6 +140,15 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     bits = np.dtype(f"u{a.dtype.itemsize}")
     return np.array_equal(a.view(bits), b.view(bits))
+
+
+def _check_sizes(files: Iterable[Path]) -> None:
+    total = 0
+    for file in files:
+        check_size(file)
+        total += file.stat().st_size
+        if total > TOGETHER_BYTES:
+            raise ValueError(f"the tokenizer files beside {file} have more than {TOGETHER_BYTES:,} bytes together")
 
 
 def _names(names: Iterable[str], most: int = 4) -> str:

@@ -36,6 +36,7 @@ from checkpoints_convert.manifest import FileFacts, Manifest, StoredArray
 from checkpoints_convert.paths import any_path, is_cloud, key_value_store
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Part, device_axis, nest, parameter_shapes
+from pipedec_jax.small_files import read_small
 
 ARRAYS = "parameters"
 
@@ -55,23 +56,44 @@ class ConvertedCheckpoint(Checkpoint):
         stored = self.manifest.arrays[path]
         try:
             self._check_layout(path)
-            self._check_chunks(path, stored)
+            self._check_chunks(path, stored, part)
             array = _open_array(self.directory / ARRAYS, path, stored)
             return _read_part(array, stored, part)
         except (ValueError, OSError) as error:
             raise ValueError(f"cannot read array {path!r} of {self.directory}: {_short(error)}") from error
 
-    def _check_chunks(self, path: str, stored: StoredArray) -> None:
-        """Raise `ValueError` where a chunk is there and no file: reading a pipe would never end. Local only."""
+    def check_files(self) -> None:
+        """Compare tokenizer and generation files with the manifest.
+
+        Raises:
+            ValueError: when one is missing or differs, or is too large to be read.
+        """
+        for name, facts in self.manifest.files.items():
+            file = self.directory / name
+            state = "is missing"
+            if file.is_file():
+                state = "" if FileFacts.of(read_small(file)) == facts else "differs from what was converted"
+            if state:
+                raise ValueError(
+                    f"file {name} of {self.directory} {state}; put the original back, or convert the source again "
+                    "(--overwrite)"
+                )
+
+    def _check_chunks(self, path: str, stored: StoredArray, part: Part) -> None:
+        """Raise `ValueError` unless all chunks that `part` touches are files of the right size. Local only.
+
+        Reading a pipe would never end, and of a size that the manifest alone states memory may not hold a chunk.
+        """
         if is_cloud(self.directory):
             return
-        directory = array_directory(self.directory / ARRAYS, path)
-        for chunk in range(stored.chunks):
-            place = ["0"] * len(stored.shape)
-            place[stored.axis] = str(chunk)
-            file = directory / ".".join(place)
-            if file.exists() and not file.is_file():
-                raise ValueError(f"chunk {chunk} of {stored.chunks} is no file")
+        for chunk in stored.touched(part):
+            file = self.directory / ARRAYS / chunk_file(path, stored, chunk)
+            if not file.is_file():
+                raise ValueError(f"chunk {chunk} of {stored.chunks} is {'no file' if file.exists() else 'missing'}")
+            if file.stat().st_size != stored.chunk_bytes:
+                raise ValueError(
+                    f"chunk {chunk} of {stored.chunks} has {file.stat().st_size} bytes, not {stored.chunk_bytes}"
+                )
 
     def _check_layout(self, path: str) -> None:
         """Raise `ValueError` unless an array's `.zarray` is as it was written.
@@ -83,9 +105,7 @@ class ConvertedCheckpoint(Checkpoint):
         facts = self.manifest.metadata.get(name)
         if not file.is_file():
             raise ValueError(f"{name} is missing")
-        with file.open("rb") as opened:
-            data = opened.read(facts.bytes + 1) if facts else b""
-        if facts is None or FileFacts.of(data) != facts:
+        if facts is None or FileFacts.of(read_small(file)) != facts:
             raise ValueError(f"{name} differs from what was converted")
 
 
@@ -218,6 +238,13 @@ def array_directory(parameters: Path, path: str) -> Path:
     return parameters / path.replace("/", ".")
 
 
+def chunk_file(path: str, stored: StoredArray, chunk: int) -> str:
+    """Where a chunk of an array lies in `parameters/`, named as Zarr names it."""
+    place = ["0"] * len(stored.shape)
+    place[stored.axis] = str(chunk)
+    return f"{path.replace('/', '.')}/{'.'.join(place)}"
+
+
 def metadata_files(config: LlamaConfig) -> list[str]:
     """The files in `parameters/` that are no chunks of arrays."""
     return ["_METADATA", *(f"{path.replace('/', '.')}/.zarray" for path in parameter_shapes(config))]
@@ -232,13 +259,9 @@ def first_missing(checkpoint: ConvertedCheckpoint) -> str | None:
         if not _has_size(checkpoint.directory / name, facts.bytes):
             return f"file {name} is missing or cut short"
     for path, stored in checkpoint.manifest.arrays.items():
-        directory = array_directory(checkpoint.directory / ARRAYS, path)
         for chunk in range(stored.chunks):
-            place = ["0"] * len(stored.shape)
-            place[stored.axis] = str(chunk)
-            # Zarr stores every chunk in the full size.
-            size = stored.nbytes // stored.shape[stored.axis] * stored.length
-            if not _has_size(directory / ".".join(place), size):
+            file = checkpoint.directory / ARRAYS / chunk_file(path, stored, chunk)
+            if not _has_size(file, stored.chunk_bytes):
                 return f"chunk {chunk} of {stored.chunks} of array {path!r} is missing or cut short"
     return None
 
@@ -273,13 +296,12 @@ def _open_array(parameters: Path, path: str, stored: StoredArray) -> Any:
 def _read_part(array: Any, stored: StoredArray, part: Part) -> np.ndarray:
     """Read the chunks that `part` touches, check them, and cut them."""
     wanted = part[stored.axis]
-    if wanted.stop <= wanted.start:
-        return np.empty([index.stop - index.start for index in part], STORED[stored.dtype])
-    touched = range(wanted.start // stored.length, -(-wanted.stop // stored.length))
+    if not stored.touched(part):
+        return np.empty([max(index.stop - index.start, 0) for index in part], STORED[stored.dtype])
     whole = part == tuple(slice(0, size) for size in stored.shape)
     result = None
     pending: collections.deque[tuple[int, Any]] = collections.deque()
-    following = iter(touched)
+    following = iter(stored.touched(part))
 
     def start() -> None:
         for chunk in following:

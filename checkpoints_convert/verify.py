@@ -17,6 +17,7 @@ from checkpoints_convert.source import same_bits, tokenizer_files
 from checkpoints_convert.store import ConvertedCheckpoint, open_checkpoint
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.parameters import fixed_dtype, nest, parameter_shapes
+from pipedec_jax.small_files import read_small
 
 LOGIT_TOLERANCE = 1e-4
 """Largest allowed max|difference| / max|logit| in float32; the order of sums accounts for about 1e-6."""
@@ -59,7 +60,7 @@ def differences(source: str | Path, converted: str | Path) -> Iterator[str]:
             yield f"{name} is {getattr(ours, name)}, the source has {expected}"
     for name, file in tokenizer_files(source).items():
         copy = ours.directory / name
-        if not copy.is_file() or file.read_bytes() != copy.read_bytes():
+        if not copy.is_file() or file_facts(copy) != file_facts(file):
             yield f"file {name} {'differs' if copy.is_file() else 'is missing'}"
     yield from _damaged_files(ours, ours.manifest.metadata)
     if ours.config != config:
@@ -77,7 +78,7 @@ def differences(source: str | Path, converted: str | Path) -> Iterator[str]:
 
 def _damaged_files(ours: ConvertedCheckpoint, files: dict[str, FileFacts]) -> Iterator[str]:
     """What of the manifest, and of some files that it names, is not as it should be."""
-    if (ours.directory / manifest.FILE).read_text() != ours.manifest.text():
+    if read_small(ours.directory / manifest.FILE) != ours.manifest.text().encode():
         yield f"file {manifest.FILE} is written otherwise than by the converter"
     for name, facts in files.items():
         file = ours.directory / name
@@ -88,31 +89,25 @@ def _damaged_files(ours: ConvertedCheckpoint, files: dict[str, FileFacts]) -> It
 
 
 def logit_difference(source: str | Path, converted: str | Path, tokens: int = 500, seed: int = 0) -> float:
-    """max|difference| / max|logit| between our model and Hugging Face's, in float32, on random tokens.
+    """max|difference| / max|logit| between our model and the source's own, in float32, on random tokens.
 
-    Both compute with the converted dtype's values, but that int8 layers of ours are compared with what they were made
-    from: the difference is then mostly theirs. Holds both models in memory.
+    The source's own is Hugging Face's model, or Meta's (see `reference_logits`). Both compute with the converted
+    dtype's values, but that int8 layers of ours are compared with what they were made from: the difference is then
+    mostly theirs. Holds one model in memory, then the other.
 
     Raises:
+        FileNotFoundError, ValueError: when one side cannot be opened.
         ImportError: when torch or transformers is not installed.
     """
     import jax.numpy as jnp
-    import torch
-    import transformers
 
+    from checkpoints_convert.reference_logits import reference_logits
     from pipedec_jax.model import llama
 
     ours = open_checkpoint(converted)
     tokens = min(tokens, ours.config.context)
     prompt = np.random.default_rng(seed).integers(ours.config.vocab_size, size=(1, tokens), dtype=np.int32)
-
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.LlamaForCausalLM.from_pretrained(source).eval()
-    with torch.no_grad():
-        # Parameters only: casting the module would round the rotary frequencies too.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(getattr(torch, ours.dtype)).float()
-        expected = model(torch.from_numpy(prompt).long()).logits.numpy()
+    expected = reference_logits(open_source(source), prompt, ours.dtype)
 
     weights = {
         path: jnp.asarray(ours.read(path), fixed_dtype(ours.config, path) or jnp.float32)

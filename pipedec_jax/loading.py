@@ -9,6 +9,7 @@ from pathlib import Path
 
 from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
+from checkpoints_convert.store import ConvertedCheckpoint
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source, as_int8
 from pipedec_jax.model.parameters import ParameterSource
@@ -93,7 +94,8 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
     Raises:
         FileNotFoundError: when there is no checkpoint, or it has no tokenizer.
         ImportError: when its weights are pickled and torch is not installed.
-        ValueError: when the checkpoint is damaged or unsupported.
+        ValueError: when the checkpoint is damaged (tokenizer files are compared with its manifest now, arrays when they
+            are read) or unsupported.
     """
     directory = local_directory(directory)
     if not is_converted(directory) and not is_source(directory):
@@ -102,6 +104,8 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
             f"{directory} {what}: give a converted checkpoint or a Hugging Face LLaMA directory (with config.json)"
         )
     checkpoint = open_any(directory)
+    if isinstance(checkpoint, ConvertedCheckpoint):
+        checkpoint.check_files()
     tokenizer = Tokenizer.load(_tokenizer_directory(directory))
     config = as_int8(checkpoint.config) if int8 else checkpoint.config
 

@@ -10,6 +10,8 @@ import binascii
 import re
 from pathlib import Path
 
+from pipedec_jax.small_files import read_small
+
 SPECIAL_TOKENS = 256
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
@@ -33,10 +35,10 @@ def read_ranks(file: str | Path) -> dict[bytes, int]:
     """The ordinary tokens' bytes and ids.
 
     Raises:
-        ValueError: when the file is damaged.
+        ValueError: when the file is damaged, or too large.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(Path(file).read_bytes().splitlines()):
+    for number, line in enumerate(read_small(Path(file)).splitlines()):
         if not line.strip():
             continue
         if _LINE.fullmatch(line) is None:

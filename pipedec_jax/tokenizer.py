@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipedec_jax.small_files import read_small
 from pipedec_jax.tiktoken_file import is_tiktoken, read_ranks, special_tokens
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ Message = Mapping[str, str]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """Files that hold a vocabulary; the first one found is read."""
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "params.json")
+"""What may lie beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +64,15 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: when there is no tokenizer in the directory.
-            ValueError: when the files cannot be read, or sentencepiece is needed and not installed.
+            ValueError: when the files cannot be read or are too large, or sentencepiece is needed and not installed.
         """
         directory = Path(directory)
         found = next((name for name in TOKENIZER_FILES if (directory / name).is_file()), None)
         if found is None:
             raise FileNotFoundError(f"no tokenizer in {directory}: expected {' or '.join(TOKENIZER_FILES)}")
+        for name in (found, *SETTINGS_FILES):
+            if (directory / name).is_file():
+                read_small(directory / name)  # The libraries would read any size.
         try:
             if found == "tokenizer.json":
                 backend = _load_json(directory)

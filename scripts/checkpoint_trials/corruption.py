@@ -26,10 +26,8 @@ def corrupt(place: Path, kind: Kind, elsewhere: Path, rng: random.Random) -> str
         ways += [_hostile_header, _hostile_header, _hostile_length]
     if kind in ("pickled", "pickled shards", "meta"):
         ways += [_harmful_pickle(elsewhere), _rewritten_pickle]
-    if not kind.startswith("converted"):
-        ways.append(_pipe)
     link = _link_out(elsewhere)
-    ways.append(link)
+    ways += [_pipe, link]
     chosen = [rng.choice(ways) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
     # Last, so that nothing here writes through a link.
     chosen.sort(key=lambda way: way is link)

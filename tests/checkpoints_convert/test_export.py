@@ -1,12 +1,14 @@
 """What was converted goes back bit for bit, as a directory that transformers loads."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from checkpoints_convert import convert, export, open_source
+import pipedec_jax
+from checkpoints_convert import convert, export, hugging_face_export, open_source
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.source import same_bits
 from tests.checkpoints_convert.sources import GEOMETRIES, edit_json, hugging_face_model, save
@@ -54,6 +56,30 @@ def test_a_damaged_checkpoint_is_not_exported(source, tmp_path, others):
     (chunk,) = (converted / "parameters" / "layers.1.down").glob("[0-9]*")
     chunk.write_bytes(b"\1" + chunk.read_bytes()[1:])
     with pytest.raises(ValueError, match="cannot read array 'layers/1/down'"):
+        export(converted, tmp_path / "back")
+    assert others() == ["converted"]
+
+
+@pytest.mark.parametrize("spoil", ["differs from what was converted", "is missing"])
+def test_small_files_are_compared_before_anything_is_written(spoil, source, tmp_path, others):
+    converted = convert(source, tmp_path / "converted")
+    file = converted / "tokenizer.json"
+    if spoil == "is missing":
+        file.unlink()
+    else:
+        file.write_text(file.read_text() + " ")
+    message = f"file tokenizer.json of .*converted {spoil}; put the original back, or convert the source again"
+    with pytest.raises(ValueError, match=message):
+        export(converted, tmp_path / "back")
+    with pytest.raises(ValueError, match=message):
+        pipedec_jax.load(converted)
+    assert others() == ["converted"]
+
+
+def test_a_full_disk_is_told_before_anything_is_written(source, tmp_path, others, monkeypatch):
+    converted = convert(source, tmp_path / "converted")
+    monkeypatch.setattr(hugging_face_export.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
+    with pytest.raises(OSError, match=r"the export needs 15\.33 KiB in .*, which has 99 B free; make room"):
         export(converted, tmp_path / "back")
     assert others() == ["converted"]
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from checkpoints_convert import __main__ as command
 from checkpoints_convert import conversion, convert, is_converted, open_checkpoint, workplace
 from checkpoints_convert.verify import damage
 from tests.checkpoints_convert.sources import edit_json, stop_at, tiny_source
@@ -161,7 +162,7 @@ def test_two_processes_do_not_convert_to_one_place(source, tmp_path, others):
 def test_a_full_disk_is_told_before_and_while_writing(source, tmp_path, others, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(conversion.shutil, "disk_usage", lambda _: SimpleNamespace(free=99))
-        with pytest.raises(OSError, match=r"needs 0\.00 GiB more in .* make room"):
+        with pytest.raises(OSError, match=r"needs 15\.33 KiB more in .*, which has 99 B free; make room"):
             convert(source, tmp_path / "converted")
     assert others() == []
     # The disk is full in the middle: as the system says it when a file would grow beyond a limit.
@@ -176,6 +177,31 @@ def test_a_full_disk_is_told_before_and_while_writing(source, tmp_path, others, 
     assert done.returncode == 2
     assert "error: [Errno 27] cannot write array" in done.stderr
     assert others() == []
+
+
+@pytest.mark.parametrize("when", ["before", "while writing", "in place"])
+def test_an_interrupt_says_what_is_kept_where(when, source, tmp_path, capsys, monkeypatch):
+    destination = tmp_path / "converted"
+    if when == "before":
+        monkeypatch.setattr(conversion, "check_tokenizer", raiser(KeyboardInterrupt))
+        expected = "interrupted before anything was written\n"
+    else:
+        kept = tmp_path / ".converted.partial"
+        if when == "in place":
+            for module in (workplace, command):
+                monkeypatch.setattr(module, "is_cloud", lambda _: True)
+            kept = destination
+        stop_at(monkeypatch, 3, KeyboardInterrupt)
+        expected = f"interrupted; what is done is kept in {kept}: the same command again goes on where it was"
+    assert command.main(["convert", str(source), str(destination)]) == 130
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def raiser(error):
+    def act(*_):
+        raise error
+
+    return act
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
@@ -193,7 +219,8 @@ def test_killed_at_random_moments(end, source, tmp_path, others, expected):
     assert process.returncode in (0, -end, 143)
     if process.returncode:
         assert not is_converted(tmp_path / "converted")
-        assert end == signal.SIGKILL or messages.decode().startswith("interrupted; the same command again goes on")
+        kept = f"interrupted; what is done is kept in {tmp_path / '.converted.partial'}: the same command again goes on"
+        assert end == signal.SIGKILL or messages.decode().startswith(kept)
         convert(source, tmp_path / "converted")
     assert contents(tmp_path / "converted") == expected
     assert others() == ["converted"]

@@ -17,13 +17,14 @@ from safetensors.numpy import load_file
 from checkpoint_trials.synthetic import sentencepiece_model
 from checkpoints_convert import convert, open_checkpoint, open_source, pickle_reader
 from checkpoints_convert.__main__ import main
+from checkpoints_convert.reference_logits import reference_logits
 from checkpoints_convert.source import same_bits
-from checkpoints_convert.verify import differences
+from checkpoints_convert.verify import differences, logit_difference
 from pipedec_jax.config import RopeScaling
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import parameter_shapes
 from tests.checkpoints_convert.meta_files import save_as_meta, write_tiktoken
-from tests.checkpoints_convert.sources import GEOMETRIES, edit_json, hugging_face_model, save
+from tests.checkpoints_convert.sources import GEOMETRIES, edit_json, edit_manifest, hugging_face_model, save
 
 LLAMA_1, LLAMA_2, ONE_KV = (
     "LLaMA 1: as many KV heads as heads",
@@ -167,6 +168,42 @@ def test_special_tokens_of_metas_files(tmp_path):
     assert (convert(older, tmp_path / "converted") / "tokenizer.model").read_bytes() == sentencepiece_model()
 
 
+FORMATS = {
+    "safetensors": lambda model, place: save(model, place),
+    "safetensors, sharded": lambda model, place: save(model, place, max_shard_size="200KB"),
+    "pickled": lambda model, place: save_pickled(model, place),
+    "pickled, sharded": lambda model, place: save_pickled(model, place, shards=3),
+    "Meta's": lambda model, place: save_as_meta(model, place, max_seq_len=16384, **META["LLaMA 3.1"][3]),
+    "Meta's, two files": lambda model, place: save_as_meta(model, place, 2, max_seq_len=16384, **META["LLaMA 3.1"][3]),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_verify_compares_every_format_with_its_source(form, tmp_path, capsys):
+    model = hugging_face_model(as_published(GEOMETRIES["LLaMA 3.1: scaled RoPE"], True))
+    source = FORMATS[form](model, tmp_path / "source")
+    converted = convert(source, tmp_path / "converted", "bfloat16" if "sharded" in form else None)
+    command = ["verify", str(source), str(converted)]
+    assert main(command) == 0
+    assert "logits, float32: max|difference| / max|logit| = " in capsys.readouterr().out
+    logits = reference_logits(open_source(source), PROMPT[:, :9], "float32")
+    with torch.no_grad():
+        expected = model.float()(torch.from_numpy(PROMPT[:, :9]).long()).logits.numpy()
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    # The same weights under another RoPE: only the logits can tell.
+    values = json.loads((converted / "pipedec_jax.json").read_text())
+    edit_manifest(converted, model=values["model"] | {"rope_theta": 1e4})
+    assert logit_difference(source, converted) > 1e-2
+
+
+def test_verify_tells_a_wrong_permutation_of_metas_heads_by_the_logits(tmp_path, capsys, monkeypatch):
+    # Both sides of the comparison of arrays would have it.
+    monkeypatch.setattr("checkpoints_convert.meta.halves_from_pairs", lambda tensor, _: tensor)
+    source = save_as_meta(hugging_face_model(GEOMETRIES[LLAMA_2] | {"vocab_size": EVEN}), tmp_path / "meta", 2, False)
+    assert main(["verify", str(source), str(convert(source, tmp_path / "converted"))]) == 1
+    assert "all tensors are as in the source" in capsys.readouterr().out
+
+
 def spoil_meta(**changes):
     return lambda source: edit_json(source / "params.json", **changes)
 
@@ -183,6 +220,10 @@ def truncate(file):
 
 BAD_META = {
     "missing rank": (lambda s: (s / "consolidated.00.pth").unlink(), r"lacks consolidated\.00\.pth"),
+    "missing last rank": (
+        lambda s: (s / "consolidated.01.pth").unlink(), r"lacks consolidated\.01\.pth: the tensors are split over 2 f"),
+    "file too many": (
+        lambda s: shutil.copy(s / "consolidated.01.pth", s / "consolidated.02.pth"), "but consolidated.02.pth is"),
     "missing tensor": (lambda s: edit_rank(s, norm__weight=None), r"01\.pth: the checkpoint lacks tensors 'norm\.w"),
     "norms that differ": (lambda s: edit_rank(s, norm__weight=torch.ones(64)), "'norm.weight' should be the same"),
     "unknown tensor": (lambda s: edit_rank(s, bias=torch.ones(3)), "01.pth: the checkpoint has unknown tensors 'bias'"),
@@ -348,38 +389,86 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_hub_repository_is_found_in_the_local_cache(source, tmp_path, hub, capsys):
-    snapshot = cache_snapshot(source, hub)
+    cache_snapshot(source, hub)
     assert list(differences(source, convert("org/model", tmp_path / "converted"))) == []
     assert main(["inspect", "--json", "org/model"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "huggingface-safetensors"
     assert main(["verify", "--no-logits", "org/model", str(tmp_path / "converted")]) == 0
-    # Interrupted downloads leave no weights.
-    (snapshot / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="org/model is no directory here, not in the local Hugging Face cache"):
-        convert("org/model", tmp_path / "again")
+    with pytest.raises(
+        FileNotFoundError, match="org/other is no directory here, not in the local Hugging Face cache, a"
+    ):
+        convert("org/other", tmp_path / "again")
 
 
-def test_what_is_downloaded(source, tmp_path, hub, monkeypatch):
+def interrupt(source, snapshot, what) -> str:
+    """Take a file out of a snapshot as an interrupted download would; returns what is to be said."""
+    if what == "shard":
+        names = sorted(load_file(source / "model.safetensors"))
+        weight_map = dict.fromkeys(names, "model-00001.safetensors") | {names[-1]: "model-00002.safetensors"}
+        (snapshot / "model.safetensors").rename(snapshot / "model-00001.safetensors")
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        return r"names shards that do not exist: model-00002\.safetensors"
+    (snapshot / what).unlink()
+    return {
+        "model.safetensors": r"has neither model\.safetensors nor",
+        "tokenizer.json": "has no tokenizer",
+        "config.json": r"has neither config\.json nor params\.json",
+    }[what]
+
+
+@pytest.mark.parametrize("what", ["shard", "model.safetensors", "tokenizer.json", "config.json"])
+def test_a_snapshot_that_is_not_whole_is_downloaded_or_named(what, source, tmp_path, hub, monkeypatch):
+    message = interrupt(source, cache_snapshot(source, hub), what)
+    with pytest.raises(
+        FileNotFoundError, match=rf"not whole in the local Hugging Face cache \(.*{message}.*not be downl"
+    ):
+        convert("org/model", tmp_path / "converted")
+    asked = serve(source, monkeypatch)
+    assert list(differences(source, convert("org/model", tmp_path / "converted"))) == []
+    assert list(asked) == ["org/model"]
+
+
+def test_a_download_that_ends_early_is_named(source, tmp_path, hub, monkeypatch):
+    message = interrupt(source, source, "shard")
+    serve(source, monkeypatch)
+    with pytest.raises(FileNotFoundError, match=f"org/model was downloaded from the Hugging Face hub, but .*{message}"):
+        convert("org/model", tmp_path / "converted")
+
+
+def serve(
+    source, monkeypatch, files=("model.safetensors", "pytorch_model.bin", "original/consolidated.00.pth")
+) -> dict:
+    """Stand in for the hub with one repository, which holds `source`; returns what will have been asked for."""
     import huggingface_hub
 
-    asked = {}
+    asked, snapshot_download = {}, huggingface_hub.snapshot_download
 
     class Api:
         def list_repo_files(self, name):
-            return ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "original/params.json"]
+            return ["config.json", "tokenizer.json", *files]
 
     def download(name, *, local_files_only=False, allow_patterns=None):
         if local_files_only:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no")
+            return snapshot_download(name, local_files_only=True)
         asked[name] = allow_patterns
         return str(source)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return asked
+
+
+def test_what_is_downloaded(source, tmp_path, hub, monkeypatch):
+    asked = serve(source, monkeypatch)
     assert list(differences(source, convert("org/model", tmp_path / "converted"))) == []
     assert "model.safetensors" in asked["org/model"]
     assert "config.json" in asked["org/model"]
     assert "pytorch_model.bin" not in asked["org/model"]
+    serve(source, monkeypatch, files=["original/consolidated.00.pth", "onnx/model.safetensors"])
+    with pytest.raises(
+        FileNotFoundError, match="the repository org/model on the Hugging Face hub holds no LLaMA weights"
+    ):
+        convert("org/model", tmp_path / "again")
 
 
 def test_paths_that_are_no_repository_are_not_asked_for(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -92,6 +93,18 @@ def test_lost_data_is_found_and_named(spoil, pair):
     for found in (list(damage(pair[1])), list(differences(*pair))):
         assert found[-1].startswith("cannot read array 'layers/1/query' of ")
         assert len(found) == 1 + (spoil == "remove array")
+
+
+def test_a_chunk_that_is_a_pipe_is_an_error_and_no_hang(pair, capsys):
+    chunk = only_chunk(pair[1], "layers/0/down")
+    chunk.unlink()
+    os.mkfifo(chunk)
+    for (found,) in (list(damage(pair[1])), list(differences(*pair))):
+        assert found.startswith("cannot read array 'layers/0/down' of ")
+        assert found.endswith("chunk 0 of 1 is no file")
+    assert main(["list", "--json", str(pair[1].parent)]) == 0
+    states = {entry["name"]: entry["state"] for entry in json.loads(capsys.readouterr().out)}
+    assert states["converted"] == "incomplete: chunk 0 of 1 of array 'layers/0/down' is missing or cut short"
 
 
 @pytest.mark.parametrize("change", [{"shape": [11]}, {"chunks": [2**40]}])

@@ -1,0 +1,55 @@
+"""Files that are read whole, because they are small: configurations, indexes, tokenizers. What is too large is refused.
+
+A hostile file must not exhaust memory: what is parsed takes many times the bytes of the file. Under these limits, no
+file takes more than 0.6 GB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MOST_BYTES = {"tokenizer.json": 2**26, "tokenizer.model": 5 * 2**20}
+"""Most bytes of a file by name. LLaMA 3's have 9 to 17 MB and 2 MB."""
+OTHERS_BYTES = 2**24
+"""Most bytes of any other. An index has 0.1 MB, the manifest of LLaMA 3.1 405B 2 MB."""
+JSON_VALUES = 2**21
+"""Most values of a JSON file, counted by the marks before them (a `tokenizer.json` of LLaMA 3 has about a million)."""
+JSON_KEYS = 2**19
+"""Most keys of a JSON file, counted by the colons after them."""
+
+
+def check_size(file: Path) -> None:
+    """Raise `ValueError` when a file is larger than any such file of a LLaMA model; reads nothing."""
+    size = file.stat().st_size
+    if size > (most := _most_bytes(file)):
+        raise ValueError(f"{file} has {size:,} bytes; at most {most:,} are read of such a file")
+
+
+def read_small(file: Path) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is too large, or a JSON file that would be when parsed.
+    """
+    most = _most_bytes(file)
+    with file.open("rb") as opened:
+        data = opened.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{file} has more than {most:,} bytes, which is too many for such a file")
+    if file.suffix == ".json":
+        check_json(data, str(file))
+    return data
+
+
+def check_json(data: bytes, name: str) -> None:
+    """Raise `ValueError`, naming the file, when JSON text holds too many values or keys to be parsed."""
+    # Those within strings count as well; they are few.
+    if (values := sum(map(data.count, (b",", b"[", b"{")))) > JSON_VALUES:
+        raise ValueError(f"{name} holds about {values:,} JSON values; at most {JSON_VALUES:,} are read")
+    if (keys := data.count(b":")) > JSON_KEYS:
+        raise ValueError(f"{name} holds about {keys:,} JSON keys; at most {JSON_KEYS:,} are read")
+
+
+def _most_bytes(file: Path) -> int:
+    return MOST_BYTES.get(file.name, OTHERS_BYTES)
