@@ -1,6 +1,7 @@
 """Memory and speed of a conversion on a synthetic checkpoint, against copying the same bytes on the same disk.
 
-    python scripts/measure_conversion.py WORK_DIR
+    python scripts/measure_conversion.py WORK_DIR              # Hugging Face safetensors
+    python scripts/measure_conversion.py WORK_DIR --meta 8     # Meta's files of 8 model-parallel ranks (takes torch)
 
 needs three times the checkpoint's size in WORK_DIR, and leaves nothing there.
 """
@@ -16,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
+from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic, write_synthetic_meta
 from checkpoints_convert.__main__ import main as convert
 from pipedec_jax.model.parameters import parameter_shapes
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--layers", type=int, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB; 32: all)")
     parser.add_argument("--runs", type=int, default=3, help="of each, in turns")
+    parser.add_argument("--meta", type=int, metavar="RANKS", help="Meta's format, split over so many files")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -37,11 +39,14 @@ def main() -> None:
     config = dataclasses.replace(LLAMA_3_8B, layers=options.layers)
     source, copy, converted = (options.directory / name for name in ("source", "copy", "converted"))
     try:
-        size = write_synthetic(config, source)
+        if options.meta is None:
+            size = write_synthetic(config, source)
+        else:
+            size = write_synthetic_meta(config, source, options.meta)
         largest = 2 * max(shape[0] * shape[-1] for shape in parameter_shapes(config).values() if len(shape) == 2)
         os.sync()
-        shards = len(list(source.glob("*.safetensors")))
-        print(f"{size / 1e9:.2f} GB in {shards} shards; largest tensor {largest / 1e9:.2f} GB")
+        files = sum(file.suffix in (".safetensors", ".pth") for file in source.iterdir())
+        print(f"{size / 1e9:.2f} GB in {files} files; largest tensor {largest / 1e9:.2f} GB")
         print(f"{'run':>3} {'cp + sync':>12} {'convert + sync':>16} {'ratio':>6} {'peak RSS':>10}")
         for run in range(options.runs):
             copying, _ = timed(["cp", "-r", "--reflink=never", str(source), str(copy)])

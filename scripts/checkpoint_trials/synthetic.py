@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.config_json import config_json
 from checkpoints_convert.hugging_face import tensor_name, tensor_shape
+from checkpoints_convert.meta import NAMES
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import parameter_shapes
 
@@ -73,6 +75,38 @@ def write_synthetic(
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "config.json").write_text(json.dumps(config_json(config, dtype)))
     write_tokenizer(directory)
+    return total
+
+
+def write_synthetic_meta(config: LlamaConfig, directory: str | Path, ranks: int, *, seed: int = 0) -> int:
+    """Write random bfloat16 weights as Meta's files of LLaMA 3, a rank in memory at a time; returns their bytes."""
+    import torch
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for rank in range(ranks):
+        rng = np.random.default_rng([seed, rank])
+        tensors: dict[str, torch.Tensor] = {}
+        for path, shape in parameter_shapes(config).items():
+            *parents, leaf = path.split("/")
+            name, axis = NAMES[leaf]
+            theirs = list(tensor_shape(path, shape))
+            if leaf == "embedding":
+                axis = 0
+            if axis is not None:
+                theirs[axis] //= ranks
+            # The same norms in all files.
+            noise = np.ones(1, np.float32) if len(theirs) == 1 else 0.02 * rng.standard_normal(2**20, np.float32)
+            tensor = torch.from_numpy(np.resize(noise, theirs).astype(np.float32)).to(torch.bfloat16)
+            tensors[".".join([*parents, name])] = tensor
+            total += tensor.nbytes
+        torch.save(tensors, directory / f"consolidated.{rank:02d}.pth")
+    params = {"dim": config.width, "n_layers": config.layers, "n_heads": config.heads, "n_kv_heads": config.kv_heads}
+    params |= {"vocab_size": config.vocab_size, "norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
+    (directory / "params.json").write_text(json.dumps(params))
+    lines = (base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
+    (directory / "tokenizer.model").write_bytes(b"".join(lines))
     return total
 
 
