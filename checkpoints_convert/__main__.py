@@ -14,12 +14,13 @@ import jax
 
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.conversion import convert, destination_path
+from checkpoints_convert.detection import is_source
 from checkpoints_convert.hub import local_directory
 from checkpoints_convert.hugging_face_export import export
 from checkpoints_convert.library import as_json, library, table
 from checkpoints_convert.paths import is_cloud
 from checkpoints_convert.report import as_text, describe
-from checkpoints_convert.store import open_checkpoint
+from checkpoints_convert.store import is_converted, open_checkpoint
 from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
 from checkpoints_convert.workplace import workplace_of
 
@@ -111,12 +112,20 @@ def _export(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     entries = library(options.directory)
-    print(json.dumps(as_json(entries), indent=2) if options.json else table(entries))
+    if entries or options.json:
+        print(json.dumps(as_json(entries), indent=2) if options.json else table(entries))
+        return 0
+    itself = is_converted(options.directory) or is_source(options.directory)
+    hint = " (it is one itself: see `inspect`)" if itself else ""
+    print(f"{options.directory} holds no checkpoints{hint}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m checkpoints_convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m checkpoints_convert",
+        description="Convert LLaMA checkpoints; inspect, verify, export and list what was converted.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     source = "a model's directory, in Hugging Face's or Meta's format, or a hub repository (org/name)"
 
@@ -138,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("verify", help="prove that DST is whole, or that it is SRC converted")
     command.add_argument("source", metavar="[SRC] DST", help="DST alone is compared with its manifest's checksums")
     command.add_argument("destination", metavar="", nargs="?", help=argparse.SUPPRESS)
-    command.add_argument("--no-logits", action="store_true", help="do not compare logits with Hugging Face's model")
+    command.add_argument("--no-logits", action="store_true", help="do not compare logits with the source's own model")
     command.set_defaults(run=_verify)
 
     command = commands.add_parser("export", help="write DST back as Hugging Face safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints_convert.checkpoint import Checkpoint
-from checkpoints_convert.hugging_face_source import is_hugging_face, open_hugging_face
+from checkpoints_convert.hugging_face_source import has_weights, is_hugging_face, open_hugging_face
 from checkpoints_convert.meta import is_meta, open_meta
 from checkpoints_convert.paths import any_path, is_cloud
 from checkpoints_convert.source import SourceCheckpoint
@@ -28,10 +28,13 @@ def open_source(path: str | Path) -> SourceCheckpoint:
     directory = any_path(path)
     if not directory.is_dir() or is_cloud(path):
         raise FileNotFoundError(f"{directory} is not a directory; give one that holds a model's files")
-    if is_meta(directory) and not is_hugging_face(directory):
+    # Some keep a config.json of Hugging Face's beside Meta's weights.
+    if is_meta(directory) and not (is_hugging_face(directory) and has_weights(directory)):
         return open_meta(directory)
     if is_hugging_face(directory):
         return open_hugging_face(directory)
+    if is_converted(directory):
+        raise FileNotFoundError(f"{directory} is a converted checkpoint; give the model that it was made from")
     inner = directory / "original"
     hint = f" (but {inner} is one)" if is_meta(inner) else ""
     raise FileNotFoundError(

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from checkpoints_convert.detection import open_source
+from checkpoints_convert.paths import any_path
 from checkpoints_convert.source import COPIED, tokenizer_files
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -24,9 +25,9 @@ def local_directory(source: str | Path) -> Path:
     Raises:
         FileNotFoundError: when there is no such directory, and no such repository can be had.
     """
-    path = Path(source)
+    path = any_path(source)
     name = str(source)
-    if path.exists() or not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or path.exists():
         return path
     snapshot = _snapshot(name)
     lacking = None if snapshot is None else what_lacks(snapshot)

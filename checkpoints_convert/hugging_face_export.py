@@ -16,7 +16,7 @@ from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.config_json import config_json
 from checkpoints_convert.hugging_face import tensor_name, to_hugging_face
 from checkpoints_convert.layout import contiguous
-from checkpoints_convert.paths import remove_tree
+from checkpoints_convert.paths import is_cloud, remove_tree
 from checkpoints_convert.report import binary
 from checkpoints_convert.store import ConvertedCheckpoint, open_checkpoint
 from pipedec_jax.config import LlamaConfig
@@ -45,9 +45,11 @@ def export(converted: str | Path, directory: str | Path) -> Path:
         FileExistsError: when `directory` is in use.
         FileNotFoundError: when `converted` is no converted checkpoint.
         OSError: when it cannot be written.
-        ValueError: when `converted` is damaged.
+        ValueError: when `converted` is damaged, or `directory` a path of an object store.
     """
     checkpoint = open_checkpoint(converted)
+    if is_cloud(directory):
+        raise ValueError(f"{directory} is not on this machine; export to a local directory and copy that")
     directory = Path(directory).resolve()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} exists; choose another directory")

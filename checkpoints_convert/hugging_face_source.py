@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def open_hugging_face(directory: str | Path) -> HuggingFaceCheckpoint:
         bos, eos = _special_tokens(directory, values)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
-    kind = "pickle" if _has_only_pickles(directory) else "safetensors"
+    kind = "safetensors"
+    if has_weights(directory, [pickle_reader.SINGLE]) and not has_weights(directory, [safetensors_reader.SINGLE]):
+        kind = "pickle"
     weights = PickledDirectory(directory) if kind == "pickle" else SafetensorsDirectory(directory)
     dtypes = _check_tensors(config, weights)
     return HuggingFaceCheckpoint(
@@ -90,11 +93,9 @@ def is_hugging_face(path: str | Path) -> bool:
     return (Path(path) / "config.json").is_file()
 
 
-def _has_only_pickles(directory: Path) -> bool:
-    def has(single: str) -> bool:
-        return (directory / single).is_file() or (directory / f"{single}.index.json").is_file()
-
-    return has(pickle_reader.SINGLE) and not has(safetensors_reader.SINGLE)
+def has_weights(directory: Path, singles: Sequence[str] = (safetensors_reader.SINGLE, pickle_reader.SINGLE)) -> bool:
+    """Whether weights lie in a directory under Hugging Face's names, in one file of `singles` or by its index."""
+    return any((directory / name).is_file() for single in singles for name in (single, f"{single}.index.json"))
 
 
 def _check_tensors(config: LlamaConfig, weights: TensorFiles) -> tuple[str, ...]:

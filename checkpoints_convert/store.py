@@ -34,6 +34,7 @@ from checkpoints_convert.checkpoint import STORED, Checkpoint
 from checkpoints_convert.config_json import Json
 from checkpoints_convert.manifest import FileFacts, Manifest, StoredArray
 from checkpoints_convert.paths import any_path, is_cloud, key_value_store
+from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import Part, device_axis, nest, parameter_shapes
 from pipedec_jax.small_files import read_small
@@ -125,6 +126,11 @@ def open_checkpoint(path: str | Path) -> ConvertedCheckpoint:
     if not is_converted(directory):
         is_source = any((directory / name).is_file() for name in ("config.json", "params.json"))
         what = "is a source" if is_source else f"has no {manifest.FILE}"
+        if workplace_of(directory).is_dir():
+            raise FileNotFoundError(
+                f"{directory} is not complete: its conversion was interrupted or is still running; the same "
+                "`python -m checkpoints_convert convert` goes on where it was"
+            )
         raise FileNotFoundError(
             f"{directory} is no converted checkpoint, it {what}; convert a model's directory with "
             "`python -m checkpoints_convert convert SRC DST` and give DST"

@@ -10,6 +10,7 @@ from pathlib import Path
 from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ConvertedCheckpoint
+from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source, as_int8
 from pipedec_jax.model.parameters import ParameterSource
@@ -99,6 +100,8 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
     """
     directory = local_directory(directory)
     if not is_converted(directory) and not is_source(directory):
+        if workplace_of(directory).is_dir():
+            open_checkpoint(directory)  # Says that it is not complete.
         what = "is no checkpoint" if directory.exists() else "does not exist"
         raise FileNotFoundError(
             f"{directory} {what}: give a converted checkpoint or a Hugging Face LLaMA directory (with config.json)"

@@ -84,6 +84,11 @@ def test_a_full_disk_is_told_before_anything_is_written(source, tmp_path, others
     assert others() == ["converted"]
 
 
+def test_an_object_store_is_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="gs://a/b is not on this machine; export to a local directory"):
+        export(convert(source, tmp_path / "converted"), "gs://a/b")
+
+
 def test_command(source, tmp_path, capsys):
     convert(source, tmp_path / "converted")
     assert main(["export", str(tmp_path / "converted"), str(tmp_path / "back")]) == 0

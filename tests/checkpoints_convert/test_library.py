@@ -77,6 +77,18 @@ def test_a_directory_that_is_not_there(tmp_path, capsys):
     assert main(["list", str(tmp_path / "nowhere")]) == 2
     assert "is not a directory" in capsys.readouterr().err
     assert library(tmp_path) == []
+    with pytest.raises(ValueError, match="gs://a/b is not on this machine"):
+        library("gs://a/b")
+
+
+def test_an_empty_library_and_a_checkpoint_itself_are_said_to_be_so(source, tmp_path, capsys):
+    convert(source, tmp_path / "odd\nname\x1b[2J")
+    (tmp_path / "empty").mkdir()
+    assert main(["list", str(tmp_path / "empty")]) == main(["list", str(source)]) == main(["list", str(tmp_path)]) == 0
+    empty, itself, heading, *lines = capsys.readouterr().out.splitlines()
+    assert empty == f"{tmp_path / 'empty'} holds no checkpoints"
+    assert itself == f"{source} holds no checkpoints (it is one itself: see `inspect`)"
+    assert [line.split()[0] for line in (heading, *lines)] == ["name", "odd?name?[2J", "source"]
 
 
 @pytest.mark.parametrize(

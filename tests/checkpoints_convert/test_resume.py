@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import pipedec_jax
 from checkpoints_convert import __main__ as command
 from checkpoints_convert import conversion, convert, is_converted, open_checkpoint, workplace
 from checkpoints_convert.verify import damage
@@ -45,8 +46,11 @@ def test_goes_on_where_it_was(count, in_place, source, tmp_path, others, expecte
         with pytest.raises(Stopped):
             convert(source, destination)
     assert not is_converted(destination)
-    with pytest.raises(FileNotFoundError, match="is no converted checkpoint"):
+    message = "is not complete: its conversion was interrupted or is still running"
+    with pytest.raises(FileNotFoundError, match=message):
         open_checkpoint(destination)
+    with pytest.raises(FileNotFoundError, match=message):
+        pipedec_jax.load(destination)
 
     written, write = [], conversion.write_array
 

@@ -132,6 +132,16 @@ def test_metas_files_equal_hugging_faces(name, tmp_path):
         logits_agree(model, open_checkpoint(converted))
 
 
+def test_metas_files_beside_a_config_of_hugging_faces_are_metas(meta, source, tmp_path):
+    both = shutil.copytree(meta, tmp_path / "both")
+    shutil.copy(source / "config.json", both)
+    assert same_arrays(open_source(both), open_source(meta))
+    shutil.copytree(source, both, dirs_exist_ok=True)
+    assert open_source(both).format == "huggingface-safetensors"
+    with pytest.raises(FileNotFoundError, match="is a converted checkpoint; give the model that it was made from"):
+        open_source(convert(source, tmp_path / "converted"))
+
+
 def test_metas_files_in_bfloat16(tmp_path):
     model = hugging_face_model(as_published(GEOMETRIES[LLAMA_2], False)).to(torch.bfloat16)
     source = save_as_meta(model, tmp_path / "meta", 2, False, max_seq_len=1024)
