@@ -122,13 +122,13 @@ def _entry(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _read_ahead(text: str) -> int:
-    """Bytes that an HLO text brings into nearer memory, S(1) and up, while other things are done."""
+    """Bytes, of arrays that may be weights or caches, that an HLO text brings into nearer memory, S(1) and up, while
+    other things are done."""
     near = r"(\w+)\[([\d,]+)\]\{[^}]*S\([1-9]\)[^}]*\}[^=\n]*?"
     found: list[tuple[str, str]] = re.findall(rf"= \({near} copy-start\(", text)
     found += re.findall(rf"= \(\([^=\n]*?\), {near} slice-start\(", text)
-    return sum(
-        math.prod(map(int, sizes.split(","))) * np.dtype(NAMES.get(name, name)).itemsize for name, sizes in found
-    )
+    sizes = [(NAMES[name], map(int, shape.split(","))) for name, shape in found if name in NAMES]
+    return sum(math.prod(shape) * np.dtype(name).itemsize for name, shape in sizes)
 
 
 def _copies(text: str) -> list[tuple[str, tuple[int, ...], int]]:

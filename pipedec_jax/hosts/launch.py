@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,6 +16,28 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def slurm_variables(processes: int, index: int, port: int) -> dict[str, str]:
+    """As SLURM's `srun` sets them for one of several processes on this machine; JAX takes the port from the job's id.
+
+    Raises:
+        ValueError: when JAX has no job's id for that port.
+    """
+    first = 2**16 - 2**12
+    if not first <= port < 2**16:
+        raise ValueError(f"a SLURM job's port is {first} to {2**16 - 1}, not {port}")
+    values = {"JOB_ID": port - first, "NTASKS": processes, "PROCID": index, "LOCALID": index, "STEP_NUM_NODES": 1}
+    return {f"SLURM_{name}": str(value) for name, value in values.items()} | {"SLURM_STEP_NODELIST": "127.0.0.1"}
+
+
+def free_slurm_port() -> int:
+    """A port that nobody listens at now, of those that SLURM jobs have."""
+    for port in range(2**16 - 1, 2**16 - 2**12, -1):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -40,6 +63,7 @@ def launch(
     port: int | None = None,
     only: Sequence[int] | None = None,
     own: dict[int, Sequence[str]] | None = None,
+    slurm: bool = False,
 ) -> list[subprocess.Popen[str]]:
     """Start the processes; a single one as it would be without others.
 
@@ -51,11 +75,14 @@ def launch(
         port: of the coordinator; a free one by default.
         only: numbers of those that are started; all by default.
         own: arguments of some, by their numbers.
+        slurm: whether they find each other by SLURM's variables, not by `--coordinator`.
     """
-    port = port or free_port()
+    port = port or (free_slurm_port() if slurm else free_port())
     started = []
     for index in range(processes) if only is None else only:
         group = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes), "--process-id", str(index)]
+        if slurm:
+            group = ["--hosts", "auto"]
         command = [
             sys.executable,
             str(script),
@@ -69,7 +96,7 @@ def launch(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=environment(devices),
+                env=environment(devices) | (slurm_variables(processes, index, port) if slurm else {}),
             )
         )
     return started

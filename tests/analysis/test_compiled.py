@@ -68,6 +68,7 @@ def test_reading_ahead_is_no_copy():
     %copy-start.2 = (bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, bf16[8,128]{1,0}, u32[]) copy-start(%a)
     %copy.3 = s32[5]{0} copy(%b)
     %slice-start = ((bf16[64,128]{1,0}), bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, s32[]) slice-start(%c), slice={[0:16]}
+    %copy-start.5 = (pred[4096]{0:T(512)(128)(4,1)S(1)}, pred[4096]{0}, u32[]{:S(2)}) copy-start(%e)
     %copy-start.4 = (f32[16]{0:T(128)}, f32[16]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%d)
     """
     assert _copies(text) == [("bfloat16", (8, 128), 2048), ("int32", (5,), 20), ("float32", (16,), 64)]

@@ -50,6 +50,27 @@ def test_every_method_gives_one_process_s_tokens_on_several(case, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_find_each_other_as_slurm_starts_them(models, capsys):
+    arguments = [*models, "--prompt", "for x in", "--json"]
+    main(arguments)
+    expected = json.loads(capsys.readouterr().out)
+    found = finish(launch(2, 1, arguments, script=SCRIPT, slurm=True), 600)
+    assert [status for status, _, _ in found] == [0, 0], found
+    assert json.loads(found[0][1])["token_ids"] == expected["token_ids"]
+    assert found[1][1] == "", "one process prints"
+
+
+@pytest.mark.slow
+def test_the_free_running_form_is_refused_on_several_processes():
+    (case,) = cases([(2, 1)], ["pipespec"])
+    arguments = [*(case.arguments or ()), "--form", "free", "--max-new-tokens", "4"]
+    for status, output, errors in finish(launch(2, 1, arguments, script=SCRIPT), 600):
+        assert status != 0
+        assert output == ""
+        assert "form free is for one process: several take the same steps, so use form lockstep" in errors
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_after_a_fault_of_one_the_other_ends_and_the_job_goes_on(fault, tmp_path):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
