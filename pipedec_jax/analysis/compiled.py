@@ -122,8 +122,7 @@ def _entry(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _read_ahead(text: str) -> int:
-    """Bytes, of arrays that may be weights or caches, that an HLO text brings into nearer memory, S(1) and up, while
-    other things are done."""
+    """Bytes that an HLO text brings into nearer memory, S(1) and up, beside other work; of weights' dtypes alone."""
     near = r"(\w+)\[([\d,]+)\]\{[^}]*S\([1-9]\)[^}]*\}[^=\n]*?"
     found: list[tuple[str, str]] = re.findall(rf"= \({near} copy-start\(", text)
     found += re.findall(rf"= \(\([^=\n]*?\), {near} slice-start\(", text)
