@@ -21,6 +21,7 @@ from pipedec_jax.command_line.options import Parser, fail
 
 MIB = 2**20
 HIERARCHIES = ("pipespec", "speculative")
+METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", *HIERARCHIES)
 COLUMNS = (
     *("method", "program", "compiled in, s", "weights and caches", "all", "all / those", "temporaries"),
     *("copies of them", "collectives", "GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
@@ -36,9 +37,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--middle", nargs="+", default=[], metavar="CONFIG", help="models between them in pipespec, smallest first"
     )
-    methods = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", *HIERARCHIES)
-    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
-    parser.add_argument("--stages", type=int, required=True, metavar="N")
+    parser.add_argument("--method", "--methods", dest="methods", nargs="+", choices=METHODS, metavar="METHOD")
+    parser.add_argument("--stages", type=int, metavar="N", help="by default all devices but those of smaller models")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="T")
     parser.add_argument("--width", type=int, default=16, metavar="W")
     parser.add_argument("--children", type=int, default=16, metavar="K")
@@ -66,8 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
         draft = geometry(options.draft, "draft") if options.draft else None
         middle = [geometry(name, "middle") for name in options.middle]
         names = [field.name for field in dataclasses.fields(described.Sizes)]
-        sizes = described.Sizes(**{name: getattr(options, name) for name in names})
         devices = described.described_devices(options.platform, options.topology)
+        if options.stages is None:
+            ranks = len(devices) // max(1, options.tensor_parallel)
+            options.stages = min(target.layers, ranks - (len(middle) + 1 if draft else 0))
+        sizes = described.Sizes(**{name: getattr(options, name) for name in names})
         kind = devices[0].device_kind
         memory = described.MEMORY.get(kind)
         print(f"COMPILED for {len(devices)} x {kind} ({options.topology}), not run. {options.stages} stages, ", end="")
@@ -75,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{options.width}. Bytes are MiB a device; a device has {memory or '?'} GiB.")
         print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
         found = []
-        for method in options.methods:
+        for method in options.methods or [name for name in METHODS if draft or name not in HIERARCHIES]:
             if method not in HIERARCHIES:
                 rows = described.compile_method(method, sizes, target, draft, devices)
             elif draft is None:
