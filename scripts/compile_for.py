@@ -23,7 +23,7 @@ MIB = 2**20
 HIERARCHIES = ("pipespec", "speculative")
 METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", *HIERARCHIES)
 COLUMNS = (
-    *("method", "program", "compiled in, s", "weights and caches", "all", "all / those", "temporaries"),
+    *("method", "program", "compiled in, s (of processor)", "weights and caches", "all", "all / those", "temporaries"),
     *("copies of them", "collectives", "GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
 )
 
@@ -109,7 +109,9 @@ def cells(row: dict[str, Any]) -> list[Any]:
     return [
         row["method"],
         row["program"],
-        f"{row['both_compiled_s']:.1f}" if row["program"] == "ticks" else "(both below)",
+        f"{row['both_compiled_s']:.0f} ({row['both_processor_s']:.0f})"
+        if row["program"] == "ticks"
+        else "(both below)",
         f"{row['own_bytes'] / MIB:.0f}",
         f"{row['total_bytes'] / MIB:.0f}",
         f"{row['total_bytes'] / row['own_bytes']:.3f}",
