@@ -106,12 +106,11 @@ def cells(row: dict[str, Any]) -> list[Any]:
     def over(value: float | None, unit: float) -> str:
         return "-" if value is None else f"{value / unit:.1f}"
 
+    ticks = row["program"] == "ticks"
     return [
         row["method"],
         row["program"],
-        f"{row['both_compiled_s']:.0f} ({row['both_processor_s']:.0f})"
-        if row["program"] == "ticks"
-        else "(both below)",
+        f"{row['both_compiled_s']:.0f} ({row['both_processor_s']:.0f})" if ticks else "(both below)",
         f"{row['own_bytes'] / MIB:.0f}",
         f"{row['total_bytes'] / MIB:.0f}",
         f"{row['total_bytes'] / row['own_bytes']:.3f}",
@@ -121,7 +120,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
         over(row["flops"], 1e9),
         over(row["bytes_accessed"], MIB),
         over(row["read_ahead_bytes"], MIB),
-        over(row["floor_bytes"], MIB) if row["program"] == "ticks" else "-",
+        over(row["floor_bytes"], MIB) if ticks else "-",
     ]
 
 

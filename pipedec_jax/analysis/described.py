@@ -79,6 +79,13 @@ def compile_method(
 ) -> list[dict[str, Any]]:
     """A method's prefill and ticks.
 
+    Args:
+        method: one of `pipeline.settings.METHODS`.
+        sizes: what it is compiled with.
+        target: its geometry.
+        draft: of the draft model, where the method and `sizes.drafter` take one.
+        devices: described or real; the first stage's first.
+
     Returns:
         For each the fields of `compiled.Report`, and `method`, `program`, `both_compiled_s` (seconds that the two took
         together), `both_processor_s` (of processor time) and `floor_bytes` (`weight_floor`).
