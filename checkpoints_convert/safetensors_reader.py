@@ -70,19 +70,27 @@ def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
             raise ValueError(f"its header is said to have {size:,} bytes; at most {HEADER_BYTES:,} are read")
         text = opened.read(size)
     check_json(text, "its header")
+    header: dict[str, Any] = json.loads(text)
+    try:
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        said = 8 + size + max(ends, default=0)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError("its header is malformed") from error
+    # First, as the library maps a file of any size.
+    if said != (found := file.stat().st_size):
+        raise ValueError(f"it has {found:,} bytes, its header asks for {said:,}")
     # The library checks the whole header, but does not tell where the data lies; mapping it ourselves lets each
     # tensor's pages go again.
     with safe_open(file, framework="numpy") as checked:
         names = set(checked.keys())
-    header: dict[str, Any] = json.loads(text)
     header.pop("__metadata__", None)
     if set(header) != names:
         raise ValueError("its header is ambiguous")
-    found = {}
+    tensors = {}
     for name, entry in header.items():
         shape, dtype = tuple(entry["shape"]), SPELLINGS.get(entry["dtype"], entry["dtype"])
         begin, end = entry["data_offsets"]
         if dtype in DTYPES and end - begin != int(np.prod(shape, dtype=object)) * DTYPES[dtype].itemsize:
             raise ValueError(f"tensor {name!r} does not have the bytes that its shape takes")
-        found[name] = shape, dtype, 8 + size + begin
-    return found
+        tensors[name] = shape, dtype, 8 + size + begin
+    return tensors

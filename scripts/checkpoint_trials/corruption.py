@@ -27,10 +27,10 @@ def corrupt(place: Path, kind: Kind, elsewhere: Path, rng: random.Random) -> str
     if kind in ("pickled", "pickled shards", "meta"):
         ways += [_harmful_pickle(elsewhere), _rewritten_pickle]
     link = _link_out(elsewhere)
-    ways += [_pipe, link]
+    ways += [_pipe, _grow, link]
     chosen = [rng.choice(ways) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-    # Last, so that nothing here writes through a link.
-    chosen.sort(key=lambda way: way is link)
+    # Last, so that nothing here writes through a link or reads what is larger than memory.
+    chosen.sort(key=lambda way: (way is link, way is _grow))
     return "; ".join(way(place, rng) for way in chosen)
 
 
@@ -81,6 +81,16 @@ def _pipe(place: Path, rng: random.Random) -> str:
     file.unlink()
     os.mkfifo(file)
     return f"{file.name} replaced by a pipe nobody writes to"
+
+
+def _grow(place: Path, rng: random.Random) -> str:
+    """Make a file larger than memory; on the disk it takes no room."""
+    file = _pick(place, rng)
+    if file is None:
+        return "nothing"
+    size = rng.choice((2**26, 2**31, 2**36, 2**40))
+    os.truncate(file, size)
+    return f"{file.name} extended to {size} bytes"
 
 
 def _link_out(elsewhere: Path) -> Corrupt:
