@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipedec_jax.analysis.questions import Question
 from pipedec_jax.training.corpus import library_root, read_list, read_text
 
 
@@ -43,3 +44,17 @@ def held_out_prompts(count: int, seed: int, characters: int = 600) -> list[HeldO
         end = text.find("\n", begin + characters) + 1 or len(text)
         prompts.append(HeldOutPrompt(path, text.count("\n", 0, end) + 1, text[begin:end]))
     return prompts
+
+
+def held_out_questions(count: int, seed: int) -> list[Question]:
+    """The same prompts as questions; what each is called says where it ends.
+
+    Raises:
+        ValueError: as `held_out_prompts` does, and for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"held-out prompts must be at least 1, not {count}")
+    return [
+        Question(f"{prompt.path}:{prompt.line}", "held-out source", (prompt.text,), number)
+        for number, prompt in enumerate(held_out_prompts(count, seed), start=1)
+    ]

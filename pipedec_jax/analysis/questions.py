@@ -69,6 +69,23 @@ def spread_over(questions: Sequence[Question], limit: int | None) -> list[Questi
     return [questions[index * len(questions) // limit] for index in range(limit)]
 
 
+def of_each_category(questions: Sequence[Question], count: int) -> list[Question]:
+    """The first `count` questions of each category, in the file's order.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"questions of each category must be at least 1, not {count}")
+    seen: dict[str, int] = {}
+    chosen = []
+    for question in questions:
+        seen[question.category] = seen.get(question.category, 0) + 1
+        if seen[question.category] <= count:
+            chosen.append(question)
+    return chosen
+
+
 def _read_text(path: Path) -> str:
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":

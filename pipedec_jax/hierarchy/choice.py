@@ -219,7 +219,7 @@ def tried(measured: Measured, models: Sequence[int], stages: int = 1, exchange: 
             ]
             settings.append((passes, width, lockstep_tick_cost([*costs, (target, 1)], exchange)))
     words = np.broadcast_to(
-        _labels(measured.words[list(models)])[:, None], (len(models), len(settings), measured.words.shape[1])
+        labels(measured.words[list(models)])[:, None], (len(models), len(settings), measured.words.shape[1])
     )
     run = simulate(
         words,
@@ -240,7 +240,7 @@ def tried(measured: Measured, models: Sequence[int], stages: int = 1, exchange: 
     ]
 
 
-def _labels(words: np.ndarray) -> np.ndarray:
+def labels(words: np.ndarray) -> np.ndarray:
     """Small numbers in place of tokens, equal where those are: the first model from the target down that says them."""
     labels = np.zeros(words.shape, np.int8)
     for model in range(len(words) - 2, -1, -1):

@@ -1,0 +1,153 @@
+"""All methods at several numbers of stages on several texts: simulated ticks, modeled time, all ranks counted.
+
+Texts are held-out source (a number of prompts) and files of questions, as benchmark.py takes them. Of methods with a
+choice that the text decides (depth of stpp, draft length of eesd, passes of hierarchies) the best of a few by modeled
+time is shown. Ticks are simulated (equal to the engine's, tests/analysis); modeled time charges every rank the bytes of
+weights it reads in a tick. The baseline of ratios is pp on as many stages.
+
+python scripts/compare_methods.py --prompts 4 spec_bench_question.jsonl --out methods.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import pipedec_jax
+from pipedec_jax.command_line.options import Parser, fail
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--prompts", nargs="+", default=["4"], help="number of held-out prompts, and files of questions (4)")
+    add("--per-category", metavar="Q", type=int, default=2, help="questions of each category of a file (2)")
+    add("--stages", metavar="N", type=int, nargs="+", default=[2, 4, 8, 16], help="of the target (2 4 8 16)")
+    add("--width", metavar="W", type=int, default=16, help="most guesses in a batch (16)")
+    add("--children", metavar="K", type=int, default=16, help="most guesses after each token (16)")
+    add("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of an answer (128)")
+    add("--seed", type=int, default=0, help="that draws the held-out prompts (0)")
+    add("--out", metavar="FILE", type=Path, help="every count as a JSON line; the same command goes on with it")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Simulate all methods and print a table for each text."""
+    options = parse()
+    from pipedec_jax.analysis import every_method as every
+
+    pipedec_jax.use_cpu_devices(every.ranks_needed(options.stages, 3))
+    try:
+        run(options, every)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def run(options: argparse.Namespace, every: Any) -> None:
+    from pipedec_jax.analysis.answer_file import LineFile
+    from pipedec_jax.analysis.held_out import held_out_questions
+    from pipedec_jax.analysis.questions import of_each_category, read_questions
+
+    models = {name: pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")}
+    plain = pipedec_jax.Decoder(models["target"], method="pp", stages=1)
+    known: list[Any] = []
+    for text in options.prompts:
+        if text.isdigit():
+            corpus, questions = "held-out source", held_out_questions(int(text), options.seed)
+        else:
+            corpus = Path(text).name
+            questions = of_each_category(read_questions(Path(text)), options.per_category)
+        found, left_out = every.know(plain, questions, corpus, options.max_new_tokens)
+        known += found
+        tokens = sum(len(one.answer) for one in found)
+        print(f"{corpus}: {len(questions)} prompts, {len(found)} answers, {tokens} tokens; ", end="")
+        print(f"{len(left_out)} cut or left out")
+        for name, reason in left_out.items():
+            print(f"  {name}: {reason}")
+
+    layers = models["target"].config.layers
+    shape = (options.width, options.children)
+    wanted = [
+        setting
+        for stages in options.stages
+        for setting in (*every.settings(stages, layers, (2, 4, 8), *shape), *every.hierarchies(stages, [*models]))
+    ]
+    done: dict[str, Any] = {}
+    kept = LineFile(options.out) if options.out else None
+    head = {"prompts": [[one.corpus, list(one.prompt), list(one.answer)] for one in known], "shape": list(shape)}
+    if kept is not None:
+        if not kept.rows:
+            kept.append(head)
+        elif kept.rows[0] != head:
+            raise ValueError(f"{options.out} holds counts of other texts or widths: choose another --out")
+        done = {row["name"]: row for row in kept.rows[1:]}
+    words = {name: every.say(model, known) for name, model in models.items() if name != "target"}
+    make = every.same_family(models)
+    counts = []
+    for setting in tqdm(wanted, unit="setting", disable=None):
+        row = done.get(setting.name)
+        if row is not None:
+            hits = None if row["hits"] is None else tuple(row["hits"])
+            counts.append(
+                every.Count(setting, row["ranks"], row["unit"], tuple(row["ticks"]), tuple(row["costs"]), hits)
+            )
+            continue
+        if setting.models:
+            counts.append(every.count_hierarchy(models, setting, known, words))
+        else:
+            counts.append(every.count(make, setting, known))
+        if kept is not None:
+            row = dataclasses.asdict(counts[-1])
+            kept.append(
+                {"name": setting.name, **{key: row[key] for key in ("ranks", "unit", "ticks", "costs", "hits")}}
+            )
+    for corpus in dict.fromkeys(one.corpus for one in known):
+        print(f"\n### {corpus}\n")
+        print_rows(every.rows(counts, known, lambda one, corpus=corpus: one.corpus == corpus))
+        categories = list(dict.fromkeys(one.category for one in known if one.corpus == corpus))
+        if len(categories) > 1:
+            print_categories(every, counts, known, categories)
+
+
+def print_rows(rows: list[Any]) -> None:
+    print(
+        "| stages | method | drafts with | best of those tried | target ranks | draft ranks | ticks per token", end=""
+    )
+    print(" (simulated) | hit rate (simulated) | ticks: pp / this (simulated) | time: pp / this (modeled) |")
+    print("|" + " --- |" * 10)
+    for row in rows:
+        setting = row.count.setting
+        hit = "-" if row.hit_rate is None else f"{row.hit_rate:.3f}"
+        faster = setting.stages / row.ticks_per_token
+        print(f"| {setting.stages} | {setting.method} | {setting.note or '-'} | {setting.tried or '-'} | ", end="")
+        print(f"{setting.stages} | {row.count.ranks} | {row.ticks_per_token:.2f} | {hit} | {faster:.2f} | ", end="")
+        print(f"{row.modeled_speedup_vs_pp:.2f} |")
+
+
+def print_categories(every: Any, counts: list[Any], known: list[Any], categories: list[str]) -> None:
+    """Modeled time of pp over that of each method, by category, at the most stages but one (8 of 2, 4, 8, 16)."""
+    stages = sorted({one.setting.stages for one in counts})
+    at = stages[max(0, len(stages) - 2)]
+    shown = [one for one in counts if one.setting.stages == at]
+    tables = {
+        category: every.rows(shown, known, lambda one, category=category: one.category == category)
+        for category in categories
+    }
+    names = [
+        f"{row.count.setting.method}, {row.count.setting.note}" if row.count.setting.note else row.count.setting.method
+        for row in tables[categories[0]]
+    ]
+    print(f"\nBy category, {at} stages: time of pp over each method's (modeled)\n")
+    print(f"| category | answers | {' | '.join(names[1:])} |")
+    print("|" + " --- |" * (1 + len(names)))
+    for category, rows in tables.items():
+        cells = [f"{row.modeled_speedup_vs_pp:.2f}" for row in rows[1:]]
+        print(f"| {category} | {rows[0].answers} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
