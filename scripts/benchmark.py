@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the sampling noise (0)")
     add("--limit", metavar="Q", type=int, help="questions, evenly spread over the file (all)")
     add("--out", metavar="DIR", type=Path, default=Path("benchmark"), help="where everything is written (benchmark)")
+    add(
+        "--start-ups",
+        metavar="R",
+        type=int,
+        default=0,
+        help="warm starts of each setting to measure, after a cold one (0)",
+    )
     add("--chat", action="store_true", help="put the turns into the target's chat template")
     add("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     add("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
@@ -122,7 +130,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
     from pipedec_jax.analysis.benchmark import digest
 
-    given = {name: value for name, value in vars(options).items() if name not in ("out", "limit")}
+    given = {name: value for name, value in vars(options).items() if name not in ("out", "limit", "start_ups")}
     given["prompts"] = f"{options.prompts.name}, SHA-256 {digest(options.prompts)}"
     given["calibration"] = digest(options.calibration) if options.calibration else None
     return given | {"pipedec_jax": pipedec_jax.__version__, "jax": jax.__version__}
@@ -140,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
+        if options.start_ups < 0:
+            raise ValueError(f"--start-ups must be at least 0, not {options.start_ups}")
         questions = spread_over(read_questions(options.prompts), options.limit)
         chosen = contenders(options)
         most = max(options.stages) + max(1, len(options.models or opening.DEMO["pipespec"]) - 1)
@@ -156,7 +166,34 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(1)
     except (ValueError, OSError) as error:
         fail(error)
-    report(options, benchmark, settings)
+    start_ups = measure_start_ups(options, chosen, benchmark)
+    report(options, benchmark, settings, start_ups)
+
+
+def measure_start_ups(
+    options: argparse.Namespace, chosen: dict[str, argparse.Namespace], benchmark: Any
+) -> list[dict[str, Any]]:
+    """Starts of a process for each setting, kept as lines of a file, so that a killed run goes on."""
+    from tqdm import tqdm
+
+    from pipedec_jax.analysis import startup
+    from pipedec_jax.analysis.answer_file import LineFile
+
+    kept = LineFile(options.out / "start_ups.jsonl")
+    missing = (
+        [name for name in chosen if name not in {row["decoder"] for row in kept.rows}] if options.start_ups else []
+    )
+    plain = vars(generate_options([]))
+    question = next(one for one in benchmark.questions if one.id not in benchmark.left_out)
+    for name in tqdm(missing, desc="starting up", unit="setting", disable=None):
+        given = {key: value for key, value in vars(chosen[name]).items() if value != plain.get(key)}
+        with tempfile.TemporaryDirectory(prefix="pipedec_jax_start_") as place:
+            seconds = [
+                startup.measure_first_text(given, question.turns[0], options.max_new_tokens, Path(place))
+                for _ in range(1 + options.start_ups)
+            ]
+        kept.append({"decoder": name, "measured_cold_s": seconds[0], "measured_warm_s": seconds[1:]})
+    return kept.rows
 
 
 def prepare(
@@ -184,13 +221,15 @@ def prepare(
     return benchmark, settings
 
 
-def report(options: argparse.Namespace, benchmark: Any, settings: dict[str, Any]) -> None:
+def report(
+    options: argparse.Namespace, benchmark: Any, settings: dict[str, Any], start_ups: list[dict[str, Any]]
+) -> None:
     """Write and print what was found."""
     from pipedec_jax.analysis import benchmark_summary
     from pipedec_jax.analysis.answer_file import write_whole
 
     who = {name: described(decoder) for name, decoder in benchmark.decoders.items()}
-    summary = benchmark_summary.summarize(who, benchmark.rows(), benchmark.warm_ups.rows)
+    summary = benchmark_summary.summarize(who, benchmark.rows(), benchmark.warm_ups.rows, start_ups)
     device = next(iter(benchmark.decoders.values())).devices[0]
     cores = os.cpu_count()
     where = f"{device.platform}, {device.device_kind}" if device.platform != "cpu" else f"CPU, {cores} cores"

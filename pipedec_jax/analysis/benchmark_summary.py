@@ -112,6 +112,13 @@ FIGURES = {
 }
 """By name in the summary, in the order of the tables' columns."""
 
+AROUND = {
+    "compile_s": "compiling, s (measured)",
+    "cold_s": "start of a process to its first text, nothing kept, s (measured)",
+    "warm_s": "the same, programs kept, s (measured)",
+}
+"""What a setting takes beside its answers, by name in the summary; columns of the measured table."""
+
 TABLES: dict[str, tuple[Kind, ...]] = {
     "Ticks, and time modeled from them": ("ticks", "modeled"),
     "Wall clock of this machine, measured": ("measured",),
@@ -124,7 +131,7 @@ this machine, compiling apart. Baselines of ratios: pp is {PP}; plain is
 {PLAIN}. Stages are the target's devices; devices counts the draft's as well.
 Hit rate: tokens that were in the pipe when the target chose them. Tokens per refill: tokens from each filling of the
 pipe. Draft tokens computed per token kept: guesses that the target's stages were sent, over hits. Compiling: at the
-first prompt, all programs together."""
+first prompt, all programs together. Start-up (--start-ups): in processes of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +151,7 @@ def summarize(
     contenders: Mapping[str, Contender],
     rows: Mapping[str, Sequence[Row]],
     warm_ups: Iterable[Mapping[str, Any]],
+    start_ups: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """All figures of all contenders, JSON-ready.
 
@@ -151,8 +159,10 @@ def summarize(
         contenders: by name.
         rows: by the same names, their answers to the same questions.
         warm_ups: `decoder` (a name) and `measured_compile_s`.
+        start_ups: `decoder` (a name), `measured_cold_s` of one start of a process and `measured_warm_s` of some more.
     """
     warm_ups = list(warm_ups)
+    started = {row["decoder"]: row for row in start_ups}
     pipes = {contender.stages: rows[name] for name, contender in contenders.items() if contender.method == "pp"}
     found = []
     for name, contender in contenders.items():
@@ -162,6 +172,10 @@ def summarize(
         figures["compile_s"] = {"kind": "measured", "baseline": None} | (
             dataclasses.asdict(compiled) if compiled else {}
         )
+        own = started.get(name, {"measured_cold_s": None, "measured_warm_s": []})
+        for key, values in (("cold_s", [own["measured_cold_s"]]), ("warm_s", own["measured_warm_s"])):
+            spread = Spread.of(values)
+            figures[key] = {"kind": "measured", "baseline": None} | (dataclasses.asdict(spread) if spread else {})
         found.append(
             {
                 "name": name,
@@ -195,7 +209,7 @@ def tables(summary: Mapping[str, Any]) -> str:
             headings.append("ticks per token, all answers together (ticks)")
         headings += [f"{figure.heading} ({figure.kind})" for figure in chosen.values()]
         if "measured" in kinds:
-            headings.append("compiling, s (measured)")
+            headings += AROUND.values()
         lines = []
         for row in summary["contenders"]:
             cells = [row["method"], str(row["stages"]), str(row["devices"]), str(row["width"] or "-")]
@@ -203,7 +217,7 @@ def tables(summary: Mapping[str, Any]) -> str:
                 cells.append(f"{row['totals']['ticks_per_token']:.2f}")
             cells += [_cell(row["figures"][name], figure.digits) for name, figure in chosen.items()]
             if "measured" in kinds:
-                cells.append(_cell(row["figures"]["compile_s"], 1))
+                cells += [_cell(row["figures"][name], 1) for name in AROUND]
             lines.append(cells)
         parts.append(f"### {title}\n\n{_markdown(headings, lines)}")
     categories = list(summary["contenders"][0]["categories"])

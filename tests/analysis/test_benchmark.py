@@ -9,6 +9,7 @@ import pytest
 
 import benchmark as script
 import pipedec_jax
+from pipedec_jax.analysis import startup
 from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.analysis.benchmark import Benchmark, conversation, open_run, save_run
 from pipedec_jax.analysis.method_table import TokensDifferError
@@ -281,7 +282,35 @@ def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, tmp_
     expect_error(capsys, command, "tokens differ: question 81, turn 1, new token 0", status=1)
 
 
+def test_starts_of_processes_are_measured_once_cold_then_warm(command, tmp_path, capsys, monkeypatch):
+    started = []
+
+    def measured(options, prompt, new_tokens, cache):
+        assert (prompt, new_tokens) == (QUESTIONS[0].turns[0], 10)
+        started.append((options.get("method", "best-first"), any(cache.iterdir())))
+        (cache / "compiled").touch()
+        return 9.0 if len(started) % 3 == 1 else 3.0
+
+    monkeypatch.setattr(startup, "measure_first_text", measured)
+    script.main([*command, "--limit", "1", "--start-ups", "2"])
+    assert started == [(method, warm) for method in ("pp", "best-first") for warm in (False, True, True)]
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())["contenders"][0]["figures"]
+    assert (figures["cold_s"]["median"], figures["warm_s"]["median"], figures["warm_s"]["count"]) == (9.0, 3.0, 2)
+    assert "| 9.0 | 3.0 [3.0, 3.0] |" in capsys.readouterr().out
+    script.main([*command, "--limit", "1"])
+    assert len(started) == 6
+    assert "| 9.0 | 3.0 [3.0, 3.0] |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_process_finds_what_the_one_before_compiled(family, tmp_path):
+    options = {"method": "pp", "stages": 1, "target": str(family["target"])}
+    assert all(startup.measure_first_text(options, "def f():", 4, tmp_path) > 0 for _ in range(2))
+    assert any((tmp_path / "compiled").iterdir())
+
+
 BAD = {
+    "starts": (["--start-ups", "-1"], "--start-ups must be at least 0, not -1"),
     "no file": (["--prompts", "/nowhere/question.jsonl"], "No such file"),
     "another method": (["--methods", "pp", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),
     "no limit": (["--limit", "0"], "limit must be at least 1"),
