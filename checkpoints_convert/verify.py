@@ -60,7 +60,7 @@ def differences(source: str | Path, converted: str | Path) -> Iterator[str]:
             yield f"{name} is {getattr(ours, name)}, the source has {expected}"
     for name, file in tokenizer_files(source).items():
         copy = ours.directory / name
-        if not copy.is_file() or file_facts(copy) != file_facts(file):
+        if not copy.is_file() or not _has(copy, FileFacts.of(read_small(file))):
             yield f"file {name} {'differs' if copy.is_file() else 'is missing'}"
     yield from _damaged_files(ours, ours.manifest.metadata)
     if ours.config != config:
@@ -84,8 +84,13 @@ def _damaged_files(ours: ConvertedCheckpoint, files: dict[str, FileFacts]) -> It
         file = ours.directory / name
         if not file.is_file():
             yield f"file {name} is missing"
-        elif file_facts(file) != facts:
+        elif not _has(file, facts):
             yield f"file {name} differs from what was converted"
+
+
+def _has(file: Path, facts: FileFacts) -> bool:
+    """Whether a file has this size and checksum; one of another size is not read."""
+    return file.stat().st_size == facts.bytes and file_facts(file) == facts
 
 
 def logit_difference(source: str | Path, converted: str | Path, tokens: int = 500, seed: int = 0) -> float:

@@ -14,6 +14,8 @@ from pathlib import Path
 from checkpoint_trials.corruption import corrupt
 from checkpoint_trials.good_inputs import Kind, write_good
 from checkpoints_convert.conversion import convert
+from checkpoints_convert.library import library
+from checkpoints_convert.report import describe
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.store import is_converted, open_checkpoint
 from checkpoints_convert.verify import damage, differences
@@ -89,6 +91,7 @@ class Fuzzer:
         destination = self.trial / "out"
         try:
             with _time_limit(), _file_limit(limit):
+                self._look(kind, place)
                 if _is_converted(kind):
                     self._read(kind, place)
                 else:
@@ -107,6 +110,15 @@ class Fuzzer:
             assert list(damage(destination)) == [], what
             assert list(differences(place, destination)) == [], what
         return None
+
+    def _look(self, kind: Kind, place: Path) -> None:
+        """List the directory, which must show anything, inspect and verify what is in it, which may be refused."""
+        library(place.parent)
+        with contextlib.suppress(*EXPECTED):
+            describe(place)
+        if _is_converted(kind):
+            with contextlib.suppress(*EXPECTED):
+                list(damage(place))
 
     def _read(self, kind: Kind, place: Path) -> None:
         """Read a converted checkpoint: what it gives must be what was stored."""
