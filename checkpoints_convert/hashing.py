@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import xxhash
 
 from checkpoints_convert.manifest import FileFacts
+from checkpoints_convert.paths import is_cloud
 
 BLOCK = 2**22
 
@@ -68,8 +70,9 @@ def file_facts(file: Path, stopped: Callable[[], bool] = lambda: False) -> FileF
     digest = xxhash.xxh3_128()
     size = 0
     block = bytearray(BLOCK)
-    with file.open("rb", buffering=0) as opened:
-        while count := opened.readinto(block):
+    # Object stores take no word on buffers.
+    with file.open("rb") if is_cloud(file) else file.open("rb", buffering=0) as opened:
+        while count := cast(Any, opened).readinto(block):
             if stopped():
                 return None
             size += count

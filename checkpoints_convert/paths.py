@@ -43,6 +43,11 @@ def key_value_store(directory: Path) -> str | dict[str, Any]:
     return {"driver": "file", "path": f"{os.path.abspath(directory)}/"}  # noqa: PTH100  (no link may be followed)
 
 
+def file_size(file: Path) -> int:
+    """Bytes of a file, wherever it is."""
+    return cast(Any, file).stat().length if is_cloud(file) else file.stat().st_size
+
+
 def remove_tree(directory: Path) -> None:
     """Remove a directory, wherever it is; nothing when there is none."""
     if directory.is_dir():

@@ -17,6 +17,9 @@ def describe(path: str | Path) -> Json:
     facts: Json = {"format": checkpoint.format if isinstance(checkpoint, SourceCheckpoint) else "converted"}
     if isinstance(checkpoint, ConvertedCheckpoint):
         facts |= {"tool": checkpoint.manifest.tool, "source": checkpoint.manifest.source}
+        files = checkpoint.manifest.files
+    else:
+        files = tokenizer_files(path)
     return facts | {
         "parameters": parameter_count(checkpoint.config),
         "dtype": checkpoint.dtype,
@@ -24,7 +27,7 @@ def describe(path: str | Path) -> Json:
         "model": checkpoint.config.to_dict(),
         "bos_token_id": checkpoint.bos_token_id,
         "eos_token_ids": checkpoint.eos_token_ids,
-        "files": sorted(tokenizer_files(path)),
+        "files": sorted(files),
     }
 
 

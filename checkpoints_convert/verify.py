@@ -13,6 +13,7 @@ from checkpoints_convert.conversion import read_as
 from checkpoints_convert.detection import open_source
 from checkpoints_convert.hashing import file_facts
 from checkpoints_convert.manifest import FileFacts
+from checkpoints_convert.paths import file_size
 from checkpoints_convert.source import same_bits, tokenizer_files
 from checkpoints_convert.store import ConvertedCheckpoint, open_checkpoint
 from pipedec_jax.model.int8 import Int8Source
@@ -90,7 +91,7 @@ def _damaged_files(ours: ConvertedCheckpoint, files: dict[str, FileFacts]) -> It
 
 def _has(file: Path, facts: FileFacts) -> bool:
     """Whether a file has this size and checksum; one of another size is not read."""
-    return file.stat().st_size == facts.bytes and file_facts(file) == facts
+    return file_size(file) == facts.bytes and file_facts(file) == facts
 
 
 def logit_difference(source: str | Path, converted: str | Path, tokens: int = 500, seed: int = 0) -> float:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
+from checkpoints_convert.checkpoint import Checkpoint
+from checkpoints_convert.paths import is_cloud
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ConvertedCheckpoint
 from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source, as_int8
 from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.small_files import read_small
 from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
 DEMO = ("target", "middle", "draft")
@@ -109,7 +113,7 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
     checkpoint = open_any(directory)
     if isinstance(checkpoint, ConvertedCheckpoint):
         checkpoint.check_files()
-    tokenizer = Tokenizer.load(_tokenizer_directory(directory))
+    tokenizer = _tokenizer(checkpoint)
     config = as_int8(checkpoint.config) if int8 else checkpoint.config
 
     def stored() -> ParameterSource:
@@ -129,10 +133,18 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
     return Model(config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory))
 
 
-def _tokenizer_directory(directory: Path) -> Path:
-    """Where a model's tokenizer lies: beside its weights, but for Meta's first releases."""
-    files = tokenizer_files(directory)
-    return next(files[name].parent for name in TOKENIZER_FILES if name in files)
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """A model's tokenizer, which lies beside its weights, but for Meta's first releases."""
+    if not is_cloud(checkpoint.directory):
+        files = tokenizer_files(checkpoint.directory)
+        return Tokenizer.load(next(files[name].parent for name in TOKENIZER_FILES if name in files))
+    assert isinstance(checkpoint, ConvertedCheckpoint)
+    # The libraries read local files only.
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in checkpoint.manifest.files:
+            (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / name).write_bytes(read_small(checkpoint.directory / name))
+        return Tokenizer.load(scratch)
 
 
 def load_demo(name: str = "target", *, int8: bool = False, cache_dir: str | Path | None = None) -> Model:
