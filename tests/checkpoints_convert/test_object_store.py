@@ -1,4 +1,4 @@
-"""A destination in an object store, through the `gs://` code of Orbax's path library; a local directory is the store."""
+"""A destination in an object store, by the `gs://` code of Orbax's path library; a local directory is the store."""
 
 import json
 

@@ -1,9 +1,11 @@
 """A conversion that is stopped, however, goes on where it was and ends with the same bytes."""
 
 import contextlib
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 
 import pipedec_jax
 from checkpoints_convert import __main__ as command
@@ -63,6 +66,28 @@ def test_goes_on_where_it_was(count, in_place, source, tmp_path, others, expecte
     assert len(written) == 21 - (count - 1)
     assert contents(destination) == expected
     assert others() == ["converted"]
+
+
+def test_progress_counts_bytes_and_goes_on_where_it_was(source, tmp_path, monkeypatch):
+    shown = []
+
+    class Shown(tqdm):
+        def __init__(self, **settings):
+            super().__init__(**(settings | {"disable": False, "file": io.StringIO()}))
+            shown.append(self)
+
+    monkeypatch.setattr(conversion, "tqdm", Shown)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12, Stopped)
+        with pytest.raises(Stopped):
+            convert(source, tmp_path / "converted")
+    total = open_checkpoint(convert(source, tmp_path / "converted")).nbytes
+    first, second = shown
+    assert (first.total, second.total, second.n) == (total, total, total)
+    assert 0 < first.n == second.initial < total
+    # Bytes done and in all, time gone and left, and the rate.
+    line = r"convert: +\d+%\|.*\| [\d.]+k?/15\.7k \[\d\d:\d\d<[\d:?]+, .*B/s\]"
+    assert re.search(line, second.fp.getvalue())
 
 
 @pytest.mark.parametrize("step", ["write_tree_metadata", "Manifest.write", "finish", "remove"])
