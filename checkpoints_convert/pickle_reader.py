@@ -24,9 +24,9 @@ SINGLE = "pytorch_model.bin"
 RELOAD_BYTES = 2**28
 """Bytes that may stay mapped from tensors already read; then the file is mapped anew, which drops them."""
 
-DIRECTORY_BYTES = 2**23
+DIRECTORY_BYTES = 2**21
 """Most bytes of a file that are not tensor data, and of its archive's table; a thousand tensors take about a tenth of a
-megabyte of each. What is made of them in memory may take a hundred times as much."""
+megabyte of each. What is made of them in memory may take two hundred times as much."""
 
 
 class PickledFiles:

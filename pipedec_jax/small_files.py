@@ -1,7 +1,7 @@
 """Files that are read whole, because they are small: configurations, indexes, tokenizers. What is too large is refused.
 
-A hostile file must not exhaust memory: what is parsed takes many times the bytes of the file. Under these limits, no
-file takes more than 0.6 GB.
+A hostile file must not exhaust memory: what is parsed takes many times the bytes of the file. Under these limits, a
+process stays below 1 GB (tests/checkpoints_convert/test_hostile_memory.py).
 """
 
 from __future__ import annotations
