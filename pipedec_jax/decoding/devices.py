@@ -35,21 +35,22 @@ def use_cpu_devices(count: int) -> None:
 def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
     """The devices to decode on: JAX's default ones if they suffice, else virtual CPU devices.
 
-    With several processes, these have as equal numbers of ranks as their devices allow, and each at least one.
+    With several processes, these have as equal numbers of ranks as their devices allow, and each at least one. Where
+    there are too few ranks or devices of a process for that, a rank's devices are those of several processes.
 
     Args:
         ranks: places on the stage axis.
         parts: devices of each of them.
 
     Raises:
-        ValueError: when there are fewer of either, or more processes than ranks.
+        ValueError: when there are too few devices, or more processes than devices are needed.
     """
     count, processes = ranks * parts, process_count()
     # Before JAX has started nobody knows whether there is an accelerator; asking for CPU devices takes nothing away
     # from it. Each of several processes shows its own.
     started = None
     try:
-        use_cpu_devices(-(-ranks // processes) * parts)
+        use_cpu_devices(-(-ranks // processes) * parts if ranks >= processes else -(-count // processes))
     except RuntimeError as error:
         started = error
     devices = jax.devices()
@@ -71,20 +72,18 @@ def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
 
 
 def _spread(devices: Sequence[jax.Device], ranks: int, parts: int) -> list[jax.Device]:
-    """Ranks one after the other, process by process; a rank's devices belong to one process."""
+    """Ranks one after the other, process by process; whole ones where each process can have at least one."""
     held: dict[int, list[jax.Device]] = {}
     for device in devices:
         held.setdefault(device.process_index, []).append(device)
-    if ranks < len(held):
-        raise ValueError(
-            f"there are {len(held)} processes for {ranks} ranks (stages, and one of the draft): each needs one at least"
-        )
     room = {process: len(own) // parts for process, own in held.items()}
-    if sum(room.values()) < ranks:
-        raise ValueError(
-            f"the processes have room for {sum(room.values())} ranks of {parts} devices each, and {ranks} are needed "
-            "(a rank's devices, see tensor_parallel, belong to one process)"
-        )
+    if ranks < len(held) or min(room.values()) == 0 or sum(room.values()) < ranks:
+        if ranks * parts < len(held):
+            raise ValueError(
+                f"there are {len(held)} processes for {ranks} ranks (stages, and one of the draft) of {parts} "
+                "device(s) (see tensor_parallel): each needs a device at least"
+            )
+        ranks, parts, room = ranks * parts, 1, {process: len(own) for process, own in held.items()}
     taken = dict.fromkeys(held, 0)
     for _ in range(ranks):
         taken[min((p for p in held if taken[p] < room[p]), key=lambda p: (taken[p], p))] += 1
