@@ -90,7 +90,7 @@ def test_ranks_are_spread_evenly_over_processes(monkeypatch):
     assert spread(monkeypatch, 2, 2, 3) == [2, 1]
     assert spread(monkeypatch, 4, 4, 5) == [2, 1, 1, 1]
     assert spread(monkeypatch, 2, 4, 3, parts=2) == [4, 2]
-    with pytest.raises(ValueError, match="there are 4 processes for 3 ranks .* each needs a device at least"):
+    with pytest.raises(ValueError, match=r"there are 4 processes for 3 ranks .* each needs a device at least"):
         spread(monkeypatch, 4, 4, 3)
     # A process for each device, or devices that are no whole number of ranks: ranks lie across processes.
     assert spread(monkeypatch, 4, 1, 2, parts=2) == [1, 1, 1, 1]
