@@ -136,15 +136,11 @@ def settings(stages: int, layers: int, exits: Sequence[int], width: int, childre
         return Setting(method, note, stages, tried, {"method": method, **options})
 
     yield setting("pp", "")
-    drafters = {"draft model": "model", "draft model and look-up": "both"}
-    for note, drafter in drafters.items():
-        for depth in (4, 8, 12) if drafter == "model" else (8,):
-            yield setting("stpp", note, f"depth {depth}", drafter=drafter, depth=depth, **shape)
-    for note, drafter in drafters.items():
-        yield setting("pipedec", note, drafter=drafter, **shape)
-    for note, drafter in drafters.items():
-        for steps in (1, 2) if drafter == "model" else (2, 4):
-            yield setting("best-first", note, f"draft steps {steps}", drafter=drafter, draft_steps=steps, **shape)
+    for depth in (8, 12):
+        yield setting("stpp", "draft model", f"depth {depth}", drafter="model", depth=depth, **shape)
+    yield setting("pipedec", "draft model", drafter="model", **shape)
+    yield setting("best-first", "draft model", "draft steps 1", drafter="model", draft_steps=1, **shape)
+    yield setting("best-first", "draft model and look-up", "draft steps 2", drafter="both", draft_steps=2, **shape)
     yield setting("best-first", "look-up alone", drafter="ngram", **shape)
     # The last head that is not behind the first stage of an even split; the exit is where that stage ends.
     even = -(-layers // stages)
