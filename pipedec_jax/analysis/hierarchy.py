@@ -32,6 +32,8 @@ class Run:
     """`[k, B]` times each model but the target was rolled back."""
     undone: NDArray[np.float64]
     """`[k, B]` tokens each model but the target lost to that."""
+    seconds: NDArray[np.float64]
+    """Modeled time by the costs that were given: in each tick the slowest model's passes; zeros without costs."""
 
     @property
     def tokens_per_tick(self) -> NDArray[np.float64]:
@@ -58,7 +60,14 @@ def draw_words(acceptance: Sequence[ArrayLike], length: int, runs: int, seed: in
     return words
 
 
-def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 1024, stages: int = 1) -> Run:
+def simulate(
+    words: Words,
+    passes: Sequence[ArrayLike],
+    *,
+    width: ArrayLike = 1024,
+    stages: int = 1,
+    costs: Sequence[ArrayLike] | None = None,
+) -> Run:
     """Decode texts of known words: M_k makes one pass a tick, the others so many each.
 
     Args:
@@ -66,11 +75,17 @@ def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 10
         passes: of M_0 .. M_{k-1} in a tick, each a number or `[B]`.
         width: most tokens that a verification reads; a number or `[B]`. M_0 reads one at a time.
         stages: of the target. A token takes that many ticks to pass; other tokens follow in the next tick.
+        costs: seconds of a pass of each model (of the target, of its slowest stage) that reads 0, 1, 2, ... rows, each
+            `[rows]` or `[B, rows]`; more rows cost what the last number does.
 
     Raises:
         ValueError: when numbers of models do not fit, or nothing can be made.
     """
     models, B, T = words.shape
+    if costs is not None and len(costs) != models:
+        raise ValueError(f"{models} models need {models} rows of costs, not {len(costs)}")
+    tables = [_table(cost, B) for cost in costs] if costs is not None else [np.zeros((B, 1))] * models
+    row = np.arange(B)
     if len(passes) != models - 1 or models < 2:
         raise ValueError(f"{models} models need {models - 1} numbers of passes, not {len(passes)}")
     if stages < 1 or T < 2:
@@ -84,7 +99,8 @@ def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 10
     buffers = [[np.ones(B, np.int32)] * models for _ in range(models)]  # one token is given
     read = [np.zeros(B, np.int32) for _ in range(models)]
     pipe = [np.zeros(B, np.int32) for _ in range(stages)]  # up to where each stage has read, the first one's first
-    ticks, verifications = np.zeros(B), np.zeros(B)
+    begins = [np.zeros(B, np.int32) for _ in range(stages)]  # and from where
+    ticks, verifications, seconds = np.zeros(B), np.zeros(B), np.zeros(B)
     rollbacks, undone = np.zeros((top, B)), np.zeros((top, B))
     live = np.ones(B, bool)
     while np.any(live):
@@ -92,8 +108,9 @@ def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 10
         begun = buffers
         buffers = [list(buffer) for buffer in begun]
         # All models at once, from what the buffers held when the tick began.
+        slowest = np.zeros(B)
         for model in range(top):
-            contradicted = np.zeros(B, bool)
+            contradicted, spent = np.zeros(B, bool), np.zeros(B)
             for turn in range(int(np.max(counts[model]))):
                 going = live & (turn < counts[model])
                 length = buffers[model][model]
@@ -103,12 +120,19 @@ def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 10
                 grown, wrong = play.verify(model, below, length, end)
                 grown = np.where(going, grown, length)
                 contradicted |= going & wrong
+                rows = np.minimum(end - read[model], tables[model].shape[1] - 1)
+                spent += np.where(going, tables[model][row, rows], 0)
                 read[model] = np.where(going, np.minimum(end, grown - 1), read[model])
                 buffers[model][model] = grown
+            slowest = np.maximum(slowest, spent)
         length, below = begun[top][top], begun[top - 1]
         end = np.minimum(read[top] + widths[top], np.maximum(below[top - 1], length))
         verifications += live & (end - read[top] > 1)
-        pipe = [end, *pipe[:-1]]
+        pipe, begins = [end, *pipe[:-1]], [read[top], *begins[:-1]]
+        for first, last in zip(begins, pipe, strict=True):
+            rows = np.clip(last - first, 0, tables[top].shape[1] - 1)
+            slowest = np.maximum(slowest, tables[top][row, rows])
+        seconds += np.where(live, slowest, 0)
         grown, wrong = play.verify(top, below, length, pipe[-1])
         buffers[top][top] = grown
         # What was sent beyond a wrong token is dropped.
@@ -131,8 +155,18 @@ def simulate(words: Words, passes: Sequence[ArrayLike], *, width: ArrayLike = 10
         ]
         live = live & (buffers[top][top] < T)
     return Run(
-        tokens=buffers[top][top] - 1.0, ticks=ticks, verifications=verifications, rollbacks=rollbacks, undone=undone
+        tokens=buffers[top][top] - 1.0,
+        ticks=ticks,
+        verifications=verifications,
+        rollbacks=rollbacks,
+        undone=undone,
+        seconds=seconds,
     )
+
+
+def _table(cost: ArrayLike, runs: int) -> NDArray[np.float64]:
+    table = np.asarray(cost, np.float64)
+    return np.broadcast_to(table, (runs, table.shape[-1]))
 
 
 def most_tokens_per_pass(words: NDArray[np.integer], width: int) -> float:

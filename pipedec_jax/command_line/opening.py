@@ -88,7 +88,7 @@ def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec
     if not names:
         load, names = pipedec_jax.load_demo, DEMO[options.method]
     models = [*(load(name) for name in names[:-1]), load(names[-1], int8=options.int8)]
-    stages = [1] * (len(models) - 1) + [1 if options.stages is None else options.stages]
+    stages = None if options.stages is None else [1] * (len(models) - 1) + [options.stages]
     return pipedec_jax.HierarchyDecoder(
         models,
         method=options.method,

@@ -109,12 +109,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         nargs="+",
         help="of pipespec and speculative, the smallest first, the target last (the demo family); auto before them "
-        "leaves those out that do not pay",
+        "chooses from measurements: models, stages, passes and form, or plain decoding where that is faster",
     )
     parser.add_argument(
-        "--passes", metavar="C", type=int, nargs="+", help="of each model but the target in a tick (measured times)"
+        "--passes",
+        metavar="C",
+        type=int,
+        nargs="+",
+        help="of each model but the target in a tick; of speculative, the lookahead (as is fastest by measured times)",
     )
-    parser.add_argument("--form", default="lockstep", help="of pipespec: lockstep, or free (each at its own pace)")
+    parser.add_argument(
+        "--form", help="of pipespec: lockstep, or free, each at its own pace (lockstep; with --models auto the faster)"
+    )
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")

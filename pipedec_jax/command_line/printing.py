@@ -36,8 +36,11 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
         used: dict[str, Any] = {
             "models": [model.name for model in decoder.models],
-            "passes": decoder.settings.passes,
-            "width": decoder.settings.widths[-1],
+            "method": decoder.method,
+            "form": decoder.form,
+            "passes": [] if decoder.plain else decoder.settings.passes,
+            "width": 1 if decoder.plain else decoder.settings.widths[-1],
+            "chosen": decoder.report(),
         }
     else:
         used = {
@@ -84,7 +87,10 @@ def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str)
     ]
     dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
     print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
-    if isinstance(decoder, pipedec_jax.Decoder) and decoder.cycle is not None:
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        for line in decoder.report():
+            print(f"  {line}")
+    elif decoder.cycle is not None:
         print_exit(decoder, decoder.cycle)
     for name, value, meaning in rows:
         if value is not None:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.decoding.decoder import Decoder, Prompt
-from pipedec_jax.decoding.devices import pick_devices
+from pipedec_jax.decoding.devices import pick_devices, use_cpu_devices
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
-from pipedec_jax.hierarchy.choice import Choice, Measured, agree, choose, measure
+from pipedec_jax.hierarchy import report
+from pipedec_jax.hierarchy.choice import Choice, agree, choose, choose_in_turns, selections
 from pipedec_jax.hierarchy.engine import HierarchyEngine
+from pipedec_jax.hierarchy.measure import Measured, measure
+from pipedec_jax.hierarchy.race import Entry, candidates, race
 from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model
-from pipedec_jax.pipeline.settings import check_count
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.settings import EngineSettings, check_count
 from pipedec_jax.recording.passes import PassRecording
 from pipedec_jax.tokenizer import check_same_tokens
 
 MEASURED_PROMPT = "def main(arguments):\n    for name in arguments:\n"
 """After it the models are measured, where passes are not given."""
+RACED_TOKENS = 64
+"""Of an answer, where ways to decode are run against each other."""
 
 
 class HierarchyDecoder:
@@ -36,12 +44,15 @@ class HierarchyDecoder:
     Args:
         models: with the same tokens, the smallest first, the target last.
         method: `pipespec`, where all run at once, or `speculative`, draft-then-verify with two models.
-        form: of PipeSpec: `lockstep`, tick by tick, or `free`, each model at its own pace.
-        stages: devices of each model; by default one each.
+        form: of PipeSpec: `lockstep`, tick by tick (the default), or `free`, each model at its own pace; with `select`
+            the faster one by default.
+        stages: devices of each model; by default one each, or as many of the target as `select` finds best.
         passes: of each model but the target in a tick; of speculative, the lookahead. By default chosen from
             measurements, at construction, as is the width then (`pipedec_jax.hierarchy.choice`).
         width: most tokens that a verification reads; by default as many as the smaller models give in a tick.
-        select: leave models out that do not pay, from the same measurements.
+        select: choose among the models as well, and, of pipespec, the target's stages and the form: the best
+            predictions are run beside plain decoding (`pipedec_jax.hierarchy.race`), and the fastest is used, be it
+            plain decoding. `raced` tells. Of several processes the first one's prediction is used, in lockstep.
         dtype: as for `Decoder`.
         devices: the smallest model's first.
         prefill_width: prompt tokens that prefill takes in one step.
@@ -57,7 +68,7 @@ class HierarchyDecoder:
         models: Sequence[Model],
         *,
         method: str = "pipespec",
-        form: Form = "lockstep",
+        form: Form | None = None,
         stages: Sequence[int] | None = None,
         passes: Sequence[int] | None = None,
         width: int | None = None,
@@ -72,11 +83,12 @@ class HierarchyDecoder:
         for model in models:
             if not isinstance(model, Model):
                 raise ValueError(f"models must be such as pipedec_jax.load({model!r}) gives, not {model!r}")
-        if select and (passes is not None or method == "speculative"):
-            raise ValueError("models are selected together with their passes, for pipespec alone: leave passes out")
+        if select and passes is not None:
+            raise ValueError("models are selected together with their passes: leave passes out")
         settings = HierarchySettings(
-            method=method,
-            form=form,
+            # Of speculative any two models may be chosen.
+            method="pipespec" if select and method == "speculative" else method,
+            form=form or "lockstep",
             stages=tuple(stages) if stages is not None else (1,) * len(models),
             passes=tuple(passes) if passes is not None else (1,) * (len(models) - 1),
             width=width,
@@ -88,49 +100,117 @@ class HierarchyDecoder:
         for model in models[:-1]:
             check_same_tokens(self.target.tokenizer, model.tokenizer)
         ranks = sum(settings.stages)
-        self.devices = pick_devices(ranks) if devices is None else list(devices)[:ranks]
+        free_stages = select and stages is None and method == "pipespec" and process_count() == 1
+        if devices is None:
+            self.devices = pick_room(ranks) if free_stages else pick_devices(ranks)
+        else:
+            self.devices = list(devices) if free_stages else list(devices)[:ranks]
         # Of the target alone: it checks requests, and knows the dtype that plain decoding would have.
-        self._requests = Decoder(
-            self.target,
-            method="pp",
-            stages=settings.stages[-1],
-            dtype=dtype,
-            devices=self.devices[-settings.stages[-1] :],
-            capacity=capacity,
-        )
+        self._requests = self._plain(settings.stages[-1], dtype, capacity)
         self.dtype = self._requests.dtype
         self.measured: Measured | None = None
         self.choice: Choice | None = None
-        if passes is None:
-            if process_index() == 0:
-                self.measured = self._measure(models)
-                self.choice = choose(self.measured, all_models=not select, stages=settings.stages[-1])
-            self.choice = agree(self.choice, len(models))
-            settings = _chosen(settings, self.choice, width)
-            models = [models[index] for index in self.choice.models]
-        self.models = models
-        self.method, self.form = method, form
+        self.raced: list[Entry] = []
+        """What `select` has run, the fastest first."""
+        self.method: str = method
+        self.form: Form = form or "lockstep"
         self.settings = HierarchySettings(**{**vars(settings), "dtype": self.dtype})
-        self.record = record
+        self.models, self.record = models, record
+        self._names = [Path(model.name).name for model in models]
         self._stream: Stream | None = None
+        if passes is None:
+            self._choose(select, free_stages, width, (form,) if form else get_args(Form))
+
+    def _plain(self, stages: int, dtype: Any, capacity: int | None) -> Decoder:
+        return Decoder(
+            self.target, method="pp", stages=stages, dtype=dtype, devices=self.devices[-stages:], capacity=capacity
+        )
+
+    def _choose(self, select: bool, free_stages: bool, width: int | None, forms: tuple[Form, ...]) -> None:
+        """Passes, and whatever else is not given, from measurements."""
+        models = self.models
+        places = stage_counts(len(self.devices) - 1) if free_stages else [self.settings.stages[-1]]
+        if process_index() == 0:
+            self.measured = self._measure(models, places)
+            if self.method == "speculative":
+                self.choice = choose_in_turns(self.measured, all_models=not select, dispatch=True)
+            else:
+                self.choice = choose(self.measured, all_models=not select, stages=places, dispatch=True)
+        self.choice = agree(self.choice, len(models))
+        if select and self.method == "pipespec" and process_count() == 1:
+            assert self.measured is not None  # this is the first process
+            found = candidates(self.measured, selections(len(models)), places, room(self.devices))
+            self.raced = self._race(found, width, forms)
+            self.choice = self.raced[0].choice
+            self.form = self.raced[0].form
+        if self.choice is None:
+            self.models, self.method = [self.target], "pp"
+            self._requests = self._plain(1, self.dtype, self.settings.capacity)
+            self.devices = self.devices[-1:]
+            return
+        self.settings = self._settings(self.choice, self.form, width)
+        self.models = [models[index] for index in self.choice.models]
+        if free_stages:
+            self.devices = self.devices[: sum(self.settings.stages)]
+            self._requests = self._plain(self.settings.stages[-1], self.dtype, self.settings.capacity)
+
+    def _settings(self, choice: Choice, form: Form, width: int | None) -> HierarchySettings:
+        """Settings for a choice."""
+        turns = self.method == "speculative"
+        given = self.settings.stages
+        changed = {
+            "method": self.method,
+            "stages": (*(given[index] for index in choice.models[:-1]), given[-1] if turns else choice.stages),
+            "passes": choice.passes,
+            "width": width or (None if turns else choice.width),
+            "form": form,
+        }
+        return HierarchySettings(**{**vars(self.settings), **changed})
+
+    def _race(self, choices: Sequence[Choice], width: int | None, forms: tuple[Form, ...]) -> list[Entry]:
+        """Run some choices in both forms, and plain decoding on one device."""
+
+        def make(choice: Choice | None) -> Any:
+            if choice is None:
+                plain = EngineSettings(method="pp", stages=1, dtype=self.dtype)
+                return Engine(
+                    self.target.source, None, plain, vocab_size=self.target.vocab_size, devices=self.devices[:1]
+                )
+            return self._engine([self.models[index] for index in choice.models], self._settings(choice, "free", width))
+
+        def reform(engine: Any, form: Form) -> None:
+            engine.settings = HierarchySettings(**{**vars(engine.settings), "form": form})
+
+        prompt = self.target.tokenizer.encode(MEASURED_PROMPT)
+        return race(choices, forms, make, reform, prompt, RACED_TOKENS)
 
     @property
     def stages(self) -> int:
         """Stages of the target (N)."""
-        return self.settings.stages[-1]
+        return 1 if self.plain else self.settings.stages[-1]
+
+    @property
+    def plain(self) -> bool:
+        """Whether plain decoding by the target alone was the fastest, so that there is no hierarchy."""
+        return self.method == "pp"
 
     @functools.cached_property
-    def engine(self) -> HierarchyEngine:
+    def engine(self) -> HierarchyEngine | Engine:
         """The engine, with the weights on the devices; made when it is first asked for."""
+        if self.plain:
+            return self._requests.engine
+        return self._engine(self.models, self.settings)
+
+    def _engine(self, models: Sequence[Model], settings: HierarchySettings) -> HierarchyEngine:
         return HierarchyEngine(
-            [model.source for model in self.models],
-            self.settings,
+            [model.source for model in models],
+            settings,
             vocab_size=self.target.vocab_size,
             devices=self.devices,
             record=self.record,
         )
 
-    def prepare(self) -> HierarchyEngine:
+    def prepare(self) -> HierarchyEngine | Engine:
         """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
         return self.engine
 
@@ -166,10 +246,18 @@ class HierarchyDecoder:
 
         Raises:
             RuntimeError: before the first answer.
-            ValueError: where the decoder was not made with `record=True`.
+            ValueError: where the decoder was not made with `record=True`, or plain decoding was chosen.
         """
+        if not isinstance(self.engine, HierarchyEngine):
+            raise ValueError("plain decoding was the fastest (models auto), and of it no passes are recorded")
         names = [Path(model.name).name for model in self.models]
         return self.engine.recording(names, lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
+
+    def report(self) -> list[str]:
+        """What was measured and predicted where something was chosen, as lines; none where all was given."""
+        if self.measured is None:
+            return []
+        return report.lines(self.measured, self.choice, self.raced, self._names, self.settings.method)
 
     def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
         """How many times faster than PP on as many stages of the target an answer is, in modeled time.
@@ -177,6 +265,8 @@ class HierarchyDecoder:
         From bytes of weights read: a tick lasts as long as its slowest rank. Draft-then-verify pays for its draft's
         passes before each verification, one more than the lookahead, as after a lookahead that was right throughout.
         """
+        if self.plain:
+            return self._requests.modeled_speedup_vs_pp(ticks_per_token)
         size = self.dtype.itemsize
         stages = self.settings.stages
         whole = cost.byte_costs(self.target.config, None, size)
@@ -192,14 +282,16 @@ class HierarchyDecoder:
         passes = [*zip(drafts, self.settings.passes, strict=True), (tick, 1)]
         return token / (ticks_per_token * cost.lockstep_tick_cost(passes))
 
-    def _measure(self, models: Sequence[Model]) -> Measured:
+    def _measure(self, models: Sequence[Model], stages: Sequence[int]) -> Measured:
+        several = process_count() > 1
         return measure(
             [model.source for model in models],
             [self.target.tokenizer.encode(MEASURED_PROMPT)],
             vocab_size=self.target.vocab_size,
             # Of several processes the first one measures alone, each model in turn on a device of its own.
-            devices=self.devices if process_count() == 1 else jax.local_devices()[:1] * len(models),
+            devices=jax.local_devices()[:1] * len(models) if several else self.devices,
             dtype=self.dtype,
+            stages=() if several else stages,
         )
 
     def _begin(self, request: Request, chunk: int) -> Stream:
@@ -211,16 +303,22 @@ class HierarchyDecoder:
         return self._stream
 
 
-def _chosen(settings: HierarchySettings, choice: Choice, width: int | None) -> HierarchySettings:
-    """Settings for the models and passes that were chosen."""
-    passes = choice.passes
-    if settings.method == "speculative":
-        passes = (max(1, choice.width - 1),)
-    return HierarchySettings(
-        **{
-            **vars(settings),
-            "stages": tuple(settings.stages[index] for index in choice.models),
-            "passes": passes,
-            "width": width or (None if settings.method == "speculative" else choice.width),
-        }
-    )
+def room(devices: Sequence[jax.Device]) -> int:
+    """How many of these work at the same time."""
+    return len(devices) if devices[0].platform != "cpu" else min(len(devices), os.cpu_count() or 1)
+
+
+def pick_room(ranks: int) -> list[jax.Device]:
+    """All devices that can work at the same time, accelerators or this machine's cores, and at least so many."""
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        use_cpu_devices(max(ranks, cores))
+    devices = jax.devices()
+    if devices[0].platform != "cpu" and len(devices) >= ranks:
+        return devices
+    return pick_devices(min(len(devices), max(ranks, cores)) if devices[0].platform == "cpu" else ranks)
+
+
+def stage_counts(most: int) -> list[int]:
+    """Numbers of stages worth trying: powers of two."""
+    return [1 << power for power in range(most.bit_length())] if most else [1]

@@ -22,13 +22,14 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax import soundness, vocabulary
-from pipedec_jax.cache import chunk_rows
+from pipedec_jax.cache import Rows, chunk_rows
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
 from pipedec_jax.pipeline.prefill import Request
-from pipedec_jax.pipeline.stage import Target, TargetParams, run_head, run_stage_where
+from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.pipeline.tick import Local
 from pipedec_jax.sampling import SamplingMode
+from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.transcript import MISS
 
 
@@ -41,6 +42,8 @@ class Pipe:
     target: Target | None
     """The model; `None` for one whose words are known (`program.KnownModel`)."""
     mode: SamplingMode
+    sizes: tuple[int, ...]
+    """Numbers of rows that are computed, rising, the last one W: a pass computes the least that holds what it reads."""
 
     @property
     def stages(self) -> int:
@@ -216,15 +219,19 @@ def compute(
     x = jnp.where(rank == 0, embedded, local.x)
     start, count = state.start[rank], state.count[rank]
 
-    rows = chunk_rows(start, W, start + count, T)
-    cache, x = run_stage_where(count > 0, target, params, local.cache, rows, x)
     row = jnp.arange(W, dtype=jnp.int32)
+
+    def stage(cache: StageCache, batch: tuple[Rows, jax.Array]) -> tuple[StageCache, jax.Array]:
+        return run_stage(target, params, cache, *batch)
+
+    rows = chunk_rows(start, W, start + count, T)
+    cache, x = over_live_rows(pipe.sizes, row < count, stage, local.cache, (rows, x))
     found = soundness.to_bits(soundness.not_finite(x, row < count), rank, pipe.stages)
     hidden, found = broadcast([(x, leads() & (rank == pipe.stages - 1)), (found, leads())])
     shift = [(k, k + 1) for k in range(pipe.stages - 1)]
     local = local.replace(x=lax.ppermute(x, AXIS, shift) if shift else x, cache=cache)
     after, live = state.start[-1] + 1 + row, row < state.count[-1]
-    part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, (W,))
+    part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, pipe.sizes)
     choice, log_prob = vocabulary.choose(gather_over_devices(part))
     return choice, log_prob, soundness.from_bits(found, pipe.stages), local
 

@@ -84,6 +84,7 @@ class ModelProgram:
     ) -> None:
         self.mesh: Mesh = placement.make_mesh(stages, devices)
         self.width, self.dtype, self.prefill_width = width, dtype, prefill_width
+        self.sizes = placement.row_sizes(self.mesh, width)
         self.target: Target | None = None
         self.here = is_here(self.mesh)
         """Whether this process has devices of it. If not, it knows the geometry alone, and runs nothing."""
@@ -106,6 +107,11 @@ class ModelProgram:
         split = split_layers(source.config.layers, self.mesh.size)
         self.target = Target(source.config, split, vocab_size, least_rows=placement.least_rows(self.mesh))
         self.weights = placement.place_target(self.mesh, source, split, self.dtype) if self.here else ()
+
+    def set_width(self, width: int) -> None:
+        """Read at most so many tokens in a pass from the next start on; each width is a program of its own."""
+        if width != self.width:
+            self.width, self.sizes, self._local = width, placement.row_sizes(self.mesh, width), None
 
     @property
     def stages(self) -> int:
@@ -225,12 +231,15 @@ class ModelProgram:
         begin, state = self._prefills[shapes]
         length = len(FIGURES) + request.prompt.shape[0]
         seen = jax.ShapeDtypeStruct((length,), jnp.int32, sharding=NamedSharding(self.mesh, SAME))
-        step = functools.partial(pipes.step, Pipe(width=self.width, target=self.target, mode=mode))
+        step = functools.partial(pipes.step, self._pipe(mode))
         stepped = spread(step, (SAME, SAME, OWN, SAME, SAME, SAME), 3).lower(
             self.weights, request, state, local, seen if below else None, (seen,) * above, np.zeros(2, np.int32)
         )
         self._programs[key] = Programs(prefill=begin, step=stepped.compile())
         return self._programs[key]
+
+    def _pipe(self, mode: SamplingMode) -> Pipe:
+        return Pipe(width=self.width, target=self.target, mode=mode, sizes=self.sizes)
 
     def _begin(self, weights: Any, request: Request, local: Local) -> tuple[tuple[State, jax.Array], Local]:
         """Prefill, under `shard_map`."""
@@ -241,7 +250,7 @@ class ModelProgram:
             width = min(self.prefill_width, request.prompt.shape[0])
             shared, local = prefill(system, width, Weights(target=weights, drafter=None), request, local)
             spoiled = shared.spoiled
-        state = pipes.begin(Pipe(width=self.width, target=self.target, mode=mode), request, spoiled)
+        state = pipes.begin(self._pipe(mode), request, spoiled)
         return (state, pipes.publish(state)), local
 
 

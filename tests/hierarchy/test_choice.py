@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipedec_jax.hierarchy.choice import Measured, choose, measure, selections, tried
+from pipedec_jax.hierarchy import race as races
+from pipedec_jax.hierarchy.choice import Choice, choose, choose_in_turns, selections, tried
+from pipedec_jax.hierarchy.measure import Measured, measure
 from pipedec_jax.model.parameters import MemorySource, initialize
 from tests.analysis.test_tick_cost import CONFIG
 
 
-def made_up(rates: tuple[float, ...], seconds: tuple[dict[int, float], ...], length: int = 400) -> Measured:
+def made_up(rates: tuple[float, ...], seconds: tuple[dict[int, float], ...], length: int = 400, **options) -> Measured:
     """Each model but the target says the target's token with its own rate."""
     random = np.random.default_rng(0)
     words = random.integers(50, size=(len(rates) + 1, length))
     for model, rate in enumerate(rates):
         words[model] = np.where(random.random(length) < rate, words[-1], 50 + model)
-    return Measured(seconds=seconds, words=words)
+    return Measured(seconds=seconds, words=words, plain=seconds[-1][1], layers=8, **options)
 
 
 FLAT = {1: 1.0, 16: 1.0}
@@ -40,6 +44,86 @@ def test_a_verification_is_narrow_where_rows_are_dear():
     assert free.width > 4 >= dear.width
     assert free.speedup > dear.speedup > 1
     assert free.tick_seconds == pytest.approx(max(1.0, 0.05 * free.passes[0]))
+    # A tick that reads one row costs what one row does, where a pass computes no more.
+    part = made_up((0.8,), (draft, {1: 1.0, 4: 4.0, 16: 4.0}), one_row=False)
+    one = made_up((0.8,), (draft, {1: 1.0, 4: 4.0, 16: 4.0}))
+    assert part.costs(1, 4) == [0, 4, 4, 4, 4]
+    assert one.costs(1, 4) == [0, 1, 4, 4, 4]
+    assert choose(one).speedup > choose(part).speedup
+
+
+def test_what_a_dispatch_and_stages_add_is_charged():
+    measured = made_up((0.8,), ({1: 0.05, 16: 0.05}, FLAT), dispatch=0.5, exchange={2: 0.1, 3: 0.1})
+    alone, charged = choose(measured), choose(measured, dispatch=True)
+    assert charged.tick_seconds == pytest.approx(1.5)
+    assert charged.speedup < alone.speedup
+    staged = choose(measured, stages=(1, 2))
+    assert (staged.stages, staged.devices) == (2, 3)
+    assert staged.speedup > alone.speedup
+    # Eight layers over three stages: the longest has three of them.
+    assert measured.costs(1, 2, stages=3) == pytest.approx([0.1, 3 / 8 + 0.1, 3 / 8 + 0.1])
+
+
+def test_the_lookahead_is_as_long_as_pays():
+    sure = made_up((0.97,), ({1: 0.01, 16: 0.01}, FLAT))
+    unsure = made_up((0.4,), ({1: 0.2, 16: 0.2}, FLAT))
+    long, short = choose_in_turns(sure, all_models=True), choose_in_turns(unsure, all_models=True)
+    assert long.passes[0] > 8 > 2 >= short.passes[0]
+    assert long.width == long.passes[0] + 1
+    # Of several drafts the one that pays.
+    drafts = made_up((0.3, 0.9), ({1: 0.1, 16: 0.1}, {1: 0.1, 16: 0.1}, FLAT))
+    assert choose_in_turns(drafts).models == (1, 2)
+    assert choose_in_turns(drafts, dispatch=True) == choose_in_turns(drafts)
+
+
+def choice(models: tuple[int, ...], speedup: float) -> Choice:
+    return Choice(
+        models=models, passes=(2,) * (len(models) - 1), width=2, tokens_per_tick=2, tick_seconds=1, speedup=speedup
+    )
+
+
+def test_the_fastest_measured_is_first_be_it_plain_decoding():
+    """Engines that take a made-up time: the race sorts them by it, whatever was predicted."""
+    times = {
+        None: 3.0,
+        ((0, 1), "lockstep"): 4.0,
+        ((0, 1), "free"): 2.0,
+        ((0, 2), "lockstep"): 5.0,
+        ((0, 2), "free"): 6.0,
+    }
+
+    class Clockwork:
+        def __init__(self, which):
+            self.which, self.form = which, None
+
+    def run(engine, prompt, answer, new_tokens, sampling):
+        assert answer in (None, [7] * new_tokens)
+        seconds = times[engine.which and (engine.which.models, engine.form)]
+        return types.SimpleNamespace(tokens=[7] * new_tokens), seconds * (new_tokens - 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(races, "decode", run)
+        entries = races.race(
+            [choice((0, 2), 3.0), choice((0, 1), 2.0)],
+            ("lockstep", "free"),
+            Clockwork,
+            lambda engine, form: setattr(engine, "form", form),
+            [1],
+            9,
+        )
+    assert [entry.measured for entry in entries] == pytest.approx([2, 3, 4, 5, 6])
+    assert [entry.choice and entry.choice.models for entry in entries[:2]] == [(0, 1), None]
+    assert [entry.predicted for entry in entries] == [None, None, 0.5, 0.5, None]
+
+
+def test_candidates_take_no_more_devices_than_there_are():
+    measured = made_up((0.8, 0.9), ({1: 0.05, 16: 0.05}, {1: 0.2, 16: 0.2}, FLAT), exchange={2: 0.0, 4: 0.0})
+    for devices in (2, 3, 6):
+        found = races.candidates(measured, selections(3), (1, 2, 4), devices)
+        assert len(found) == races.CANDIDATES
+        assert found[0].speedup >= found[1].speedup
+        assert all(one.devices <= max(devices, len(one.models)) for one in found)
+        assert (found[0].stages > 1) == (devices > 2)
 
 
 def test_what_is_tried_includes_a_tick_that_is_not_worth_it():
@@ -66,9 +150,12 @@ def test_the_words_of_models_are_what_they_say_along_the_targets_texts():
         dtype=jnp.float32,
         new_tokens=20,
         widths=(2,),
+        stages=(1, 2),
     )
     assert measured.words.shape == (2, 41)
     assert measured.words[1, 0] == 3
     assert measured.agreement(0) == 1
-    assert [set(seconds) for seconds in measured.seconds] == [{1, 2}, {2}]
+    assert [set(seconds) for seconds in measured.seconds] == [{1, 2}, {1, 2}]
+    assert set(measured.exchange) == {2}
+    assert measured.plain > 0
     assert all(second > 0 for seconds in measured.seconds for second in seconds.values())

@@ -1,0 +1,253 @@
+"""What a hierarchy's choice rests on: passes timed as loops of them really run, plain decoding's own loop, and words.
+
+A pass is timed among as many as fit in one program, with as many rows as it is said to read; plain decoding's own loop,
+on the same device and with the same capacity, is the baseline of every ratio. What a step's dispatch adds, and what
+stages add, is measured as well. Each model is measured alone: on devices of their own they do not slow each other down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pipedec_jax.analysis.clock import decode
+from pipedec_jax.hierarchy.buffers import FIGURES
+from pipedec_jax.hierarchy.program import ModelProgram
+from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.engine import Engine, Request, make_request
+from pipedec_jax.pipeline.settings import EngineSettings
+from pipedec_jax.pipeline.split import split_layers
+from pipedec_jax.sampling import GREEDY, Sampling
+
+WIDTHS = (1, 2, 4, 16)
+"""Rows that are timed; others are interpolated."""
+REPEATS = 5
+"""Of which the least time counts, of passes and of plain decoding alike."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of some models, the smallest first."""
+
+    seconds: tuple[Mapping[int, float], ...]
+    """Of a pass of each model, by the rows that are computed."""
+    words: np.ndarray
+    """`[k + 1, T]`: what each model says at each position of the target's texts, one after another; the target's row is
+    the texts. The first token is given."""
+    plain: float
+    """Seconds a token of plain decoding by the target alone, on one device."""
+    exchange: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """Seconds that a tick of so many stages of the target takes beside its part of the pass; 0 for one stage."""
+    dispatch: float = 0.0
+    """Seconds that a program of a single pass takes beside the pass."""
+    one_row: bool = True
+    """Whether a pass that reads one row computes no more (`placement.row_sizes`)."""
+    layers: int = 1
+    """Of the target."""
+
+    def pass_seconds(self, model: int, rows: int) -> float:
+        """Of a pass that computes this many rows: interpolated, and beyond the widest as its last step goes on."""
+        known = self.seconds[model]
+        widths = sorted(known)
+        if len(widths) > 1 and rows > widths[-1]:
+            a, b = widths[-2:]
+            return known[b] + (known[b] - known[a]) / (b - a) * (rows - b)
+        return float(np.interp(rows, widths, [known[width] for width in widths]))
+
+    def costs(self, model: int, width: int, stages: int = 1) -> list[float]:
+        """Seconds of a pass that reads 0, 1, ... `width` rows, of a program that reads at most so many.
+
+        With stages, of a tick: the longest stage's part, and what the exchange adds.
+        """
+        wide = self.pass_seconds(model, width)
+        one = self.pass_seconds(model, 1) if self.one_row else wide
+        part = split_layers(self.layers, stages).longest / self.layers if stages > 1 else 1.0
+        added = self.exchange.get(stages, 0.0)
+        return [added, part * one + added, *[part * wide + added] * (width - 1)][: width + 1]
+
+    def agreement(self, model: int) -> float:
+        """Share of the text's tokens that a model says as the target does."""
+        return float(np.mean(self.words[model, 1:] == self.words[-1, 1:]))
+
+
+def measure(
+    sources: Sequence[ParameterSource],
+    prompts: Sequence[Sequence[int]],
+    *,
+    vocab_size: int,
+    devices: Sequence[jax.Device],
+    dtype: Any,
+    new_tokens: int = 96,
+    sampling: Sampling = GREEDY,
+    widths: Sequence[int] = WIDTHS,
+    stages: Sequence[int] = (1,),
+) -> Measured:
+    """Time passes of each model alone, and see what they say along the target's texts after some prompts.
+
+    Args:
+        sources: the models' weights, the smallest first, the target last.
+        prompts: token ids.
+        vocab_size: ids that are tokens.
+        devices: one for each model, the target's last, and as many as its most stages.
+        dtype: of weights, activations and caches.
+        new_tokens: of each text.
+        sampling: how tokens are drawn.
+        widths: rows that are timed.
+        stages: numbers of stages of the target whose exchange is timed.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    capacity = 1 << (longest + new_tokens + max(widths) - 1).bit_length()
+    requests = [make_request(prompt, capacity - len(prompt), capacity, sampling) for prompt in prompts]
+    target = len(sources) - 1
+    own = devices[target : target + 1]
+    plain, texts = _plain(sources[-1], prompts, capacity, vocab_size, own, dtype, new_tokens, sampling)
+    packed = [_packed(prompt, text, capacity) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def program(index: int, count: int = 1) -> ModelProgram:
+        used = devices[index : index + 1] if count == 1 else devices[:count]
+        return ModelProgram(
+            sources[index],
+            stages=count,
+            width=1,
+            devices=used,
+            dtype=dtype,
+            vocab_size=vocab_size,
+            prefill_width=128,
+        )
+
+    seconds: list[dict[int, float]] = []
+    words: list[np.ndarray] = []
+    dispatch = 0.0
+    for index in range(len(sources)):
+        model, times = program(index), dict[int, float]()
+        for width in sorted({*widths, 1}) if index else sorted({1, max(widths)}):
+            model.set_width(width)
+            if width == 1:
+                times[1] = _seconds(_one_row(model, requests[0], index < target, new_tokens, capacity), new_tokens)
+                if index == target:
+                    alone = _seconds(_steps(model, requests[0], new_tokens // 2, capacity), new_tokens // 2)
+                    dispatch = max(0.0, alone - times[1])
+            else:
+                passes = max(1, new_tokens // width)
+                times[width] = _seconds(_wide(model, requests[0], packed[0], index < target, passes, capacity), passes)
+        if index < target:  # in the widest program, the last one
+            said = []
+            for request, text in zip(requests, packed, strict=True):
+                _wide(model, request, text, True, -(-new_tokens // model.width) + 1, capacity)()
+                said.append(np.asarray(model.state.said))
+            words.append(_spans(said, prompts, new_tokens))
+        seconds.append(times)
+    exchange = {}
+    for count in stages:
+        if count > 1:
+            run = _one_row(program(target, count), requests[0], False, count * (new_tokens // 2), capacity)
+            tick = _seconds(run, count * (new_tokens // 2))
+            # One token is in flight, so each tick one stage works, and all of them in turn.
+            exchange[count] = max(0.0, tick - seconds[target][1] / count)
+    words.append(_spans([text[len(FIGURES) :] for text in packed], prompts, new_tokens))
+    found = np.stack(words).astype(np.int32)
+    found[:, 0] = found[-1, 0]
+    return Measured(
+        seconds=tuple(seconds),
+        words=found,
+        plain=plain,
+        exchange=exchange,
+        dispatch=dispatch,
+        one_row=1 in placement.row_sizes(placement.make_mesh(1, own), max(widths)),
+        layers=sources[-1].config.layers,
+    )
+
+
+def _plain(
+    source: ParameterSource,
+    prompts: Sequence[Sequence[int]],
+    capacity: int,
+    vocab_size: int,
+    devices: Sequence[jax.Device],
+    dtype: Any,
+    new_tokens: int,
+    sampling: Sampling,
+) -> tuple[float, list[list[int]]]:
+    """Seconds a token of plain decoding, and its answers."""
+    settings = EngineSettings(method="pp", stages=1, dtype=dtype, capacity=capacity)
+    engine = Engine(source, None, settings, vocab_size=vocab_size, devices=devices)
+    texts = [list(decode(engine, prompt, None, new_tokens, sampling)[0].tokens) for prompt in prompts]
+    times = [decode(engine, prompts[0], None, new_tokens, sampling)[1] for _ in range(REPEATS)]
+    return min(times) / (new_tokens - 1), texts
+
+
+def _packed(prompt: Sequence[int], text: Sequence[int], capacity: int) -> np.ndarray:
+    """A published buffer that holds prompt and text."""
+    packed = np.zeros(len(FIGURES) + capacity, np.int32)
+    packed[0] = len(prompt) + len(text)
+    packed[len(FIGURES) : len(FIGURES) + packed[0]] = [*prompt, *text]
+    return packed
+
+
+def _one_row(program: ModelProgram, request: Request, smaller: bool, passes: int, capacity: int) -> Callable[[], float]:
+    """Passes that each read the model's own last token, in one program."""
+
+    def run() -> float:
+        first = program.start(request, GREEDY.mode, below=False, above=int(smaller))
+        assert first is not None  # the devices are this process's
+        # Its own first buffer in place of the target's: nothing is rolled back by it.
+        return _timed(program, None, [program.put(first)] if smaller else [], passes, capacity)
+
+    return run
+
+
+def _wide(
+    program: ModelProgram, request: Request, text: np.ndarray, smaller: bool, passes: int, capacity: int
+) -> Callable[[], float]:
+    """Passes that read a text, each as many rows as the program can: one from above, of the target one from below."""
+
+    def run() -> float:
+        program.start(request, GREEDY.mode, below=not smaller, above=int(smaller))
+        seen = program.put(jax.device_put(text, program.mesh.devices.flat[0]))
+        return _timed(program, None if smaller else seen, [seen] if smaller else [], passes, capacity)
+
+    return run
+
+
+def _steps(program: ModelProgram, request: Request, steps: int, capacity: int) -> Callable[[], float]:
+    """Programs of one pass, one after another."""
+
+    def run() -> float:
+        jax.block_until_ready(program.start(request, GREEDY.mode, below=False, above=0))
+        begun = time.perf_counter()
+        for _ in range(steps):
+            program.step(None, [], 1, capacity)
+        jax.block_until_ready(program.state)
+        return time.perf_counter() - begun
+
+    return run
+
+
+def _timed(
+    program: ModelProgram, below: jax.Array | None, above: Sequence[jax.Array], passes: int, capacity: int
+) -> float:
+    jax.block_until_ready((program.state, below, above))
+    begun = time.perf_counter()
+    jax.block_until_ready(program.step(below, above, passes, capacity))
+    return time.perf_counter() - begun
+
+
+def _seconds(run: Callable[[], float], passes: int) -> float:
+    """Least seconds of a pass over some runs; the first one warms up."""
+    return min([run() for _ in range(REPEATS + 1)][1:]) / passes
+
+
+def _spans(said: Sequence[np.ndarray], prompts: Sequence[Sequence[int]], new_tokens: int) -> np.ndarray:
+    """What was said of the texts, one after another.
+
+    What was said of each text's first token does not count; of the first text the token before is given.
+    """
+    spans = [slice(len(prompt), len(prompt) + new_tokens) for prompt in prompts]
+    spans[0] = slice(len(prompts[0]) - 1, spans[0].stop)
+    return np.concatenate([one[span] for one, span in zip(said, spans, strict=True)])

@@ -1,0 +1,98 @@
+"""Hierarchies and plain decoding run against each other for a moment, so that the fastest is used: `--models auto`.
+
+A prediction from passes of each model alone knows nothing of what models do to each other on one machine, of the host's
+threads or of transfers. So the best predictions are decoded with for a while, in both forms, beside plain decoding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from pipedec_jax.analysis.clock import AnyEngine, decode
+from pipedec_jax.hierarchy.choice import Choice, best, tried
+from pipedec_jax.hierarchy.measure import Measured
+from pipedec_jax.hierarchy.settings import Form
+from pipedec_jax.sampling import GREEDY, Sampling
+
+CANDIDATES = 2
+"""Predictions that are run, of different models or stages."""
+TURNS = 3
+"""Answers of each, of which the fastest counts; the first one warms up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One way to decode, and how fast it is."""
+
+    choice: Choice | None
+    """`None` for plain decoding by the target alone."""
+    form: Form
+    predicted: float | None
+    """Seconds a token, modeled for devices of their own, a tick's dispatch included; `None` of plain decoding, and of
+    the free-running form, which has no ticks."""
+    measured: float
+    """Seconds a token on this machine, all models running."""
+
+
+def candidates(
+    measured: Measured, models: Sequence[tuple[int, ...]], stages: Sequence[int], devices: int
+) -> list[Choice]:
+    """The best predictions of different models and stages, the best one first.
+
+    Args:
+        measured: what they rest on.
+        models: selections of them.
+        stages: numbers of stages of the target.
+        devices: that work at the same time; every model takes one at least.
+    """
+    found = []
+    for which in models:
+        for count in stages:
+            if len(which) - 1 + count <= max(devices, len(which)):
+                options = tried(measured, which, count, measured.dispatch)
+                found.append(best(options))
+    return sorted(found, key=lambda option: -option.speedup)[:CANDIDATES]
+
+
+def race(
+    choices: Sequence[Choice],
+    forms: Sequence[Form],
+    make: Callable[[Choice | None], AnyEngine],
+    reform: Callable[[AnyEngine, Form], None],
+    prompt: Sequence[int],
+    new_tokens: int,
+    sampling: Sampling = GREEDY,
+) -> list[Entry]:
+    """Decode a prompt with every choice in every form, and plainly; the fastest one first.
+
+    One engine is there at a time: the weights of two need not fit.
+
+    Args:
+        choices: that are run.
+        forms: in which.
+        make: an engine of a choice, or of plain decoding.
+        reform: gives an engine another form.
+        prompt: token ids.
+        new_tokens: of the answer.
+        sampling: how they are drawn.
+
+    Raises:
+        TokensDifferError: when an answer is not that of plain decoding.
+    """
+    answer: list[int] | None = None
+    found: list[Entry] = []
+    for choice in (None, *choices):
+        engine = make(choice)
+        for form in forms if choice else forms[:1]:
+            if choice:
+                reform(engine, form)
+            times = []
+            for _ in range(TURNS):
+                progress, seconds = decode(engine, prompt, answer, new_tokens, sampling)
+                answer = list(progress.tokens)
+                times.append(seconds / max(1, len(answer) - 1))
+            predicted = choice.seconds if choice and form == "lockstep" else None
+            found.append(Entry(choice, form, predicted, min(times[1:])))
+        del engine
+    return sorted(found, key=lambda entry: entry.measured)
