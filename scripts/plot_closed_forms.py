@@ -1,26 +1,38 @@
-"""Closed forms of PipeSpec, PPSD and classic speculation against the simulator and, with `--engine`, the engine.
+"""Closed forms of PipeSpec, draft-then-verify and the filled pipe against the simulators and, with `--engine`, counted.
 
-The engine runs a small random target behind a draft of known words, right as often as the acceptance says, so that any
-acceptance can be had without trained models. Needs the extra `plots` (matplotlib) for `--out`.
+The engine runs a small random target behind models of known words, right as often as the acceptance says. Needs the
+extra `plots` (matplotlib) for `--out`.
 
-python scripts/plot_closed_forms.py --out scripts/figures/closed_forms.svg
+python scripts/plot_closed_forms.py --out scripts/figures/closed_forms.svg --engine 4
+python scripts/plot_closed_forms.py --deep 4        # three and four models: the simulator against the engine
+python scripts/plot_closed_forms.py --sweep         # how long thousands of settings take
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+import pipedec_jax
 from pipedec_jax.analysis import closed_forms as forms
+from pipedec_jax.analysis.cost import speedup_filled_pipe
+from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 
-VOCAB = 97
 LENGTH = 4096
 """Tokens of a text in the engine."""
+DEEP = (
+    ((0.6, 0.8), (4, 2)),
+    ((0.8, 0.9), (8, 2)),
+    ((0.9, 0.95), (16, 3)),
+    ((0.6, 0.8, 0.9), (4, 2, 1)),
+    ((0.8, 0.9, 0.95), (8, 3, 2)),
+    ((0.9, 0.95, 0.98), (16, 4, 2)),
+)
+"""Acceptances of neighbours and passes, of three and four models."""
 
 
 def main() -> None:
@@ -29,92 +41,121 @@ def main() -> None:
     parser.add_argument("--passes", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--runs", type=int, default=160, help="simulated texts of 2000 tokens (default 160)")
     parser.add_argument("--engine", type=int, default=0, metavar="TEXTS", help=f"texts of {LENGTH} tokens to decode")
+    parser.add_argument(
+        "--deep", type=int, default=0, metavar="TEXTS", help="the same with deep ones, and nothing else"
+    )
+    parser.add_argument("--sweep", action="store_true", help="time a sweep, and nothing else")
     parser.add_argument("--out", type=Path, help="write the plots to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
+    if args.sweep:
+        sweep()
+        return
+    pipedec_jax.use_cpu_devices(4)
+    if args.deep:
+        deep(args.deep)
+        return
 
+    shape = (len(args.passes), len(args.rates))
     rates, passes = (grid.ravel() for grid in np.meshgrid(args.rates, args.passes))
     words = draw_words([np.repeat(rates, args.runs)], 2000, args.runs * len(rates), seed=0)
     run = simulate(words, [np.repeat(passes, args.runs)])
-    simulated = run.tokens.reshape(-1, args.runs).sum(1) / run.ticks.reshape(-1, args.runs).sum(1)
-    expected = forms.pipespec_tokens(rates, forms.pipespec_guesses(passes))
+    tokens, ticks, verified = (
+        total.reshape(-1, args.runs).sum(1) for total in (run.tokens, run.ticks, run.verifications)
+    )
+    guesses = forms.pipespec_guesses(passes)
+    expected, chance = forms.pipespec_tokens(rates, guesses), forms.pipespec_steady_chance(rates, guesses)
     counted = decode(rates, passes, args.engine) if args.engine else np.full(len(rates), np.nan)
-    print("tokens per verification of PipeSpec with two models")
-    print("| acceptance | passes | closed form | simulated | error | engine (counted) | error |")
-    print("|" + " --- |" * 7)
-    for row in zip(rates, passes, expected, simulated, counted, strict=True):
-        rate, count, form, found, engine = row
+    print("tokens per verification of PipeSpec with two models, and the chance that a pass finds its input valid")
+    print(
+        "| acceptance | passes | closed form | simulated | error | engine (counted) | error | "
+        "chance | simulated | error |"
+    )
+    print("|" + " --- |" * 10)
+    for row in zip(rates, passes, expected, tokens / ticks, counted, chance, verified / ticks, strict=True):
+        rate, count, form, found, engine, valid, seen = row
         print(
-            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {100 * (found / form - 1):+.2f} % | "
-            f"{engine:.3f} | {100 * (engine / form - 1):+.2f} % |"
+            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {100 * (found / form - 1):+.2f} % | {engine:.3f} | "
+            f"{100 * (engine / form - 1):+.2f} % | {valid:.3f} | {seen:.3f} | {100 * (seen / valid - 1):+.2f} % |"
         )
-    print(f"largest error: simulated {100 * np.max(np.abs(simulated / expected - 1)):.2f} %", end="")
-    print(f", engine {100 * np.max(np.abs(counted / expected - 1)):.2f} %" if args.engine else "")
+    print(f"largest error: simulated {largest(tokens / ticks, expected)}, {largest(verified / ticks, chance)}", end="")
+    print(f", engine {largest(counted, expected)}" if args.engine else "")
+
+    from pipedec_jax.plots import closed_forms as plots
+    from pipedec_jax.plots import style
+
+    texts = draw_words([args.rates], 60_000, len(args.rates), seed=1)
+    rounds = [[simulate_rounds(texts[:, run], count) for run in range(len(args.rates))] for count in plots.LOOKAHEADS]
+    classic = np.asarray([[one.tokens / one.rounds for one in row] for row in rounds])
+    runs = [forms.accepted_run(args.rates, count) for count in plots.LOOKAHEADS]
+    print(f"draft-then-verify, tokens per round: largest error, simulated {largest(classic, np.asarray(runs))}")
+    filled = np.asarray([count * simulate(texts, [1], stages=count).tokens_per_tick for count in plots.STAGES])
+    pipes = [[speedup_filled_pipe(rate, count) for rate in args.rates] for count in plots.STAGES]
+    print(f"filled pipe, PP's ticks over these: largest error, simulated {largest(filled, np.asarray(pipes))}")
     if args.out is not None:
-        draw(args, simulated.reshape(len(args.passes), -1), counted.reshape(len(args.passes), -1))
+        figure = plots.draw_closed_forms(
+            args.rates,
+            args.passes,
+            (verified / ticks).reshape(shape),
+            (tokens / ticks).reshape(shape),
+            counted.reshape(shape),
+            classic,
+            filled,
+        )
+        style.save(figure, args.out)
+
+
+def largest(found: np.ndarray, expected: np.ndarray) -> str:
+    """The largest relative error."""
+    return f"{100 * np.max(np.abs(found / expected - 1)):.2f} %"
 
 
 def decode(rates: np.ndarray, passes: np.ndarray, texts: int) -> np.ndarray:
-    """Tokens per tick of the engine, counted, for every pair of an acceptance and a number of passes."""
-    import pipedec_jax
+    """Tokens per tick of the engine with two models, counted, for every pair of an acceptance and passes."""
+    from pipedec_jax.analysis.known_words import KnownHierarchy
 
-    pipedec_jax.use_cpu_devices(2)
-    import jax
-
-    from pipedec_jax.config import LlamaConfig
-    from pipedec_jax.hierarchy.engine import HierarchyEngine
-    from pipedec_jax.hierarchy.program import KnownModel
-    from pipedec_jax.hierarchy.settings import HierarchySettings
-    from pipedec_jax.model.parameters import MemorySource, initialize
-
-    config = LlamaConfig(
-        vocab_size=VOCAB, width=8, feed_forward=8, layers=1, heads=1, kv_heads=1, head_size=8, context=LENGTH + 1
-    )
-    target = MemorySource(config, initialize(config, jax.random.key(0)))
-    settings = HierarchySettings(passes=(1,), width=int(max(passes)), capacity=LENGTH + 8)
-    engine = HierarchyEngine([KnownModel(np.zeros(1, np.int32)), target], settings, vocab_size=VOCAB)
-    engine.start([1], max_new_tokens=LENGTH)
-    text = np.asarray([1, *engine.run(LENGTH).tokens], np.int32)
-    found = []
-    for number, (rate, count) in enumerate(zip(rates, passes, strict=True)):
-        ticks = 0
-        for index in range(texts):
-            labels = draw_words([rate], len(text), 1, seed=1 + number * texts + index)[0, 0]
-            engine.models[0].place_weights(KnownModel((text + labels) % VOCAB), VOCAB)
-            engine.settings = dataclasses.replace(settings, passes=(int(count),))
-            engine.start([1], max_new_tokens=LENGTH)
-            ticks += engine.run(LENGTH).ticks[-1]
-        found.append(LENGTH * texts / ticks)
-    return np.asarray(found)
+    engine = KnownHierarchy(2, LENGTH, int(max(passes)))
+    found = [
+        engine.count([rate], [int(count)], texts, seed=1 + number * texts)
+        for number, (rate, count) in enumerate(zip(rates, passes, strict=True))
+    ]
+    return np.asarray([one.tokens / one.ticks for one in found])
 
 
-def draw(args: Any, simulated: np.ndarray, counted: np.ndarray) -> None:
-    """A panel per form."""
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
+def deep(texts: int) -> None:
+    """Three and four models: tokens per tick and rollbacks, counted and simulated with the same words."""
+    from pipedec_jax.analysis.known_words import KnownHierarchy
 
-    a = np.linspace(0, 1, 200)
-    figure, ((tokens, dear), (classic, ppsd)) = plt.subplots(2, 2, figsize=(11, 8))
-    for index, count in enumerate(args.passes):
-        (line,) = tokens.plot(a, forms.pipespec_tokens(a, count - 1), label=f"{count} passes")
-        tokens.plot(args.rates, simulated[index], "o", color=line.get_color())
-        tokens.plot(args.rates, counted[index], "x", color=line.get_color())
-        classic.plot(a, forms.speculative_speedup(a, count, 16), label=f"{count} guesses")
-        dear.plot(a, forms.pipespec_speedup(a, count, 3.5), label=f"{count} passes, free-running")
-        dear.plot(a, forms.pipespec_lockstep_speedup(a, count, 3.5), "--", color=line.get_color())
-    tokens.set_title("PipeSpec, tokens per verification (o simulated, x engine)")
-    dear.set_title("the same where it lasts 3.5 plain steps, over plain decoding\n(dashed: lockstep)")
-    classic.set_title("draft-then-verify over plain decoding, draft 16 times as fast")
-    for share in (2, 4, 8):
-        (line,) = ppsd.plot(a, forms.ppsd_speedup(a, 1, share), label=f"exit after 1/{share} of the layers")
-        ppsd.plot(a, forms.eesd_speedup(a, 4, 1, share), "--", color=line.get_color())
-    ppsd.set_title("PPSD over plain decoding, in layers (dashed: EESD, 4 tokens)")
-    for panel in (tokens, dear, classic, ppsd):
-        panel.set_xlabel("acceptance")
-        panel.axhline(1, color="gray", linewidth=0.8)
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
-    figure.tight_layout()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out)
+    print("| models | acceptance of neighbours | passes | engine (counted) | simulated | same counts | rollbacks |")
+    print("|" + " --- |" * 7)
+    engines = {models: KnownHierarchy(models, 1024, 24) for models in (3, 4)}
+    for rates, passes in DEEP:
+        found = engines[len(rates) + 1].count(rates, passes, texts, seed=0)
+        shown = [", ".join(map(str, numbers)) for numbers in (rates, passes)]
+        rolled = ", ".join(f"{count / found.tokens:.2f}" for count in found.rollbacks)
+        print(
+            f"| {len(rates) + 1} | {shown[0]} | {shown[1]} | {found.tokens / found.ticks:.3f} | "
+            f"{found.tokens / found.simulated:.3f} | {'yes' if found.same else 'no'} | {rolled} |",
+            flush=True,
+        )
+    print("tokens per pass of the target; rollbacks a token of each model but the target, counted")
+
+
+def sweep() -> None:
+    """How long thousands of settings take, measured."""
+    begun = time.perf_counter()
+    rates, passes, cost = np.meshgrid(np.linspace(0, 1, 101), np.arange(1, 65), np.linspace(1, 4, 31))
+    for form in (forms.pipespec_speedup, forms.pipespec_lockstep_speedup):
+        form(rates, passes, cost)
+    forms.speculative_speedup(rates, passes, 16.0, cost)
+    seconds = time.perf_counter() - begun
+    print(f"closed forms: {3 * rates.size} settings in {seconds:.2f} s (measured)")
+    for models, settings in ((2, 4000), (3, 2000), (4, 1000)):
+        random, begun = np.random.default_rng(0), time.perf_counter()
+        words = draw_words(random.uniform(0.3, 0.98, (models - 1, settings)).tolist(), 400, settings, seed=0)
+        counts = [random.integers(1, 8, settings) for _ in range(models - 1)]
+        simulate(words, counts, width=random.integers(2, 16, settings))
+        seconds = time.perf_counter() - begun
+        print(f"simulator, {models} models: {settings} settings of 400 tokens in {seconds:.2f} s (measured)")
 
 
 if __name__ == "__main__":

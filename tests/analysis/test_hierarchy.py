@@ -87,6 +87,25 @@ def test_settings_can_differ_between_runs():
         assert alone.undone[:, 0].tolist() == together.undone[:, run].tolist()
 
 
+@given(data=st.data())
+def test_a_tick_is_charged_the_slowest_models_rows(data):
+    rate = data.draw(st.sampled_from((0.0, 0.5, 0.9, 1.0)))
+    passes, width = data.draw(st.integers(1, 5)), data.draw(st.integers(2, 5))
+    words = draw_words([rate], 60, 4, seed=data.draw(st.integers(0, 100)))
+    flat = simulate(words, [passes], width=width, costs=[[0, 0.1], [2, 2]])
+    assert flat.seconds.tolist() == (2 * flat.ticks).tolist()
+    # Plain steps cost 1 and verifications 3, on one stage.
+    dear = simulate(words, [passes], width=width, costs=[[0, 0.0], [0, 1, *[3] * (width - 1)]])
+    assert dear.seconds.tolist() == (dear.ticks + 2 * dear.verifications).tolist()
+    # A slow draft is what a tick lasts.
+    slow = simulate(words, [passes], width=width, costs=[[10, 10], [0, 1]])
+    assert slow.seconds.tolist() == (10 * passes * slow.ticks).tolist()
+    staged = simulate(words, [passes], width=width, stages=3, costs=[[0, 0], [0, 1]])
+    assert np.all(staged.seconds <= staged.ticks)
+    with pytest.raises(ValueError, match="2 models need 2 rows of costs, not 1"):
+        simulate(words, [passes], costs=[[1.0]])
+
+
 def test_a_pipe_of_many_stages_follows_the_filled_pipes_formula():
     """One token a tick from a draft that is right in known places: the ticks of a filled pipe, in whole numbers."""
     words = draw_words([0.8], 200, 4, seed=2)

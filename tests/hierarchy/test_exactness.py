@@ -117,14 +117,12 @@ def test_prompts_of_one_capacity_are_compiled_once() -> None:
     assert engine(TWO).compile_seconds == before > 0
 
 
-@pytest.mark.parametrize("case", ["two", "three", "four"])
+@pytest.mark.parametrize("case", CASES)
 def test_tokens_equal_plain_decodings_when_models_are_late_at_random(case: str) -> None:
     base, draw = CASES[case]
-    for seed, share in ((3, 0.5), (4, 0.1)):
-        random = np.random.default_rng(seed)
-        late = functools.partial(_late, random, share)
-        run(base, draw, seed, 9, delay=late, form="free")
-    run(base, draw, 5, 9, delay=functools.partial(_late, np.random.default_rng(5), 0.2), form="lockstep")
+    for seed, share, form in ((3, 0.5, "free"), (4, 0.1, "free"), (5, 0.2, "lockstep")):
+        late = functools.partial(_late, np.random.default_rng(seed), share)
+        run(base, draw, seed, 9, delay=late, form=form)
 
 
 def _late(random: np.random.Generator, share: float, index: int) -> float:
@@ -164,36 +162,45 @@ def test_a_draft_that_is_the_target_is_never_rolled_back() -> None:
 
 
 @functools.cache
-def known() -> HierarchyEngine:
-    """Two models of known words below a target of two stages."""
+def known(models: int) -> HierarchyEngine:
+    """So many models, all but the target of known words; the target is on two stages."""
     with x64():
         return HierarchyEngine(
-            [*[KnownModel(np.zeros(1, np.int32))] * 2, sources(0, 2)[-1]],
-            settings(stages=(1, 1, 2), passes=(5, 2), width=4, capacity=80),
+            [*[KnownModel(np.zeros(1, np.int32))] * (models - 1), sources(0, 2)[-1]],
+            settings(stages=(*(1,) * (models - 1), 2), passes=(2,) * (models - 1), width=4, capacity=80),
             vocab_size=VOCAB,
         )
 
 
-@pytest.mark.parametrize("rates", [(0.6, 0.8), (0.9, 0.9), (1.0, 1.0)])
-def test_ticks_and_rollbacks_of_a_deep_hierarchy_are_the_simulators(rates: tuple[float, ...]) -> None:
-    decoder, prompt = known(), prompt_of(9, 0)
+DEEP = {
+    3: ((0.6, 0.8), (0.9, 0.9), (1.0, 1.0)),
+    4: ((0.6, 0.8, 0.9), (0.9, 0.9, 0.95), (0.3, 1.0, 0.7)),
+}
+"""Acceptance of each neighbour's pair, by the number of models."""
+
+
+@pytest.mark.parametrize("models", DEEP)
+def test_ticks_and_rollbacks_of_a_deep_hierarchy_are_the_simulators(models: int) -> None:
+    decoder, prompt = known(models), prompt_of(9, 0)
     load_target = decoder.models[-1].place_weights
     load_target(sources(0, 2)[-1], VOCAB)
     text = np.asarray([*prompt, *plain(0, prompt, NEW)], np.int32)
-    for passes, seed in (((5, 2), 0), ((2, 3), 1), ((1, 1), 2)):
-        words = draw_words(rates, NEW + 1, 1, seed=seed)
-        for model, labels in zip(decoder.models[:-1], words[:-1, 0], strict=True):
-            said = text.copy()
-            said[len(prompt) - 1 :] = (said[len(prompt) - 1 :] + labels) % VOCAB
-            model.place_weights(KnownModel(said), VOCAB)
-        decoder.settings = dataclasses.replace(decoder.settings, passes=passes)
-        progress = decode(decoder, prompt, NEW)
-        assert progress.tokens == text[len(prompt) :].tolist()
-        found = simulate(words, passes, width=4, stages=2)
-        assert progress.ticks[-1] == found.ticks[0]
-        figures = decoder.figures()
-        assert [figure.rollbacks for figure in figures[:-1]] == found.rollbacks[:, 0].tolist()
-        assert [figure.undone for figure in figures[:-1]] == found.undone[:, 0].tolist()
+    for rates in DEEP[models]:
+        for passes, seed in (((5, 2, 2), 0), ((2, 3, 1), 1), ((1, 1, 1), 2)):
+            counts = passes[: models - 1]
+            words = draw_words(rates, NEW + 1, 1, seed=seed)
+            for model, labels in zip(decoder.models[:-1], words[:-1, 0], strict=True):
+                said = text.copy()
+                said[len(prompt) - 1 :] = (said[len(prompt) - 1 :] + labels) % VOCAB
+                model.place_weights(KnownModel(said), VOCAB)
+            decoder.settings = dataclasses.replace(decoder.settings, passes=counts)
+            progress = decode(decoder, prompt, NEW)
+            assert progress.tokens == text[len(prompt) :].tolist()
+            found = simulate(words, counts, width=4, stages=2)
+            assert progress.ticks[-1] == found.ticks[0]
+            figures = decoder.figures()
+            assert [figure.rollbacks for figure in figures[:-1]] == found.rollbacks[:, 0].tolist()
+            assert [figure.undone for figure in figures[:-1]] == found.undone[:, 0].tolist()
 
 
 def test_no_device_holds_another_models_weights() -> None:

@@ -1,0 +1,111 @@
+"""What the public decoder of a hierarchy makes of measurements: passes, lookahead, models, stages, form, or none."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+import pipedec_jax
+from pipedec_jax.decoding import hierarchy as decoding
+from pipedec_jax.hierarchy.choice import choose, choose_in_turns, selections
+from pipedec_jax.hierarchy.race import Entry, candidates
+from tests.hierarchy.test_choice import made_up
+
+FLAT = {1: 1e-3, 16: 1e-3}
+MEASURED = made_up((0.8, 0.9), ({1: 5e-5, 16: 5e-5}, {1: 2e-4, 16: 2e-4}, FLAT), exchange={2: 1e-5, 4: 1e-5})
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Made-up measurements in place of real ones; the arguments that they were asked with."""
+    asked: list[dict] = []
+
+    def measure(sources, prompts, **options):
+        asked.append(options)
+        kept = slice(3 - len(sources), 3)
+        return made_up((0.8, 0.9)[-len(sources) + 1 :], MEASURED.seconds[kept], exchange=MEASURED.exchange)
+
+    monkeypatch.setattr(decoding, "measure", measure)
+    return asked
+
+
+def demo(*names: str) -> list[pipedec_jax.Model]:
+    return [pipedec_jax.load_demo(name) for name in names]
+
+
+def test_what_is_not_given_is_chosen_from_measurements(measured) -> None:
+    models = demo("draft", "middle", "target")
+    decoder = pipedec_jax.HierarchyDecoder(models)
+    best = choose(MEASURED, all_models=True, dispatch=True)
+    assert (decoder.settings.passes, decoder.settings.width) == (best.passes, best.width)
+    assert decoder.models == models
+    assert not decoder.plain
+    assert not decoder.raced
+    assert "chosen, the fastest predicted" in decoder.report()[-1]
+    assert not pipedec_jax.HierarchyDecoder(models, passes=(2, 1)).report()
+    assert len(measured) == 1
+
+
+def test_speculatives_lookahead_is_chosen_and_with_select_its_draft(measured) -> None:
+    decoder = pipedec_jax.HierarchyDecoder(demo("middle", "target"), method="speculative")
+    pair = made_up((0.9,), MEASURED.seconds[1:])
+    assert decoder.settings.passes == choose_in_turns(pair, all_models=True).passes
+    assert decoder.settings.passes[0] > 1
+    models = demo("draft", "middle", "target")
+    decoder = pipedec_jax.HierarchyDecoder(models, method="speculative", select=True)
+    best = choose_in_turns(MEASURED)
+    assert decoder.models == [models[index] for index in best.models]
+    assert (decoder.settings.method, decoder.settings.passes) == ("speculative", best.passes)
+    assert f"lookahead {best.passes[0]}" in decoder.report()[-1]
+    with pytest.raises(ValueError, match="leave passes out"):
+        pipedec_jax.HierarchyDecoder(models, select=True, passes=(1, 1))
+
+
+@pytest.mark.parametrize("form", ["lockstep", "free"])
+def test_the_fastest_that_was_raced_is_used(measured, monkeypatch: pytest.MonkeyPatch, form) -> None:
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 4)
+    seen = []
+
+    def race(choices, forms, *_):
+        seen.append((choices, forms))
+        return [Entry(choices[1], form, None, 1e-3), Entry(None, "lockstep", None, 2e-3)]
+
+    monkeypatch.setattr(decoding, "race", race)
+    models = demo("draft", "middle", "target")
+    decoder = pipedec_jax.HierarchyDecoder(models, select=True, devices=jax.devices()[:4])
+    expected = candidates(MEASURED, selections(3), (1, 2), 4)
+    assert seen == [(expected, ("lockstep", "free"))]
+    assert measured[0]["stages"] == [1, 2]
+    used = expected[1]
+    assert decoder.models == [models[index] for index in used.models]
+    assert decoder.settings.stages == (*(1,) * (len(used.models) - 1), used.stages)
+    assert (decoder.settings.passes, decoder.settings.form, decoder.form) == (used.passes, form, form)
+    assert len(decoder.devices) == used.devices
+    assert "chosen, the fastest measured" in decoder.report()[-1]
+    # What is given stays.
+    pipedec_jax.HierarchyDecoder(models, select=True, form="free", stages=(1, 1, 2))
+    assert seen[1][1] == ("free",)
+    assert all(choice.stages == 2 for choice in seen[1][0])
+
+
+def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = choose(made_up((0.9,), MEASURED.seconds[1:]))
+    entries = [Entry(None, "lockstep", None, 1e-3), Entry(other, "free", None, 2e-3)]
+    monkeypatch.setattr(decoding, "race", lambda *_: entries)
+    decoder = pipedec_jax.HierarchyDecoder(demo("draft", "target"), select=True)
+    assert (decoder.plain, decoder.method, decoder.stages, len(decoder.devices)) == (True, "pp", 1, 1)
+    assert "target alone, plain decoding" in decoder.report()[-1]
+    assert decoder.modeled_speedup_vs_pp(1.0) > 0
+
+
+@pytest.mark.slow
+def test_models_auto_gives_plain_decodings_text() -> None:
+    """Everything real, with the demo family: measured, raced, decoded."""
+    models = demo("draft", "target")
+    plain = pipedec_jax.Decoder(models[-1], method="pp", stages=1)
+    decoder = pipedec_jax.HierarchyDecoder(models, select=True)
+    prompt = "def quicksort(items):\n"
+    assert decoder.generate(prompt, max_new_tokens=48).text == plain.generate(prompt, max_new_tokens=48).text
+    assert {entry.form for entry in decoder.raced if entry.choice} == {"lockstep", "free"}
+    assert any(entry.choice is None for entry in decoder.raced)
+    assert [entry.measured for entry in decoder.raced] == sorted(entry.measured for entry in decoder.raced)
