@@ -156,6 +156,30 @@ def sweep() -> None:
         simulate(words, counts, width=random.integers(2, 16, settings))
         seconds = time.perf_counter() - begun
         print(f"simulator, {models} models: {settings} settings of 400 tokens in {seconds:.2f} s (measured)")
+    for method in ("pipedec", "best-first"):
+        seconds = sweep_trees(method, 1000)
+        print(f"simulator, {method}, 8 stages: 1000 hit rates, 64 tokens each, in {seconds:.2f} s (measured)")
+
+
+def sweep_trees(method: str, rates: int) -> float:
+    """Seconds that the simulator of the tree methods takes over so many hit rates, compiling apart."""
+    from pipedec_jax.analysis.simulator import Simulator
+    from pipedec_jax.config import LlamaConfig
+    from pipedec_jax.drafters.replay import ReplayDrafter, random_text
+    from pipedec_jax.pipeline.settings import EngineSettings
+
+    config = LlamaConfig(
+        vocab_size=97, width=8, feed_forward=8, layers=8, heads=1, kv_heads=1, head_size=8, context=128
+    )
+    settings = EngineSettings(method=method, stages=8, width=4, children=2)
+    drafter = ReplayDrafter(children=2, vocab_size=97)
+    simulator = Simulator(config, None, settings, vocab_size=97, drafter=drafter)
+    text, at_rate = random_text(64, 97, seed=0)
+    simulator.run(text[:1], text[1:], drafter_params=at_rate(0.5))
+    begun = time.perf_counter()
+    for rate in np.linspace(0, 1, rates):
+        simulator.run(text[:1], text[1:], drafter_params=at_rate(float(rate)))
+    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":
