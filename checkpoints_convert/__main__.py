@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,11 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Its exit status: 0 done, 1 verified to be wrong, 2 bad input, 130 interrupted, 143 terminated.
+        Its exit status: 0 done, 1 verified to be wrong, 2 bad input, 130 interrupted, 141 its output was closed,
+        143 terminated.
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads the output has closed it (`| head`); what is left of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
