@@ -119,8 +119,9 @@ def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
     Args:
         target: The target.
         exit_layer: Layers of the exit path (E).
-        head: The head's name without the exit layer (`block`, `norm-linear`, `block-64`, ...), or `target` for the
-            untrained one. Not given: the stored head that agrees most with the target.
+        head: The head's name, with or without the exit layer, or how it begins (`block`, `norm-linear`, `block-64`,
+            `4-block-64`, ...), or `target` for the untrained one. Of several that fit, and where it is not given, the
+            stored head that agrees most with the target.
 
     Raises:
         FileNotFoundError: when no such head is stored.
@@ -133,10 +134,14 @@ def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
         return config
     ExitHeadConfig(exit_layer, "target").check(target.config)
     stored = stored_exit_heads(target)
-    fitting = [one for one in stored if one.exit_layer == exit_layer and head in (None, one.name.split("-", 1)[1])]
+    there = [one for one in stored if one.exit_layer == exit_layer]
+    named = head if head is None or head.startswith(f"{exit_layer}-") else f"{exit_layer}-{head}"
+    fitting = [one for one in there if named in (None, one.name)] or [
+        one for one in there if one.name.startswith(f"{named}-")
+    ]
     if not fitting:
         names = ", ".join(one.name for one in stored) or "none"
-        wanted = f"{exit_layer}-{head}" if head else f"after layer {exit_layer}"
+        wanted = named or f"after layer {exit_layer}"
         raise FileNotFoundError(
             f"{_directory(target)} has no exit head {wanted} (stored: {names}); train it with "
             f"scripts/train_exit_head.py --exit-layer {exit_layer}, or use the untrained one ('target')"

@@ -73,7 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--drafter", help=f"of {', '.join(TREES)}: one of {', '.join(DRAFTERS)} (both)")
     add("--children", metavar="K", type=int, help=f"of {', '.join(TREES)}: most guesses after each token (16)")
     add("--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)")
-    add("--depth", metavar="D", type=int, default=4, help="levels of a tree of stpp (4)")
+    add("--depth", metavar="D", type=int, default=12, help="levels of a tree of stpp (12)")
     add("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
     add("--int8", action="store_true", help="hold the matrices of the target's layers as int8 (rounds them)")
     add("--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time (not of pipespec)")

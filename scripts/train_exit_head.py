@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from pipedec_jax.command_line.options import fail
 from pipedec_jax.training import prefer_fast_products
 
 HEAD_OPTIONS = ("exit_layer", "head", "width", "feed_forward", "tied")
@@ -96,7 +97,7 @@ def main() -> None:
             save_seconds=options.save_seconds,
         )
     except (ValueError, OSError) as error:
-        raise SystemExit(f"train_exit_head.py: {error}") from error
+        fail(error)
 
     def log(figures: dict) -> None:
         line = json.dumps(figures)

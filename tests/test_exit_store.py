@@ -52,7 +52,10 @@ def test_of_several_heads_the_one_that_agrees_most_is_taken_unless_one_is_named(
     target = load(directory)
     assert [head.name for head in stored_exit_heads(target)] == ["1-norm-linear", "2-block-16", "2-norm-linear"]
     assert find_exit_head(target, 2).variant == "norm-linear"
-    assert find_exit_head(target, 2, "block-16") == HEAD
+    for name in ("block-16", "2-block-16", "block", "2-block"):
+        assert find_exit_head(target, 2, name) == HEAD
+    with pytest.raises(FileNotFoundError, match="no exit head 2-bl "):
+        find_exit_head(target, 2, "bl")
 
 
 def test_the_untrained_head_needs_no_file(directory):

@@ -130,7 +130,7 @@ def settings(stages: int, layers: int, exits: Sequence[int], width: int, childre
         width: most guesses in a batch; of `stpp` in a level.
         children: most guesses after each token.
     """
-    shape = {"width": width, "children": children}
+    shape: dict[str, Any] = {"width": width, "children": children}
 
     def setting(method: str, note: str, tried: str = "", **options: Any) -> Setting:
         return Setting(method, note, stages, tried, {"method": method, **options})

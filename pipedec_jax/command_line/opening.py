@@ -29,6 +29,8 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
         jax.config.update("jax_enable_x64", True)
     if options.method not in (*METHODS, *hierarchy.METHODS):
         raise ValueError(f"method must be one of {METHOD_NAMES}, not {options.method!r}")
+    if options.method in hierarchy.METHODS and (options.target is not None or options.draft is not None):
+        raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
     check_options(options)
     if options.method in hierarchy.METHODS:
         return open_hierarchy(options, record)
@@ -77,9 +79,7 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
 
 def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec_jax.HierarchyDecoder:
     """The same, of a hierarchy of models."""
-    if options.target is not None or options.draft is not None:
-        raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
-    for name in ("children", "drafter", "draft_steps", "exit_layer", "exit_head", "exit_stages", "pool", "calibration"):
+    for name in ("exit_layer", "exit_head", "exit_stages", "calibration"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is not for --method {options.method}")
     names = options.models or []

@@ -19,14 +19,20 @@ DESCRIPTION = (
 )
 METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
 SAMPLE = "def quicksort(items):\n"
+GUESSING = tuple(method for method in METHODS if method != "pp")
 OF_METHODS: dict[str, tuple[str, ...]] = {
     "models": hierarchy.METHODS,
     "passes": hierarchy.METHODS,
     "form": ("pipespec",),
     "depth": ("stpp",),
     "draft_length": ("eesd",),
-    "noise": METHODS,
-    "sharpness": METHODS,
+    "draft_steps": ("best-first",),
+    "pool": ("best-first",),
+    "width": (*GUESSING, *hierarchy.METHODS),
+    "children": GUESSING,
+    "drafter": GUESSING,
+    "noise": GUESSING,
+    "sharpness": GUESSING,
     "tensor_parallel": METHODS,
 }
 """Methods of an option that others would drop without a word."""
@@ -80,7 +86,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--exit-head",
         metavar="NAME",
-        help="which stored head, such as block, or target for the untrained one (the best)",
+        help="which stored head, by how its name begins, such as block, or target for the untrained one (the best)",
     )
     parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
     parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
@@ -100,7 +106,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
     )
-    parser.add_argument("--depth", metavar="D", type=int, default=4, help="levels of a tree of stpp")
+    parser.add_argument("--depth", metavar="D", type=int, default=12, help="levels of a tree of stpp")
     parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent")
     parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
     parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
@@ -193,6 +199,9 @@ def check_options(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is not for --method {options.method}, but for {', '.join(methods)}"
             )
+    for name in ("noise", "sharpness"):
+        if options.drafter == "ngram" and getattr(options, name) != getattr(defaults, name):
+            raise ValueError(f"--{name} is for guesses of a model: look-up (--drafter ngram) has no use for it")
 
 
 def request_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Decoder:
         width: int | None = None,
         children: int | None = None,
         draft_steps: int | None = None,
-        depth: int = 4,
+        depth: int = 12,
         exit_layer: int | None = None,
         exit_head: ExitHead | str | None = None,
         exit_stages: int | None = None,

@@ -10,6 +10,9 @@ A drafter is a frozen dataclass of static settings with pure methods. Only `chil
             token = jnp.zeros((view.frontier.shape[0], self.children), jnp.int32)
             return state, Proposals(token=token, log_prob=jnp.full(token.shape, -1.0))
 
+Give it as `Decoder(target, drafter=Zero())`, and arrays that it takes as `params`, if any, with each request:
+`generate(prompt, drafter_params=...)`.
+
 A drafter without ranks of its own (`ranks` 0) runs on every rank alike; it has parameters, the same on all, but no
 state. One with a rank runs there alone, beside the target's stages, and may keep a state, such as a KV cache. One at
 the target's exit (`at_exit`) runs on the rank of the exit path's last stage, after its layers, and extends the nodes
@@ -97,6 +100,21 @@ class Drafter:
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
         """The new state, and guesses for the nodes of the frontier."""
         raise NotImplementedError(f"{type(self).__name__} must define propose()")
+
+
+def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
+    """Raise `ValueError` unless what a drafter has proposed for so many nodes has the shapes and kinds it must have.
+
+    One row may stand for all of them.
+    """
+    for name, kind in (("token", jnp.integer), ("log_prob", jnp.floating)):
+        found = getattr(proposals, name)
+        fits = found.shape in ((rows, drafter.children), (1, drafter.children))
+        if not fits or not jnp.issubdtype(found.dtype, kind):
+            raise ValueError(
+                f"{type(drafter).__name__}.propose() must give {name} as {kind.__name__} numbers "
+                f"[{rows}, {drafter.children}] (nodes of the frontier, children), not {found.dtype} {list(found.shape)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,9 @@ tree."""
 MOST_PLACES = 16384
 """Places of a tree: what says who is above whom is as many bytes squared, on every device."""
 
+MOST_STEPS = 64
+"""Draft steps of a tick: each is a part of the program of its own, which is compiled in about a second."""
+
 MOST_LOOKED_UP = 4
 """Guesses for each node that look-up adds to a draft model's: it seldom has more that are any good."""
 
@@ -115,6 +118,11 @@ class EngineSettings:
         for name in ("pool", "capacity", "exit_layer", "exit_stages"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.pool is not None and self.method != "best-first":
+            raise ValueError(f"pool is for best-first, not for {self.method}: leave it out")
+        if self.steps > MOST_STEPS:
+            name = "depth" if self.method == "stpp" else "draft_steps"
+            raise ValueError(f"{name} must be at most {MOST_STEPS}, not {self.steps}: each step is compiled by itself")
         if self.pool is not None and self.pool < self.width:
             raise ValueError(f"pool ({self.pool}) must hold at least a batch: width is {self.width}")
         if self.draft_steps > 1 and self.method in ("pipedec", "stpp"):

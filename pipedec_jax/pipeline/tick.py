@@ -25,7 +25,7 @@ from jax import lax
 
 from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
-from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices, vary
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
@@ -226,6 +226,7 @@ def draft_here(
             sizes=costs.sizes(frontier.shape[0]),
         )
         state, proposals = system.drafter.propose(params, state, view)
+        check_proposals(system.drafter, proposals, frontier.shape[0])
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
         drafts.append(proposals)
     return state, drafts

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipedec_jax import transcript, tree
-from pipedec_jax.drafters.base import Drafter, Proposals, View
+from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.pipeline.engine import Engine
@@ -89,6 +89,15 @@ def test_a_drafter_of_ones_own_works_with_every_schedule(method: str, draw: Draw
             progress = engine.run(40)
             assert progress.tokens == expected
             assert sum(progress.hits[:-1]) / 39 > 0.2, "the table was made from this text"
+
+
+def test_guesses_of_another_shape_or_kind_are_named() -> None:
+    drafter = Bigrams(children=3)
+    numbers = {"token": jnp.zeros((4, 3), jnp.int32), "log_prob": jnp.zeros((4, 3), jnp.float32)}
+    check_proposals(drafter, Proposals(**numbers), 4)
+    for name, wrong in (("token", numbers["log_prob"]), ("log_prob", numbers["log_prob"][:, :2])):
+        with pytest.raises(ValueError, match=rf"Bigrams.propose\(\) must give {name} as .*\[4, 3\]"):
+            check_proposals(drafter, Proposals(**numbers | {name: wrong}), 4)
 
 
 @pytest.mark.parametrize("method", ["stpp", "pipedec", "best-first"])
