@@ -52,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("error: there is not enough memory; are the sizes in the model's configuration right?", file=sys.stderr)
         return 2
+    except Exception as error:
+        # What object stores are reached with raises errors of many kinds, such as for missing credentials.
+        if not any(isinstance(value, str) and is_cloud(value) for value in vars(options).values()):
+            raise
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, Terminated) as error:
         print(f"interrupted{_what_is_kept(options)}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130

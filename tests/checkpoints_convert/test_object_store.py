@@ -88,3 +88,16 @@ def test_damage_is_found_when_loading(source, bucket):
         ValueError, match=r"file tokenizer\.json of gs://bucket/library/model differs from what was conv"
     ):
         pipedec_jax.load(PLACE)
+
+
+@pytest.mark.parametrize("command", [["convert", "SRC", PLACE], ["inspect", PLACE], ["verify", PLACE]])
+def test_what_an_object_store_refuses_is_one_line(command, source, monkeypatch, capsys):
+    class RefusedError(Exception):
+        pass
+
+    def refuse(*_):
+        raise RefusedError("no credentials were found")
+
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", refuse)
+    assert main([str(source) if word == "SRC" else word for word in command]) == 2
+    assert capsys.readouterr().err == "error: RefusedError: no credentials were found\n"
