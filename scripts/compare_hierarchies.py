@@ -80,6 +80,10 @@ def main() -> None:
     )
     show("classic draft-then-verify, modeled", studies.turns(measured, study))
     show("bounds, whatever the passes", studies.bounds(measured, args.stages))
+    show(
+        "were rows and exchange free: simulated",
+        studies.rows_free(measured, study, choice.selections(len(names)), sorted({*args.stages, 8})),
+    )
 
 
 if __name__ == "__main__":

@@ -113,6 +113,26 @@ def bounds(measured: Measured, stages: Sequence[int], widths: Sequence[int] = (2
             yield f"| {count} | 1 | {ticks:.2f} | {ticks * measured.plain / seconds:.2f}x |"
 
 
+def rows_free(
+    measured: Measured, study: Study, models: Sequence[Sequence[int]], stages: Sequence[int]
+) -> Iterator[str]:
+    """What the same words would give were a verification as cheap as a plain step, and the exchange free; simulated.
+
+    The passes of one row keep the ratios that were measured.
+    """
+    one = (*({1: seconds[1]} for seconds in measured.seconds[:-1]), {1: measured.plain})
+    free = dataclasses.replace(measured, seconds=one, exchange={})
+    yield "| models | stages | passes a tick | width | tokens per tick | time against plain |"
+    yield "|" + " --- |" * 6
+    for which in models:
+        for count in stages:
+            best = choices.best(choices.tried(free, which, count))
+            yield (
+                f"| {study.name(which)} | {count} | {', '.join(map(str, best.passes))} | {best.width} | "
+                f"{best.tokens_per_tick:.2f} | {best.speedup:.2f}x |"
+            )
+
+
 def turns(measured: Measured, study: Study) -> Iterator[str]:
     """Classic draft-then-verify with its best lookahead, by the same measured passes."""
     yield "| models | lookahead | tokens per round (simulated) | time against plain | dispatch charged |"

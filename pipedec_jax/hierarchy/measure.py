@@ -126,14 +126,15 @@ def measure(
     dispatch = 0.0
     for index in range(len(sources)):
         model, times = program(index), dict[int, float]()
-        for width in sorted({*widths, 1}) if index else sorted({1, max(widths)}):
+        # A pass of one row is one of a program that can read more, but of the smallest model, which never does.
+        for width in sorted(widths) if index else (1, max(widths)):
             model.set_width(width)
-            if width == 1:
+            if not times:
                 times[1] = _seconds(_one_row(model, requests[0], index < target, new_tokens, capacity), new_tokens)
                 if index == target:
                     alone = _seconds(_steps(model, requests[0], new_tokens // 2, capacity), new_tokens // 2)
                     dispatch = max(0.0, alone - times[1])
-            else:
+            if width > 1:
                 passes = max(1, new_tokens // width)
                 times[width] = _seconds(_wide(model, requests[0], packed[0], index < target, passes, capacity), passes)
         if index < target:  # in the widest program, the last one
