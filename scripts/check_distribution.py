@@ -29,6 +29,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=40000, help="answers for each setting (default 40000)")
     parser.add_argument("--stages", type=int, default=2, help="stages of the target (default 2)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods (default: all)")
+    numbers = range(1, 1 + len(SAMPLINGS))
+    parser.add_argument(
+        "--samplings", type=int, nargs="+", choices=numbers, default=numbers, help="which (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="first seed of all (default 0)")
     parser.add_argument("--alpha", type=float, default=1e-4, help="a law is rejected below this p (default 1e-4)")
     args = parser.parse_args()
@@ -52,7 +56,8 @@ def main() -> None:
         )
         source = None if method == "pp" else MemorySource(CONFIG, draft)
         engine = Engine(MemorySource(CONFIG, target), source, settings, vocab_size=CONFIG.vocab_size)
-        for sampling in SAMPLINGS:
+        for number in args.samplings:
+            sampling = SAMPLINGS[number - 1]
             drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed)
             seed += args.draws  # no two settings share a seed
             found = check(engine, target, [5, 3, 17, 9], drawn, args.draws)

@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", metavar="R", type=int, default=1, help="over all prompts (1)")
     add("--threads", metavar="T", type=int, default=os.cpu_count(), help="of the peers (all cores)")
     add("--only", metavar="TEXT", nargs="+", help="only those whose name holds one of these, and our plain decoding")
+    add("--profile", metavar="K", type=int, default=0, help="also show the K longest operations of ours, a tick (0)")
     add("--out", metavar="FILE", type=Path, help="also write the rows as JSON")
     return parser.parse_args()
 
@@ -79,6 +80,9 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         rows = contest.standings(answers, PLAIN, [PLAIN, strongest])
         print(f"strongest peer: {strongest}")
     print_rows(options, rows)
+    for name, peer in peers.items() if options.profile else ():
+        if name.startswith("ours"):
+            print_profile(options, name, peer, prompts[-1])
     if options.out is not None:
         about = {"argv": sys.argv[1:], "rows": [vars(row) for row in rows]}
         options.out.write_text(json.dumps(about, indent=1))
@@ -103,6 +107,19 @@ def print_rows(options: argparse.Namespace, rows: list[Any]) -> None:
         cells = [row.name, same, f"{row.first_ms:.1f}", f"{row.per_token_ms:.2f}", f"{row.whole_ms:.2f}"]
         cells += ["{:.2f} ({:.2f} to {:.2f})".format(*row.against[name]) for name in baselines]
         print(f"| {' | '.join(cells)} |")
+
+
+def print_profile(options: argparse.Namespace, name: str, peer: Any, prompt: list[int]) -> None:
+    from pipedec_jax.analysis.profile import profile_host
+
+    peer.engine.start(prompt, max_new_tokens=options.max_new_tokens)
+    begun = peer.engine.run(1).ticks[-1]
+    found = profile_host(lambda: peer.engine.run(options.max_new_tokens))
+    ticks = peer.engine.run(0).ticks[-1] - begun
+    print(f"\n{name}: operations of {ticks} ticks, measured under JAX's profiler, which slows them; a tick")
+    print("| operation | how often | us, all ranks together |\n| --- | --- | --- |")
+    for operation, (count, seconds) in list(found.items())[: options.profile]:
+        print(f"| {operation} | {count / ticks:.1f} | {1e6 * seconds / ticks:.0f} |")
 
 
 if __name__ == "__main__":

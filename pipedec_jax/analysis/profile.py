@@ -1,9 +1,10 @@
-"""Where a device's time goes: what JAX's profiler recorded on an accelerator, added up."""
+"""Where a device's time goes: what JAX's profiler recorded on an accelerator, or on CPU, added up."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,28 @@ def profile_device(run: Callable[[], Any]) -> DeviceProfile | None:
             jax.block_until_ready(run())
         files = sorted(Path(directory).rglob("*.xplane.pb"))
         return read_profile(jax.profiler.ProfileData.from_file(str(files[-1]))) if files else None
+
+
+def profile_host(run: Callable[[], Any]) -> dict[str, tuple[int, float]]:
+    """Operations of a compiled and warm run on CPU: how many ran and their seconds together, by name, longest first.
+
+    Names lose their numbers. Control flow holds what is in it, and operations of several devices overlap, so the times
+    add up to more than the run's.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            jax.block_until_ready(run())
+        (file,) = Path(directory).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(file))
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for plane in data.planes:
+        for line in plane.lines if plane.name.startswith("/host:CPU") else ():
+            for event in line.events:
+                # Python's own frames begin with a dollar sign.
+                if not event.name.startswith("$"):
+                    found[re.sub(r"[.\d]+$", "", event.name)].append(event.duration_ns)
+    longest = sorted(found.items(), key=lambda item: -sum(item[1]))
+    return {name: (len(times), 1e-9 * sum(times)) for name, times in longest}
 
 
 def read_profile(data: Any) -> DeviceProfile | None:

@@ -18,14 +18,14 @@ class Ours:
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._engine = decoder.engine
+        self.engine = decoder.engine
 
     def answer(self, prompt: Sequence[int], new_tokens: int) -> Answer:
         """See `Peer`."""
         begun = time.perf_counter()
-        self._engine.start(prompt, max_new_tokens=new_tokens, sampling=GREEDY)
-        self._engine.run(1)
+        self.engine.start(prompt, max_new_tokens=new_tokens, sampling=GREEDY)
+        self.engine.run(1)
         first = time.perf_counter()
-        progress = self._engine.run(new_tokens)
+        progress = self.engine.run(new_tokens)
         done = time.perf_counter()
         return Answer(tuple(progress.tokens), first - begun, done - begun)

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pipedec_jax.analysis import accelerator
-from pipedec_jax.analysis.profile import add_up
+from pipedec_jax.analysis.profile import add_up, profile_host
 from pipedec_jax.model import random_source
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.parameters import parameter_shapes
@@ -73,3 +75,14 @@ def test_a_profile_counts_what_overlaps_once():
     assert found.busy == pytest.approx(18e-9)
     assert list(found.by_name) == ["a", "b"]
     assert found.by_name["a"] == (2, pytest.approx(15e-9))
+
+
+def test_operations_on_the_host_are_added_up_without_their_numbers():
+    matrices = [jnp.ones((64, 64), jnp.float32) for _ in range(2)]
+    run = jax.jit(lambda one, two: jnp.sin(one @ two) @ two)
+    jax.block_until_ready(run(*matrices))
+    found = profile_host(lambda: run(*matrices))
+    assert found
+    assert not any(name.startswith("$") or name[-1].isdigit() for name in found)
+    times = [seconds for _, seconds in found.values()]
+    assert times == sorted(times, reverse=True)
