@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pipedec_jax.hierarchy import choice as choices
 from pipedec_jax.hierarchy import race as races
 from pipedec_jax.hierarchy.choice import Choice, choose, choose_in_turns, selections, tried
 from pipedec_jax.hierarchy.measure import Measured, measure
@@ -74,6 +75,20 @@ def test_the_lookahead_is_as_long_as_pays():
     drafts = made_up((0.3, 0.9), ({1: 0.1, 16: 0.1}, {1: 0.1, 16: 0.1}, FLAT))
     assert choose_in_turns(drafts).models == (1, 2)
     assert choose_in_turns(drafts, dispatch=True) == choose_in_turns(drafts)
+
+
+def test_every_process_has_the_first_ones_choice(monkeypatch: pytest.MonkeyPatch):
+    measured = made_up((0.4, 0.97), ({1: 0.1, 16: 0.1}, {1: 0.2, 16: 0.2}, FLAT), exchange={4: 0.01})
+    made = choose(measured, stages=(1, 4))
+    sent = []
+    monkeypatch.setattr(choices, "process_count", lambda: 2)
+    monkeypatch.setattr(choices.multihost_utils, "broadcast_one_to_all", lambda found: sent.append(found) or sent[0])
+    assert choices.agree(made, 3).models == made.models
+    other = choices.agree(None, 3)
+    assert [array.shape for array in sent[0]] == [array.shape for array in sent[1]]
+    for name in ("models", "passes", "width", "stages"):
+        assert getattr(other, name) == getattr(made, name)
+    assert other.speedup == pytest.approx(made.speedup)
 
 
 def choice(models: tuple[int, ...], speedup: float) -> Choice:
