@@ -102,7 +102,8 @@ def decode(
     out.unlink(missing_ok=True)
     prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS), encoding="utf-8")
     arguments = [*(case.arguments or ()), "--max-new-tokens", str(new_tokens)]
-    arguments += ["--patience", str(timeout)]  # a loaded machine is slow, not at fault
+    # A loaded machine is slow, not at fault.
+    arguments += ["--patience", str(timeout), "--start-patience", str(timeout)]
     arguments += ["--prompts", str(prompts), "--out", str(out)]
     for status, _, errors in finish(
         launch(processes, case.total // processes, arguments, script=script), timeout=timeout
