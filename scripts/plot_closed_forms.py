@@ -88,7 +88,10 @@ def main() -> None:
     classic = np.asarray([[one.tokens / one.rounds for one in row] for row in rounds])
     runs = [forms.accepted_run(args.rates, count) for count in plots.LOOKAHEADS]
     print(f"draft-then-verify, tokens per round: largest error, simulated {largest(classic, np.asarray(runs))}")
-    filled = np.asarray([count * simulate(texts, [1], stages=count).tokens_per_tick for count in plots.STAGES])
+    many = draw_words([np.repeat(args.rates, 10)], 6000, 10 * len(args.rates), seed=1)
+    pipelined = [simulate(many, [1], stages=count) for count in plots.STAGES]
+    sums = [[total.reshape(-1, 10).sum(1) for total in (run.tokens, run.ticks)] for run in pipelined]
+    filled = np.asarray([count * made / took for count, (made, took) in zip(plots.STAGES, sums, strict=True)])
     pipes = [[speedup_filled_pipe(rate, count) for rate in args.rates] for count in plots.STAGES]
     print(f"filled pipe, PP's ticks over these: largest error, simulated {largest(filled, np.asarray(pipes))}")
     if args.out is not None:
