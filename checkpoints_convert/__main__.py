@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -113,10 +114,8 @@ def _verify(options: argparse.Namespace) -> int:
     rounded = open_checkpoint(options.destination).config.int8
     limit = "int8 rounds: no limit" if rounded else f"allowed: {LOGIT_TOLERANCE:g}"
     print(f"logits, float32: max|difference| / max|logit| = {difference:.2g} ({limit})")
-    if rounded:
-        return 0
     # Written so that NaN fails.
-    return 0 if difference <= LOGIT_TOLERANCE else 1
+    return 0 if difference <= (math.inf if rounded else LOGIT_TOLERANCE) else 1
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -150,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--int8", action="store_true", help="store the layers' matrices as int8 with a scale per output channel"
     )
-    command.add_argument("--overwrite", action="store_true", help="replace a converted checkpoint at DST")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace a converted checkpoint at DST, if there is nothing else in it"
+    )
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("inspect", help="print geometry, parameters, dtype and size")

@@ -14,14 +14,22 @@ from checkpoints_convert import manifest
 from checkpoints_convert.checkpoint import DTYPES, array_dtype, check_dtype
 from checkpoints_convert.config_json import Json
 from checkpoints_convert.detection import open_source
-from checkpoints_convert.hashing import BackgroundChecksums
+from checkpoints_convert.hashing import BackgroundChecksums, file_facts
 from checkpoints_convert.hub import local_directory
 from checkpoints_convert.layout import contiguous
 from checkpoints_convert.manifest import VERSION, FileFacts, Manifest, StoredArray
 from checkpoints_convert.paths import any_path, is_cloud
 from checkpoints_convert.report import binary
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
-from checkpoints_convert.store import ARRAYS, chunked, is_converted, metadata_files, write_array, write_tree_metadata
+from checkpoints_convert.store import (
+    ARRAYS,
+    chunked,
+    is_converted,
+    metadata_files,
+    open_checkpoint,
+    write_array,
+    write_tree_metadata,
+)
 from checkpoints_convert.tokenizer_check import check_tokenizer
 from checkpoints_convert.workplace import Workplace, boot, workplace, workplace_of
 from pipedec_jax.config import LlamaConfig
@@ -42,7 +50,8 @@ def convert(
     """Convert a published LLaMA checkpoint; shows progress where standard error is a terminal.
 
     `destination` appears complete or not at all. A conversion that was interrupted or killed goes on where it was when
-    it is started again, and ends with the same bytes; after an error, what was written is removed.
+    it is started again, and ends with the same bytes; one that is done is left as it is. After an error, what was
+    written is removed.
 
     Args:
         source: directory of a model in Hugging Face's or Meta's format, or a repository of the Hugging Face hub
@@ -52,7 +61,7 @@ def convert(
         dtype: `bfloat16`, `float16` or `float32`; the source's when not given.
         int8: store the layers' matrices as int8 with a scale per output channel, made from the source's values; `dtype`
             is then that of all else (see `pipedec_jax.model.int8`).
-        overwrite: replace a converted checkpoint at `destination`.
+        overwrite: replace a converted checkpoint at `destination`, if there is nothing else in it.
         wait: wait while another process converts to `destination`.
 
     Returns:
@@ -66,7 +75,7 @@ def convert(
         ValueError: for a source that cannot be converted, or a dtype that it cannot be stored in.
     """
     target = destination_path(destination)
-    if not workplace_of(target).exists():
+    if not workplace_of(target).exists() and (overwrite or not is_converted(target)):
         _check_free(target, overwrite)
     checkpoint = open_source(local_directory(source))
     others = {name: read_small(file) for name, file in tokenizer_files(checkpoint.directory).items()}
@@ -75,6 +84,8 @@ def convert(
     checkpoint.check_tied_head()
 
     config = as_int8(checkpoint.config) if int8 else checkpoint.config
+    if not overwrite and _is_done(target, checkpoint, config, dtype, others):
+        return target
     plan = _plan(checkpoint, config, dtype, others)
     with workplace(target, plan, wait=wait) as place:
         if place.finished:
@@ -244,3 +255,39 @@ def _check_free(destination: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{destination} exists and is no converted checkpoint; choose another destination")
     if not overwrite:
         raise FileExistsError(f"{destination} exists; pass --overwrite to replace it, or choose another destination")
+    foreign = sorted({entry.name for entry in destination.iterdir()} - _written(destination))
+    if foreign:
+        raise FileExistsError(
+            f"{destination} also holds {', '.join(foreign[:5])}, which no conversion wrote and which would be lost: "
+            "move that away, or choose another destination"
+        )
+
+
+def _written(destination: Path) -> set[str]:
+    """The names in a converted checkpoint's directory that a conversion has written."""
+    try:
+        files = open_checkpoint(destination).manifest.files
+    except (ValueError, OSError):  # Damaged: what a checkpoint may have.
+        files = tokenizer_files(destination)
+    return {manifest.FILE, ARRAYS, *(name.split("/")[0] for name in files)}
+
+
+def _is_done(
+    destination: Path, checkpoint: SourceCheckpoint, config: LlamaConfig, dtype: str, others: dict[str, bytes]
+) -> bool:
+    """Whether `destination` is this very source converted so: by its manifest and the source files' checksums."""
+    if not is_converted(destination) or workplace_of(destination).exists():
+        return False
+    try:
+        found = open_checkpoint(destination).manifest
+    except (ValueError, OSError):
+        return False
+    facts = {name: FileFacts.of(data) for name, data in others.items()}
+    sizes = {file.name: file.stat().st_size for file in checkpoint.files}
+    known = found.source["files"]
+    return (
+        (found.model, found.dtype, found.files) == (config, dtype, facts)
+        and (found.bos_token_id, found.eos_token_ids) == (checkpoint.bos_token_id, checkpoint.eos_token_ids)
+        and {name: known[name]["bytes"] for name in known} == sizes
+        and all(vars(file_facts(file)) == known[file.name] for file in checkpoint.files)
+    )

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -87,7 +88,10 @@ def _write_weights(weights: ParameterSource, item_bytes: int, directory: Path) -
             tensors: dict[str, np.ndarray] = {}
             for path in paths:
                 tensors[tensor_name(path)] = contiguous(to_hugging_face(path, weights.read(path)))
-            save_file(tensors, directory / name, metadata={"format": "pt"})
+            try:
+                save_file(tensors, directory / name, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(f"{name} cannot be written to {directory.parent}: {error}") from error
             # safetensors lets the owner alone read what it writes.
             (directory / name).chmod(0o666 & ~_umask())
             weight_map |= dict.fromkeys(tensors, name)

@@ -113,7 +113,14 @@ def logit_difference(source: str | Path, converted: str | Path, tokens: int = 50
     ours = open_checkpoint(converted)
     tokens = min(tokens, ours.config.context)
     prompt = np.random.default_rng(seed).integers(ours.config.vocab_size, size=(1, tokens), dtype=np.int32)
-    expected = reference_logits(open_source(source), prompt, ours.dtype)
+    model = open_source(source)
+    try:
+        expected = reference_logits(model, prompt, ours.dtype)
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # transformers has errors of its own for values that it does not take.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the source's own model cannot be made from {model.directory}: {reason}") from error
 
     weights = {
         path: jnp.asarray(ours.read(path), fixed_dtype(ours.config, path) or jnp.float32)

@@ -20,6 +20,8 @@ from checkpoints_convert.config_json import Json
 from checkpoints_convert.paths import any_path, is_cloud, remove_tree
 
 SUFFIX = ".partial"
+OWN = ("lock", "plan.json", "done", "checkpoint", "old")
+"""What a conversion may leave in its workplace."""
 
 
 def workplace_of(destination: Path) -> Path:
@@ -120,9 +122,10 @@ def workplace(destination: Path, plan: Json, *, wait: bool = False) -> Iterator[
         wait: wait while another process works on the same destination.
 
     Raises:
-        FileExistsError: when another process works there, unless `wait`.
+        FileExistsError: when another process works there, unless `wait`, or what is there is no conversion's.
     """
     place = Workplace(any_path(destination), plan)
+    check_own(place.root)
     place.root.mkdir(parents=True, exist_ok=True)
     if place.in_place:
         # Object stores have no locks.
@@ -135,6 +138,23 @@ def workplace(destination: Path, plan: Json, *, wait: bool = False) -> Iterator[
             # Of a conversion that never began, nothing stays.
             if not (place.root / "plan.json").exists():
                 remove_tree(place.root)
+
+
+def check_own(root: Path) -> None:
+    """Raise `FileExistsError` when a workplace's directory is somebody else's: it will be written to and removed."""
+    if not root.exists() and not _is_link(root):
+        return
+    foreign = not root.is_dir() or _is_link(root) or sorted({entry.name for entry in root.iterdir()} - {*OWN})
+    if foreign:
+        what = f"holds {', '.join(foreign[:3])}" if isinstance(foreign, list) else "is no directory, or a link to one"
+        raise FileExistsError(
+            f"{root}, where the conversion would be made, is not left by one (it {what}): move it away, or choose "
+            "another destination"
+        )
+
+
+def _is_link(path: Path) -> bool:
+    return not is_cloud(path) and path.is_symlink()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,6 +103,10 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
         ValueError: when the checkpoint is damaged (tokenizer files are compared with its manifest now, arrays when they
             are read) or unsupported.
     """
+    if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
+        raise ValueError(f"a model is a directory or a hub repository (org/name), not {directory!r}")
+    if not isinstance(int8, bool):
+        raise ValueError(f"int8 must be True or False, not {int8!r}")
     directory = local_directory(directory)
     if not is_converted(directory) and not is_source(directory):
         if workplace_of(directory).is_dir():

@@ -212,13 +212,47 @@ def test_others_may_read_what_is_exported(source):
 def test_overwrite_replaces_converted_checkpoints_only(source, tmp_path, others):
     destination = convert(source, tmp_path / "converted")
     with pytest.raises(FileExistsError, match="pass --overwrite to replace it"):
-        convert(source, destination)
+        convert(source, destination, "bfloat16")
+    (destination / "exits").mkdir()
+    with pytest.raises(FileExistsError, match="also holds exits, which no conversion wrote and which would be lost"):
+        convert(source, destination, "bfloat16", overwrite=True)
+    (destination / "exits").rmdir()
     convert(source, destination, "bfloat16", overwrite=True)
     assert open_checkpoint(destination).dtype == "bfloat16"
     for existing in (source, source / "config.json"):
         with pytest.raises(FileExistsError, match="is no converted checkpoint; choose another destination"):
             convert(source, existing, overwrite=True)
     assert others() == ["converted"]
+
+
+def test_what_is_done_is_done_and_what_only_looks_like_it_is_not(source, tmp_path, others):
+    destination = convert(source, tmp_path / "converted")
+    (destination / "exits").mkdir()
+    before = (destination / "pipedec_jax.json").stat().st_mtime_ns
+    assert convert(source, destination) == destination
+    assert (destination / "pipedec_jax.json").stat().st_mtime_ns == before
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")  # as long, other weights
+    with pytest.raises(FileExistsError, match="pass --overwrite to replace it"):
+        convert(source, destination)
+    assert others() == ["converted"]
+
+
+@pytest.mark.parametrize("kind", ["a folder of somebody's", "a link", "a file"])
+def test_a_workplace_that_is_somebody_elses_is_left_alone(kind, source, tmp_path):
+    place, theirs = tmp_path / ".converted.partial", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("mine")
+    if kind == "a file":
+        place.write_text("mine")
+    elif kind == "a link":
+        place.symlink_to(theirs)
+    else:
+        theirs.rename(place)
+    with pytest.raises(FileExistsError, match="is not left by one"):
+        convert(source, tmp_path / "converted")
+    assert "mine" in (place.read_text() if kind == "a file" else (place / "notes.txt").read_text())
+    assert not (tmp_path / "converted").exists()
 
 
 def test_an_empty_destination_and_new_parents_are_fine(source, tmp_path):

@@ -50,7 +50,8 @@ def test_conversion_and_all_that_reads_it(source, tmp_path, bucket, capsys):
     assert json.loads(capsys.readouterr().out)["format"] == "converted"
     back = export(PLACE, tmp_path / "back")
     assert contents(back)["model.safetensors"] == contents(source)["model.safetensors"]
-    assert main(["convert", str(source), PLACE]) == 2
+    assert main(["convert", str(source), PLACE]) == 0  # it is done
+    assert main(["convert", str(source), PLACE, "--dtype", "bfloat16"]) == 2
     assert f"{PLACE} exists; pass --overwrite" in capsys.readouterr().err
     assert main(["convert", str(source), PLACE, "--overwrite", "--dtype", "bfloat16"]) == 0
     assert open_checkpoint(PLACE).dtype == "bfloat16"
