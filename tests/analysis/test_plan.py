@@ -39,10 +39,10 @@ def test_pp_and_a_filled_pipe_by_hand():
     assert four.seconds == pytest.approx(1.6 * 21.2)
     # A round: 3 draft steps, 4 stages, a fifth of the head; 5 / 1.25 = 4 tokens. The draft's steps fit beside a stage.
     assert found["stpp", 4].seconds == pytest.approx((9 + 80 + 6 / 5) / 4)
-    # A heavy draft is the tick; beside a tree's first stage it takes in what it has not seen.
+    # A heavy draft is the tick; beside a tree's four stages it takes in what it has not seen, a step for each.
     heavy = {(x.method, x.stages): x for x in plan.engine_predictions(problem(costs=Costs(10.0, 6.0, 30.0)))}
     assert heavy["pipedec", 4].tick_seconds == pytest.approx(30 + 6 / 5)
-    assert heavy["stpp", 4].seconds == pytest.approx((90 + 90 + 60 + 6 / 5) / 4)
+    assert heavy["stpp", 4].seconds == pytest.approx((90 + 4 * 30 + 6 / 5) / 4)
 
 
 def test_links_and_the_fixed_cost_of_a_tick_are_charged_to_every_tick():
@@ -87,9 +87,10 @@ def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
 
     But for the LM head, which is predicted for every tick and read only in those that a batch leaves: up to 3 % less;
     and for a static tree's leaves, for which the draft is charged as many steps as the tree has levels: up to 12 %.
+    The ticks are those of the table, which rounds them: up to 1 % of half a tick.
     """
     target, draft = geometry("demo_target"), geometry("demo_draft")
-    text = results("schedules")
+    text = results("schedules").split("## Drawn tokens")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     modeled = {
         (method, drafter, *map(int, (stages, width, children, steps))): float(ratio)
@@ -105,7 +106,7 @@ def test_modeled_figures_of_the_simulator_are_predicted_from_its_ticks():
             key += (found.draft_steps,)
             if found.stages == stages and key in modeled:
                 ratio = baseline / found.seconds / modeled.pop(key)
-                assert (0.88 if found.method == "stpp" else 0.97) < ratio < 1.005, key
+                assert (0.88 if found.method == "stpp" else 0.97) < ratio < 1.012, key
     assert not modeled
 
 
