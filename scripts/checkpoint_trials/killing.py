@@ -8,9 +8,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
+
+from tqdm import tqdm
 
 from checkpoints_convert.conversion import convert
 from checkpoints_convert.store import is_converted, open_checkpoint
@@ -85,6 +88,8 @@ class Killer:
         status = 1
         try:
             signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+            # Forked processes share tqdm's lock, and one that is killed while it holds it would stop all later ones.
+            tqdm.set_lock(threading.RLock())
             convert(self.source, self.destination)
             status = 0
         except BaseException as error:
