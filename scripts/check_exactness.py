@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth program of the grid")
     parser.add_argument("--drawn", type=int, metavar="N", help="N settings drawn by hypothesis, in float64")
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keeps outcomes: the same command goes on with it")
     parser.add_argument("--bound", type=float, help="largest distance of a near tie (default: by dtype)")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 17)
@@ -45,7 +46,8 @@ def main() -> int:
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
     grid = grid[:: options.every]
     begun, everything = time.perf_counter(), []
-    for (shape, kind, _), outcomes in zip(grid, grids.run_grid(grid, options.dtype, options.new_tokens), strict=True):
+    found = grids.run_grid(grid, options.dtype, options.new_tokens, options.out)
+    for (shape, kind, _), outcomes in zip(grid, found, strict=True):
         everything += outcomes
         print(f"{shape}, {kind}: {grids.summary(outcomes)}", flush=True)
         for outcome in outcomes:

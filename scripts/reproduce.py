@@ -1,4 +1,7 @@
-"""The papers' comparisons with their model pairs, for who has the weights and the devices; --demo runs the demo family.
+"""The papers' comparisons with their model pairs, for who has the weights and the devices.
+
+--demo runs the demo family on fewer devices in their place, --random narrow models of random weights on as many devices
+as the papers have, both virtual where there are none.
 
 Each table is one run of benchmark.py, which checks that all methods give the same tokens, and goes on after a kill.
 --list says which table needs which models and how many devices. What the papers report is printed beside: it was
@@ -25,9 +28,12 @@ def parse() -> argparse.Namespace:
     names = [table.name for table in TABLES]
     parser.add_argument("--tables", nargs="+", choices=names, default=names, help="which (default: all)")
     parser.add_argument("--list", action="store_true", help="say what each table needs, and end")
-    parser.add_argument("--demo", action="store_true", help="the demo family on fewer virtual devices")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--demo", action="store_true", help="the demo family on fewer virtual devices")
+    instead.add_argument("--random", action="store_true", help="narrow random models, written into --out")
     for name in DIRECTORIES:
         parser.add_argument(f"--{name}", metavar="DIR", help="converted or Hugging Face directory")
+    parser.add_argument("--exit-layer", metavar="E", help="of ppsd (of its heads' the nearest to a quarter of all)")
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="as for benchmark.py")
     parser.add_argument("--limit", metavar="Q", type=int, default=4, help="questions (default 4)")
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="of an answer (default 128)")
@@ -35,6 +41,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.list and options.prompts is None:
         parser.error("give --prompts FILE (questions, problems, or a prompt on each line), or --list")
+    given = [f"--{name}" for name in DIRECTORIES if getattr(options, name.replace("-", "_"))]
+    if given and (options.demo or options.random):
+        parser.error(f"leave out {', '.join(given)}, or --demo and --random, which bring their own models")
     return options
 
 
@@ -48,10 +57,16 @@ def main() -> None:
             print(f"{table.name} ({table.source}): {table.devices} devices; {need}\n  reported: {table.reported}")
         return
     given = {name: value for name in DIRECTORIES if (value := getattr(options, name.replace("-", "_")))}
+    if options.random:
+        from pipedec_jax.analysis.random_family import write_random_family
+
+        given = write_random_family(options.out / "random")
+    if options.exit_layer:
+        given["exit-layer"] = options.exit_layer
     size = ["--limit", str(options.limit), "--max-new-tokens", str(options.max_new_tokens)]
     try:
         commands = [table.command(options.prompts, options.out, given, options.demo) + size for table in chosen]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     benchmark = Path(__file__).with_name("benchmark.py")

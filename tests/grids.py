@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import numpy as np
 
+from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, EXIT_TOO, METHODS
@@ -216,12 +218,37 @@ def as_plain(combination: Combination) -> Combination:
     return dataclasses.replace(combination, shape=Shape("pp", 1, 1, 1, combination.shape.geometry))
 
 
-def run_grid(grid: Sequence[tuple[Shape, str, int]], dtype: str, new_tokens: int = 32) -> Iterator[list[Outcome]]:
-    """The outcomes of each program in turn; programs of one shape share an engine while they follow each other."""
+def run_grid(
+    grid: Sequence[tuple[Shape, str, int]], dtype: str, new_tokens: int = 32, out: Path | None = None
+) -> Iterator[list[Outcome]]:
+    """The outcomes of each program in turn; programs of one shape share an engine while they follow each other.
+
+    With `out`, they are kept in that file, and a run of the same grid goes on with it; `ValueError` for another grid's.
+    """
+    kept = LineFile(out) if out else None
+    head = {"dtype": dtype, "new_tokens": new_tokens, "programs": [f"{shape}, {kind}" for shape, kind, _ in grid]}
+    if kept and not kept.rows:
+        kept.append(head)
+    if kept and kept.rows[0] != head:
+        raise ValueError(f"{out} holds another grid's outcomes: choose another file")
+    done = [row["outcomes"] for row in kept.rows[1:]] if kept else []
     for number, (shape, kind, count) in enumerate(grid):
-        yield [compare(c, dtype) for c in combinations(shape, kind, count, number, new_tokens)]
+        wanted = combinations(shape, kind, count, number, new_tokens)
+        if number < len(done):
+            yield [Outcome(c, **_restored(row)) for c, row in zip(wanted, done[number], strict=True)]
+            continue
+        outcomes = [compare(c, dtype) for c in wanted]
+        if kept:
+            names = [field.name for field in dataclasses.fields(Outcome) if field.name != "combination"]
+            kept.append({"outcomes": [{name: getattr(one, name) for name in names} for one in outcomes]})
+        yield outcomes
         if number + 1 == len(grid) or grid[number + 1][0] != shape:
             bench.cache_clear()
+
+
+def _restored(row: dict[str, Any]) -> dict[str, Any]:
+    """An outcome's fields from JSON, which has no tuples."""
+    return row | {"other": tuple((int(index), distance) for index, distance in row["other"])}
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

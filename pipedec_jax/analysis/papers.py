@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipedec_jax.exit_store import stored_exit_heads
+from pipedec_jax.loading import load
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -27,7 +30,7 @@ class Table:
     """What the paper says: on its own hardware and data, not measured here."""
 
     def command(self, prompts: Path, out: Path, given: Mapping[str, str], demo: bool) -> list[str]:
-        """Arguments of `benchmark.py`; `given` are the models' directories by flag.
+        """Arguments of `benchmark.py`; `given` are the models' directories by flag, and `exit-layer` where one drafts.
 
         Raises:
             ValueError: where a directory is missing, and it is not for the demo family.
@@ -43,9 +46,26 @@ class Table:
         if "pipespec" in self.arguments:
             return [*common, *self.arguments, "--target", directories[-1], "--models", *directories]
         named = ["--target", directories[-1]]
+        if "exit-target" in self.flags:
+            named += [
+                "--exit-layer",
+                given["exit-layer"] if "exit-layer" in given else str(exit_layer(directories[-1])),
+            ]
         if len(directories) > 1:
             named += ["--draft", directories[0]]
         return [*common, *self.arguments, *named]
+
+
+def exit_layer(target: str) -> int:
+    """Of the layers after which a target has trained heads, the nearest to a quarter of all, as in PPSD's table.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    layers, heads = load(target).config.layers, stored_exit_heads(target)
+    if not heads:
+        raise ValueError(f"{target} has no exit head: train one with scripts/train_exit_head.py")
+    return min((head.exit_layer for head in heads), key=lambda layer: abs(layer - layers / 4))
 
 
 def trees(stages: int, width: int) -> tuple[str, ...]:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipedec_jax.analysis.papers import TABLES
+from pipedec_jax.analysis.papers import TABLES, exit_layer
+from pipedec_jax.analysis.random_family import EXIT_LAYER, LAYERS, write_random_family
+from pipedec_jax.exit_store import load_exit_head
+from pipedec_jax.loading import demo_directory, load
 
 ROOT = Path(__file__).parents[2]
-GIVEN = {"draft": "a", "middle": "b", "target": "c", "exit-target": "d"}
+GIVEN = {"draft": "a", "middle": "b", "target": "c", "exit-target": "d", "exit-layer": "4"}
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -30,3 +33,20 @@ def test_a_missing_directory_is_named():
         next(table for table in TABLES if table.name == "pipespec").command(
             Path("prompts.txt"), Path("out"), {"draft": "a", "target": "c"}, demo=False
         )
+
+
+def test_the_exit_is_the_trained_one_nearest_to_a_quarter():
+    assert exit_layer(str(demo_directory("target"))) == 4
+    with pytest.raises(ValueError, match="no exit head: train one"):
+        exit_layer(str(demo_directory("draft")))
+
+
+def test_random_models_are_a_family_with_an_exit_head(tmp_path):
+    given = write_random_family(tmp_path)
+    models = {name: load(given[name]) for name in LAYERS}
+    assert [model.config.layers for model in models.values()] == [*LAYERS.values()]
+    assert len({model.vocab_size for model in models.values()}) == 1
+    assert exit_layer(given["exit-target"]) == EXIT_LAYER
+    load_exit_head(models["target"], EXIT_LAYER)  # its fingerprint is that of the stored weights
+    with pytest.raises(FileNotFoundError):
+        load_exit_head(models["middle"], EXIT_LAYER)
