@@ -23,6 +23,9 @@ from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 LEAST_READ = 512
 """Slots that attention reads at least; then twice as many, and so on, as far as they are in use. Rows of a `RowCache`
 are read by so many."""
+MANY_ROWS = 64
+"""Rows whose attention takes time in proportion to the slots, as in prefill: they read a quarter of that at least.
+What few rows take hardly depends on it."""
 
 
 class Rows(struct.PyTreeNode):
@@ -77,8 +80,8 @@ class LayerCache(struct.PyTreeNode):
 
     def mix(self, query: jax.Array, mask_WS: jax.Array) -> jax.Array:
         """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
-        slots = mask_WS.shape[-1]
-        sizes = read_sizes(slots)
+        rows, slots = mask_WS.shape
+        sizes = read_sizes(slots, rows)
         if len(sizes) == 1:
             return self.read(query, slots, mask_WS)
 
@@ -146,10 +149,10 @@ def for_platform(state: Any, platform: str) -> Any:
     )
 
 
-def read_sizes(slots: int) -> tuple[int, ...]:
-    """How many slots attention reads, by how far they are in use."""
+def read_sizes(slots: int, rows: int = 1) -> tuple[int, ...]:
+    """How many slots attention of so many rows reads, by how far they are in use."""
     sizes = []
-    size = LEAST_READ
+    size = LEAST_READ if rows < MANY_ROWS else LEAST_READ // 4
     while size < slots:
         sizes.append(size)
         size *= 2

@@ -20,6 +20,7 @@ def test_sizes_double_and_end_with_all_slots():
     assert read_sizes(512) == (512,)
     assert read_sizes(700) == (512, 700)
     assert read_sizes(4096) == (512, 1024, 2048, 4096)
+    assert read_sizes(700, rows=128) == (128, 256, 512, 700)
 
 
 @pytest.mark.parametrize("last", [0, 1, 511, 512, 513, 1023, 1024, 1600])
