@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from pipedec_jax.pipeline.engine import Progress
+    from pipedec_jax.pipeline.progress import Progress
 
 BITS = 31
 """Stages that share an int32 word."""
@@ -31,7 +31,7 @@ class NotFiniteError(FloatingPointError):
         stages: of the target.
         layers: the first and the last layer of that stage, from 1.
         tick: in which it computed that, from 1 at the root's entry into the pipe; 0 for prefill.
-        progress: what was committed before (`pipeline.engine.Progress`).
+        progress: what was committed before (`pipeline.progress.Progress`).
     """
 
     def __init__(

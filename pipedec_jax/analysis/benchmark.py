@@ -232,7 +232,7 @@ def figures(result: Generation, nodes: int) -> dict[str, Any]:
 
     Args:
         result: a whole answer.
-        nodes: rows the target was sent for it (`pipeline.engine.Progress`); under PipeSpec also those it read before
+        nodes: rows the target was sent for it (`pipeline.progress.Progress`); under PipeSpec also those it read before
             the host saw the end.
     """
     misses = result.misses

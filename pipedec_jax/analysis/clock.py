@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pipedec_jax.analysis.method_table import TokensDifferError
-from pipedec_jax.pipeline.engine import Progress
+from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import GREEDY, Sampling
 
 

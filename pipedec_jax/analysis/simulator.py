@@ -25,9 +25,10 @@ from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
-from pipedec_jax.pipeline.engine import Progress, make_request, read_progress
+from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.pipeline.placement import SAME
 from pipedec_jax.pipeline.prefill import Request, begin
+from pipedec_jax.pipeline.progress import Progress, read_progress
 from pipedec_jax.pipeline.settings import (
     EngineSettings,
     cache_slots,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pipedec_jax.decoding.result import FinishReason, Generation, Token
 from pipedec_jax.decoding.text import TextStream
-from pipedec_jax.pipeline.engine import Progress
+from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.tokenizer import Tokenizer

@@ -44,7 +44,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The answer's tokens, as `engine.Progress` has them."""
+    """The answer's tokens, as `pipeline.progress.Progress` has them."""
 
     tokens: Sequence[int]
     ticks: Sequence[int]

@@ -9,7 +9,7 @@ import pytest
 import pipedec_jax
 from pipedec_jax.decoding import batch
 from pipedec_jax.decoding.result import FIGURES
-from pipedec_jax.pipeline.engine import Progress
+from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.soundness import NotFiniteError
 
 SETTINGS = {"seed": 0, "stop": (), "target": "fake"}

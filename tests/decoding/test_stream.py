@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipedec_jax.decoding.stream import Request, Stream
-from pipedec_jax.pipeline.engine import Progress
+from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.tokenizer import Tokenizer

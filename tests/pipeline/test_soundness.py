@@ -9,7 +9,8 @@ import pytest
 
 from pipedec_jax import soundness
 from pipedec_jax.pipeline import placement
-from pipedec_jax.pipeline.engine import Engine, Progress
+from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
 from tests.exactness import Shape, bench

@@ -13,9 +13,10 @@ import pytest
 
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import tick
-from pipedec_jax.pipeline.engine import Engine, Progress, make_request
+from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import prefill
+from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.recording.history import Recording
 from pipedec_jax.recording.tape import record_ticks

@@ -1,0 +1,70 @@
+"""What the devices have committed of an answer, as the host reads it, and the error where they cannot go on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from pipedec_jax.pipeline.stage import Target
+from pipedec_jax.pipeline.tick import Shared, stuck
+from pipedec_jax.soundness import NotFiniteError
+from pipedec_jax.transcript import MISS
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What has been committed since `Engine.start`. Lists have one entry per new token."""
+
+    tokens: list[int]
+    ticks: list[int]
+    """Tick in which each token was committed, counted from 1 at the root's entry into the pipe."""
+    costs: list[float]
+    """What all ticks up to that one have cost (`EngineSettings.costs`)."""
+    delays: list[int]
+    """Ticks between the sending of each token's parent and its own: 0 in one batch, 1 in the next, more for a late hit;
+    -1 for a miss."""
+    logprobs: list[float]
+    """The target's log-probability of the token, at temperature 1 and without filters."""
+    nodes: int
+    """Tree nodes sent into the pipe so far."""
+    done: bool
+    """Whether an end token or the length limit was reached."""
+
+    @property
+    def hits(self) -> list[bool]:
+        """Whether each token was in the pipe, as a child of the one before, when the target chose it."""
+        return [delay != MISS for delay in self.delays]
+
+
+def read_progress(shared: Shared, prompt_length: int) -> Progress:
+    """What the devices have committed after a prompt of so many tokens; waits for them."""
+    text, nodes = jax.device_get((shared.text, shared.sent))
+    new = slice(prompt_length, int(text.length))
+    return Progress(
+        tokens=text.token[new].tolist(),
+        ticks=text.tick[new].tolist(),
+        costs=text.cost[new].tolist(),
+        delays=text.delay[new].tolist(),
+        logprobs=text.log_prob[new].tolist(),
+        nodes=int(nodes),
+        done=bool(text.done),
+    )
+
+
+def check_sound(shared: Shared, target: Target, progress: Progress) -> None:
+    """Raise `NotFiniteError` where the target's next choice would come from NaN or infinity."""
+    nodes = shared.tree
+    place, sent = jax.device_get((stuck(shared), nodes.sent_tick[nodes.root]))
+    if place:
+        # A row is at one stage a tick; the last one and the logits share theirs.
+        raise not_finite_error(target, int(place), 0 if shared.spoiled else int(sent) + int(place) - 1, progress)
+
+
+def not_finite_error(target: Target, place: int, tick: int, progress: Progress) -> NotFiniteError:
+    """The error of a place as in `soundness`; `tick` is counted as if the logits came after the last stage."""
+    stages, split = target.split.stages, target.split
+    if place > stages:
+        return NotFiniteError(None, stages, None, tick - 1, progress)
+    first = split.first[place - 1]
+    return NotFiniteError(place, stages, (first + 1, first + split.count[place - 1]), tick, progress)
