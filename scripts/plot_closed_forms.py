@@ -21,9 +21,14 @@ from pipedec_jax.analysis import closed_forms as forms
 from pipedec_jax.analysis.cost import speedup_filled_pipe
 from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
+from pipedec_jax.analysis.known_words import texts_needed
 
 LENGTH = 4096
 """Tokens of a text in the engine."""
+SIMULATED = 2000
+"""Tokens of a simulated text."""
+WITHIN = 0.03
+"""Relative error of the engine's counts to which chance is kept; see `known_words.texts_needed`."""
 DEEP = (
     ((0.6, 0.8), (4, 2)),
     ((0.8, 0.9), (8, 2)),
@@ -39,8 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--passes", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--runs", type=int, default=160, help="simulated texts of 2000 tokens (default 160)")
-    parser.add_argument("--engine", type=int, default=0, metavar="TEXTS", help=f"texts of {LENGTH} tokens to decode")
+    parser.add_argument("--runs", type=int, default=160, help=f"simulated texts of {SIMULATED} tokens (default 160)")
+    parser.add_argument(
+        "--engine",
+        type=int,
+        default=0,
+        metavar="TEXTS",
+        help=f"least texts of {LENGTH} tokens a cell to decode; more where their simulated spread says that chance could "
+        f"exceed {100 * WITHIN:g} %% (4 standard deviations)",
+    )
     parser.add_argument(
         "--deep", type=int, default=0, metavar="TEXTS", help="the same with deep ones, and nothing else"
     )
@@ -57,24 +69,28 @@ def main() -> None:
 
     shape = (len(args.passes), len(args.rates))
     rates, passes = (grid.ravel() for grid in np.meshgrid(args.rates, args.passes))
-    words = draw_words([np.repeat(rates, args.runs)], 2000, args.runs * len(rates), seed=0)
+    words = draw_words([np.repeat(rates, args.runs)], SIMULATED, args.runs * len(rates), seed=0)
     run = simulate(words, [np.repeat(passes, args.runs)])
     tokens, ticks, verified = (
         total.reshape(-1, args.runs).sum(1) for total in (run.tokens, run.ticks, run.verifications)
     )
     guesses = forms.pipespec_guesses(passes)
     expected, chance = forms.pipespec_tokens(rates, guesses), forms.pipespec_steady_chance(rates, guesses)
-    counted = decode(rates, passes, args.engine) if args.engine else np.full(len(rates), np.nan)
+    counted, texts = np.full(len(rates), np.nan), np.zeros(len(rates), int)
+    if args.engine:
+        spread = run.ticks.reshape(-1, args.runs)
+        texts = np.asarray([max(args.engine, texts_needed(each, SIMULATED, LENGTH, WITHIN)) for each in spread])
+        counted = decode(rates, passes, texts)
     print("tokens per verification of PipeSpec with two models, and the chance that a pass finds its input valid")
     print(
-        "| acceptance | passes | closed form | simulated | error | engine (counted) | error | "
+        "| acceptance | passes | closed form | simulated | error | texts | engine (counted) | error | "
         "chance | simulated | error |"
     )
-    print("|" + " --- |" * 10)
-    for row in zip(rates, passes, expected, tokens / ticks, counted, chance, verified / ticks, strict=True):
-        rate, count, form, found, engine, valid, seen = row
+    print("|" + " --- |" * 11)
+    for row in zip(rates, passes, expected, tokens / ticks, texts, counted, chance, verified / ticks, strict=True):
+        rate, count, form, found, many, engine, valid, seen = row
         print(
-            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {100 * (found / form - 1):+.2f} % | {engine:.3f} | "
+            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {100 * (found / form - 1):+.2f} % | {many} | {engine:.3f} | "
             f"{100 * (engine / form - 1):+.2f} % | {valid:.3f} | {seen:.3f} | {100 * (seen / valid - 1):+.2f} % |"
         )
     print(f"largest error: simulated {largest(tokens / ticks, expected)}, {largest(verified / ticks, chance)}", end="")
@@ -112,14 +128,15 @@ def largest(found: np.ndarray, expected: np.ndarray) -> str:
     return f"{100 * np.max(np.abs(found / expected - 1)):.2f} %"
 
 
-def decode(rates: np.ndarray, passes: np.ndarray, texts: int) -> np.ndarray:
-    """Tokens per tick of the engine with two models, counted, for every pair of an acceptance and passes."""
+def decode(rates: np.ndarray, passes: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Tokens per tick of the engine with two models, counted, for every cell: acceptance, passes, number of texts."""
     from pipedec_jax.analysis.known_words import KnownHierarchy
 
     engine = KnownHierarchy(2, LENGTH, int(max(passes)))
+    seeds = 1 + np.cumsum(texts) - texts
     found = [
-        engine.count([rate], [int(count)], texts, seed=1 + number * texts)
-        for number, (rate, count) in enumerate(zip(rates, passes, strict=True))
+        engine.count([rate], [int(count)], int(many), seed=int(seed))
+        for rate, count, many, seed in zip(rates, passes, texts, seeds, strict=True)
     ]
     return np.asarray([one.tokens / one.ticks for one in found])
 

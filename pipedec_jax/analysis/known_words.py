@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.config import LlamaConfig
@@ -73,20 +74,40 @@ class KnownHierarchy:
         """
         self.engine.settings = dataclasses.replace(self.settings, passes=tuple(passes))
         width = self.settings.widths[-1]
-        ticks, simulated, same = 0, 0, True
+        drawn = [draw_words(acceptance, len(self.text), 1, seed=seed + number) for number in range(texts)]
+        run = simulate(np.concatenate(drawn, axis=1), passes, width=self.settings.widths[-1])
+        ticks, same = 0, True
         rollbacks = np.zeros(len(passes), int)
-        for number in range(texts):
-            words = draw_words(acceptance, len(self.text), 1, seed=seed + number)
+        for number, words in enumerate(drawn):
             for model, labels in zip(self.engine.models[:-1], words[:-1, 0], strict=True):
                 model.place_weights(KnownModel((self.text + labels) % VOCAB), VOCAB)
             self.engine.start([1], max_new_tokens=self.length)
             progress = self.engine.run(self.length)
             if progress.tokens != self.text[1:].tolist():
                 raise RuntimeError("an answer differs from the target's own text")
-            run, figures = simulate(words, passes, width=width), self.engine.figures()[:-1]
-            own = np.asarray([(figure.rollbacks, figure.undone) for figure in figures])
-            played = np.stack((run.rollbacks[:, 0], run.undone[:, 0]), axis=1)
-            same &= progress.ticks[-1] == run.ticks[0] and bool(np.all(own == played))
-            ticks, simulated = ticks + progress.ticks[-1], simulated + int(run.ticks[0])
+            own = np.asarray([(figure.rollbacks, figure.undone) for figure in self.engine.figures()[:-1]])
+            played = np.stack((run.rollbacks[:, number], run.undone[:, number]), axis=1)
+            same &= progress.ticks[-1] == run.ticks[number] and bool(np.all(own == played))
+            ticks += progress.ticks[-1]
             rollbacks += own[:, 0]
-        return Counted(self.length * texts, ticks, simulated, tuple(rollbacks.tolist()), same)
+        return Counted(self.length * texts, ticks, int(run.ticks.sum()), tuple(rollbacks.tolist()), same)
+
+
+def texts_needed(ticks: ArrayLike, length: int, counted: int, error: float, deviations: float = 4.0) -> int:
+    """Texts to count so that chance alone stays within an error: so many standard deviations of their mean make it.
+
+    Args:
+        ticks: of simulated texts of the same setting, two at least.
+        length: tokens of each of those.
+        counted: tokens of a text that will be counted; its spread goes with the root of the length.
+        error: relative, of the mean.
+        deviations: 4 leave one cell in 16,000 beyond it.
+
+    Raises:
+        ValueError: for fewer than two texts, whose spread nobody knows.
+    """
+    ticks = np.asarray(ticks, np.float64)
+    if ticks.size < 2:
+        raise ValueError(f"the spread of texts needs two of them at least, not {ticks.size}")
+    spread = np.std(ticks, ddof=1) / np.mean(ticks) * np.sqrt(length / counted)
+    return max(1, int(np.ceil((deviations * spread / error) ** 2)))
