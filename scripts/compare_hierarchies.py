@@ -20,6 +20,8 @@ from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.disk_cache import use_compilation_cache
 
 NAMES = ("draft", "middle", "target")
+SPREAD = (2,)
+"""Stages of a smaller model that are tried, one model at a time."""
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def main() -> None:
             studies.delays(study, engines, 1e-3 * args.delay_ms),
         )
         return
-    measured = study.measure(() if args.depth else args.stages)
+    measured = study.measure(*([()] if args.depth else [args.stages, SPREAD]))
     show("passes", lines(measured, None, (), names))
     if args.depth:
         show(
@@ -77,6 +79,10 @@ def main() -> None:
     show(
         "modeled time; tokens per tick, rollbacks and undone tokens (of each model but the target) counted",
         studies.modeled(study, measured, choice.selections(len(names)), args.stages),
+    )
+    show(
+        "all models, a smaller one on stages as well, modeled",
+        studies.places(measured, range(len(names)), args.stages, SPREAD),
     )
     show("classic draft-then-verify, modeled", studies.turns(measured, study))
     show("bounds, whatever the passes", studies.bounds(measured, args.stages))

@@ -50,8 +50,8 @@ def main() -> None:
         type=int,
         default=0,
         metavar="TEXTS",
-        help=f"least texts of {LENGTH} tokens a cell to decode; more where their simulated spread says that chance could "
-        f"exceed {100 * WITHIN:g} %% (4 standard deviations)",
+        help=f"least texts of {LENGTH} tokens a cell to decode; more where their simulated spread says that chance "
+        f"could exceed {100 * WITHIN:g} %% (4 standard deviations)",
     )
     parser.add_argument(
         "--deep", type=int, default=0, metavar="TEXTS", help="the same with deep ones, and nothing else"
@@ -89,9 +89,10 @@ def main() -> None:
     print("|" + " --- |" * 11)
     for row in zip(rates, passes, expected, tokens / ticks, texts, counted, chance, verified / ticks, strict=True):
         rate, count, form, found, many, engine, valid, seen = row
+        errors = [f"{100 * (one / other - 1):+.2f} %" for one, other in ((found, form), (engine, form), (seen, valid))]
         print(
-            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {100 * (found / form - 1):+.2f} % | {many} | {engine:.3f} | "
-            f"{100 * (engine / form - 1):+.2f} % | {valid:.3f} | {seen:.3f} | {100 * (seen / valid - 1):+.2f} % |"
+            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {errors[0]} | {many} | {engine:.3f} | {errors[1]} | "
+            f"{valid:.3f} | {seen:.3f} | {errors[2]} |"
         )
     print(f"largest error: simulated {largest(tokens / ticks, expected)}, {largest(verified / ticks, chance)}", end="")
     print(f", engine {largest(counted, expected)}" if args.engine else "")
@@ -99,14 +100,14 @@ def main() -> None:
     from pipedec_jax.plots import closed_forms as plots
     from pipedec_jax.plots import style
 
-    texts = draw_words([args.rates], 60_000, len(args.rates), seed=1)
+    texts = draw_words([args.rates], 240_000, len(args.rates), seed=1)
     rounds = [[simulate_rounds(texts[:, run], count) for run in range(len(args.rates))] for count in plots.LOOKAHEADS]
     classic = np.asarray([[one.tokens / one.rounds for one in row] for row in rounds])
     runs = [forms.accepted_run(args.rates, count) for count in plots.LOOKAHEADS]
     print(f"draft-then-verify, tokens per round: largest error, simulated {largest(classic, np.asarray(runs))}")
-    many = draw_words([np.repeat(args.rates, 10)], 6000, 10 * len(args.rates), seed=1)
+    many = draw_words([np.repeat(args.rates, 20)], 6000, 20 * len(args.rates), seed=1)
     pipelined = [simulate(many, [1], stages=count) for count in plots.STAGES]
-    sums = [[total.reshape(-1, 10).sum(1) for total in (run.tokens, run.ticks)] for run in pipelined]
+    sums = [[total.reshape(-1, 20).sum(1) for total in (run.tokens, run.ticks)] for run in pipelined]
     filled = np.asarray([count * made / took for count, (made, took) in zip(plots.STAGES, sums, strict=True)])
     pipes = [[speedup_filled_pipe(rate, count) for rate in args.rates] for count in plots.STAGES]
     print(f"filled pipe, PP's ticks over these: largest error, simulated {largest(filled, np.asarray(pipes))}")

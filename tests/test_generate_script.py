@@ -136,6 +136,10 @@ BAD = {
     "no number": (["--stages", "many"], "argument --stages: invalid int value: 'many'"),
     "stages over layers": (["--stages", "5"], "stages (5) must not exceed the target's layers (4)"),
     "no stage": (["--stages", "0"], "stages must be"),
+    "stages of two models": (
+        ["--stages", "1", "2"],
+        "--stages takes one number with --method best-first, not 1 2: one",
+    ),
     "no width": (["--width", "0"], "width must be"),
     "children over tokens": (["--children", "1000"], "children (1000) must not exceed"),
     "another method": (["--method", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),
@@ -240,14 +244,17 @@ def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
     options = ["--max-new-tokens", "20", "--prompt", "x = 1", "--json"]
     script.main([*options, "--method", "pp", "--stages", "1", "--target", str(family["target"])])
     plain = json.loads(capsys.readouterr().out)
-    two = ["--models", str(family["draft"]), str(family["target"])]
-    for method, passes in (("pipespec", "3"), ("speculative", "2")):
-        script.main([*options, *two, "--method", method, "--passes", passes, "--memory"])
+    draft, target = str(family["draft"]), str(family["target"])
+    # In the middle the target's own weights, on two stages.
+    three = ["--models", draft, target, target, "--passes", "3", "1", "--stages", "1", "2", "1"]
+    two = ["--models", draft, target, "--passes", "2", "--stages", "1"]
+    for method, given, stages in (("pipespec", three, [1, 2, 1]), ("speculative", two, [1, 1])):
+        script.main([*options, *given, "--method", method, "--memory"])
         found = json.loads(capsys.readouterr().out)
         assert found["token_ids"] == plain["token_ids"]
-        assert (found["method"], found["stages"], found["passes"]) == (method, 1, [int(passes)])
+        assert (found["method"], found["stages"], found["stages_by_model"]) == (method, 1, stages)
         assert found["ticks"] <= 20
-        assert len(found["bytes_per_device"]) == 2
+        assert len(found["bytes_per_device"]) == sum(stages)
 
 
 @pytest.fixture
@@ -348,6 +355,19 @@ def test_prompts_of_a_file_go_on_with_the_same_settings_alone(script, models, ca
 def test_a_hierarchy_of_one_model_is_an_error(script, family, no_engine, capsys):
     options = ["--method", "pipespec", "--models", str(family["target"]), "--passes", "1"]
     expect_error(script, capsys, options, "needs at least two models")
+
+
+def test_stages_of_a_hierarchy_are_the_targets_or_one_for_each_model(script, family, no_engine, capsys):
+    draft, target = str(family["draft"]), str(family["target"])
+    options = ["--method", "pipespec", "--models", draft, target, "--passes", "1", "--stages"]
+    message = (
+        f"--stages takes the target's number alone or one for each of the 2 models ({draft}, {target}), not 3: 1 2 4"
+    )
+    expect_error(script, capsys, [*options, "1", "2", "4"], message)
+    expect_error(script, capsys, [*options, "1", "0"], "stages must be a whole number of at least 1, not 0")
+    expect_error(
+        script, capsys, [*options, "9", "1"], "model 0 (counted from 0, the smallest): stages (9) must not exceed"
+    )
 
 
 def test_a_target_without_a_draft_is_an_error_for_pipedec(script, models, no_engine, capsys):

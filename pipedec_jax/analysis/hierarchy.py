@@ -65,17 +65,18 @@ def simulate(
     passes: Sequence[ArrayLike],
     *,
     width: ArrayLike = 1024,
-    stages: int = 1,
+    stages: int | Sequence[int] = 1,
     costs: Sequence[ArrayLike] | None = None,
 ) -> Run:
     """Decode texts of known words: M_k makes one pass a tick, the others so many each.
 
     Args:
         words: `[k + 1, B, T]`, from `draw_words`; of the target, the text itself.
-        passes: of M_0 .. M_{k-1} in a tick, each a number or `[B]`.
+        passes: of M_0 .. M_{k-1} in a tick, each a number or `[B]`; on several stages, ticks of the model's own pipe.
         width: most tokens that a verification reads; a number or `[B]`. M_0 reads one at a time.
-        stages: of the target. A token takes that many ticks to pass; other tokens follow in the next tick.
-        costs: seconds of a pass of each model (of the target, of its slowest stage) that reads 0, 1, 2, ... rows, each
+        stages: of each model, M_0's first, or of the target alone, the others having one. A token takes that many
+            passes; other tokens follow in the next pass, of M_0 none: it reads what it has said itself.
+        costs: seconds of a pass of each model (of one stage, the slowest) in which 0, 1, 2, ... rows are read, each
             `[rows]` or `[B, rows]`; more rows cost what the last number does.
 
     Raises:
@@ -88,7 +89,10 @@ def simulate(
     row = np.arange(B)
     if len(passes) != models - 1 or models < 2:
         raise ValueError(f"{models} models need {models - 1} numbers of passes, not {len(passes)}")
-    if stages < 1 or T < 2:
+    staged = [*[1] * (models - 1), stages] if isinstance(stages, int) else list(stages)
+    if len(staged) != models:
+        raise ValueError(f"{models} models need {models} numbers of stages, or the target's alone, not {len(staged)}")
+    if min(staged) < 1 or T < 2:
         raise ValueError(f"need at least one stage and a text of two tokens, not {stages} and {T}")
     counts = [np.broadcast_to(np.asarray(count, np.int32), B) for count in passes]
     widths = [np.ones(B, np.int32), *[np.broadcast_to(np.asarray(width, np.int32), B)] * (models - 1)]
@@ -97,9 +101,7 @@ def simulate(
     play = _Play(words)
     top = models - 1
     buffers = [[np.ones(B, np.int32)] * models for _ in range(models)]  # one token is given
-    read = [np.zeros(B, np.int32) for _ in range(models)]
-    pipe = [np.zeros(B, np.int32) for _ in range(stages)]  # up to where each stage has read, the first one's first
-    begins = [np.zeros(B, np.int32) for _ in range(stages)]  # and from where
+    pipes = [_Pipe(B, count, looks_back=0 < model < top and count > 1) for model, count in enumerate(staged)]
     ticks, verifications, seconds = np.zeros(B), np.zeros(B), np.zeros(B)
     rollbacks, undone = np.zeros((top, B)), np.zeros((top, B))
     live = np.ones(B, bool)
@@ -109,36 +111,36 @@ def simulate(
         buffers = [list(buffer) for buffer in begun]
         # All models at once, from what the buffers held when the tick began.
         slowest = np.zeros(B)
-        for model in range(top):
+        for model, pipe in enumerate(pipes):
             contradicted, spent = np.zeros(B, bool), np.zeros(B)
-            for turn in range(int(np.max(counts[model]))):
-                going = live & (turn < counts[model])
+            turns = int(np.max(counts[model])) if model < top else 1
+            if model == 0 and staged[0] == 1:  # each pass says what follows the one before: all at once
+                made = np.minimum(counts[0], T - pipe.read)
+                length, end = buffers[0][0], pipe.read + np.where(live, made, 0)
+                buffers[0][0] = np.where(end >= length, np.minimum(end + 1, T), length)
+                pipe.read = end
+                one, none = tables[0][row, min(1, tables[0].shape[1] - 1)], tables[0][:, 0]
+                spent, turns = made * one + (counts[0] - made) * none, 0
+            for turn in range(turns):
+                going = live & (turn < counts[model]) if model < top else live
                 length = buffers[model][model]
                 below = begun[model - 1] if model else buffers[0]
                 reach = np.where(contradicted, length, np.maximum(length, below[max(model - 1, 0)]))
-                end = np.minimum(read[model] + widths[model], reach)
-                grown, wrong = play.verify(model, below, length, end)
+                start, end = pipe.read, np.minimum(pipe.read + widths[model], reach)
+                if model == top:
+                    verifications += live & (end - start > 1)
+                leaving = pipe.send(start, end, going)
+                spent += np.where(going, pipe.most(tables[model], row), 0)
+                if pipe.looks_back:
+                    pipe.feed(_text_read(buffers[model], below, model, contradicted), going)
+                grown, wrong = play.verify(model, below, length, leaving)
                 grown = np.where(going, grown, length)
                 contradicted |= going & wrong
-                rows = np.minimum(end - read[model], tables[model].shape[1] - 1)
-                spent += np.where(going, tables[model][row, rows], 0)
-                read[model] = np.where(going, np.minimum(end, grown - 1), read[model])
+                # What was sent beyond a wrong token is dropped.
+                pipe.cut(np.where(going & wrong, grown - 1, T))
                 buffers[model][model] = grown
             slowest = np.maximum(slowest, spent)
-        length, below = begun[top][top], begun[top - 1]
-        end = np.minimum(read[top] + widths[top], np.maximum(below[top - 1], length))
-        verifications += live & (end - read[top] > 1)
-        pipe, begins = [end, *pipe[:-1]], [read[top], *begins[:-1]]
-        for first, last in zip(begins, pipe, strict=True):
-            rows = np.clip(last - first, 0, tables[top].shape[1] - 1)
-            slowest = np.maximum(slowest, tables[top][row, rows])
         seconds += np.where(live, slowest, 0)
-        grown, wrong = play.verify(top, below, length, pipe[-1])
-        buffers[top][top] = grown
-        # What was sent beyond a wrong token is dropped.
-        border = np.where(wrong, grown - 1, T)
-        read[top] = np.minimum(end, border)
-        pipe = [np.minimum(stage, border) for stage in pipe]
         # Rollback, from the target down.
         for model in range(top - 1, -1, -1):
             upper, mine = buffers[model + 1], buffers[model]
@@ -146,9 +148,12 @@ def simulate(
             rolled = live & (differs < T)
             rollbacks[model] += rolled
             undone[model] += np.where(rolled, mine[model] - differs, 0)
-            read[model] = np.where(rolled, np.minimum(read[model], differs), read[model])
             length = np.where(rolled, upper[model + 1], np.maximum(mine[model], upper[model + 1]))
             buffers[model] = [*mine[:model], length, *upper[model + 1 :]]
+            pipes[model].cut(np.where(rolled, differs, T))
+            if pipes[model].looks_back:
+                fed = [np.minimum(border, pipes[model].read) for border in pipes[model].fed]
+                pipes[model].cut(np.where(live, play.difference(fed, model - 1, buffers[model], model), T))
         buffers = [
             [np.where(live, new, old) for new, old in zip(*pair, strict=True)]
             for pair in zip(buffers, begun, strict=True)
@@ -167,6 +172,62 @@ def simulate(
 def _table(cost: ArrayLike, runs: int) -> NDArray[np.float64]:
     table = np.asarray(cost, np.float64)
     return np.broadcast_to(table, (runs, table.shape[-1]))
+
+
+def _text_read(own: Sequence[Ints], below: Sequence[Ints], model: int, alone: NDArray[np.bool_]) -> list[Ints]:
+    """The text that a model reads, as a buffer of the model below: its own, then, if not alone, what that one adds."""
+    length, models = own[model], len(own)
+    further = [np.where(alone, 0, border) for border in below[model - 1 :]]
+    upper = [
+        np.where(border > length, border, own[place])
+        for place, border in zip(range(model, models), further[1:], strict=True)
+    ]
+    return [*own[: model - 1], np.maximum(length, further[0]), *upper]
+
+
+class _Pipe:
+    """What a model has read, and what is at each of its stages, of B runs.
+
+    Args:
+        runs: B.
+        stages: of the model.
+        looks_back: whether the text that it has read ahead of its own can turn out another: of a model between others,
+            on several stages, when one above is ahead of it.
+    """
+
+    def __init__(self, runs: int, stages: int, looks_back: bool) -> None:
+        self.looks_back = looks_back
+        self.read = np.zeros(runs, np.int32)
+        """Up to where the first stage has read."""
+        self.first = [self.read] * stages
+        """From where each stage has read last, the first stage's first."""
+        self.end = [self.read] * stages
+        """And up to where."""
+        self.fed: Sequence[Ints] = ()
+        """Where it looks back: the text that was read, up to `read`, as a buffer of the model below."""
+
+    def feed(self, text: Sequence[Ints], going: NDArray[np.bool_]) -> None:
+        """Remember the text that is read, where it is going."""
+        old = self.fed or text
+        self.fed = [np.where(going, *pair) for pair in zip(text, old, strict=True)]
+
+    def send(self, first: Ints, end: Ints, going: NDArray[np.bool_]) -> Ints:
+        """Move on and let the next rows in, where it is going; returns up to where those that leave have read."""
+        self.first = [np.where(going, *pair) for pair in zip([first, *self.first[:-1]], self.first, strict=True)]
+        self.end = [np.where(going, *pair) for pair in zip([end, *self.end[:-1]], self.end, strict=True)]
+        self.read = np.where(going, end, self.read)
+        return self.end[-1]
+
+    def most(self, table: NDArray[np.float64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of the stage that takes longest, by the rows that it has."""
+        most = table.shape[1] - 1
+        costs = [table[row, np.clip(end - first, 0, most)] for first, end in zip(self.first, self.end, strict=True)]
+        return np.max(costs, axis=0)
+
+    def cut(self, border: Ints) -> None:
+        """Drop all from a position on."""
+        self.read = np.minimum(self.read, border)
+        self.end = [np.minimum(end, border) for end in self.end]
 
 
 def most_tokens_per_pass(words: NDArray[np.integer], width: int) -> float:

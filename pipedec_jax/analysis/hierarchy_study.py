@@ -49,8 +49,14 @@ class Study:
         """Plain decoding's."""
         return [clock.decode(self.plain, prompt, None, self.new_tokens)[0].tokens for prompt in self.prompts]
 
-    def measure(self, stages: Sequence[int] = (1,)) -> Measured:
-        """Passes, plain decoding and words; see `hierarchy.measure`."""
+    def measure(self, stages: Sequence[int] = (1,), smaller: Sequence[int] = ()) -> Measured:
+        """Passes, plain decoding and words; see `hierarchy.measure`.
+
+        Args:
+            stages: of the target, whose exchange is timed.
+            smaller: the same of all other models.
+        """
+        counts = [*[smaller] * (len(self.sources) - 1), stages]
         return measure(
             self.sources,
             self.prompts,
@@ -58,13 +64,12 @@ class Study:
             devices=jax.devices(),
             dtype=jnp.float32,
             new_tokens=self.new_tokens,
-            stages=stages,
+            stages=counts,
         )
 
     def engine(self, choice: Choice, **options: Any) -> HierarchyEngine:
         """The engine of a choice."""
-        stages = (1,) * (len(choice.models) - 1) + (choice.stages,)
-        settings = HierarchySettings(stages=stages, passes=choice.passes, width=choice.width, **options)
+        settings = HierarchySettings(stages=choice.stages, passes=choice.passes, width=choice.width, **options)
         return HierarchyEngine([self.sources[index] for index in choice.models], settings, vocab_size=self.vocab_size)
 
     def name(self, models: Sequence[int]) -> str:
@@ -91,6 +96,24 @@ def modeled(study: Study, measured: Measured, models: Sequence[Sequence[int]], s
                 f"| {study.name(which)} | {count} | {best.devices} | {', '.join(map(str, best.passes))} | "
                 f"{best.width} | {row.tokens_per_tick:.2f} | {best.tokens_per_tick:.2f} | {ratio:.2f}x | "
                 f"{charged:.2f}x | {', '.join(shown)} | {', '.join(lost)} |"
+            )
+
+
+def places(measured: Measured, models: Sequence[int], stages: Sequence[int], smaller: Sequence[int]) -> Iterator[str]:
+    """The best numbers of some models on every placement: stages of the target, and of at most one smaller model."""
+    yield "| stages of each | devices | passes a tick | width | tokens per tick (simulated) | time against plain |"
+    yield "|" + " --- |" * 6
+    lower = len(models) - 1
+    spread = [
+        [1] * lower,
+        *([count if k == which else 1 for k in range(lower)] for which in range(lower) for count in smaller),
+    ]
+    for count in stages:
+        for place in spread:
+            best = choices.best(choices.tried(measured, models, (*place, count)))
+            yield (
+                f"| {', '.join(map(str, best.stages))} | {best.devices} | {', '.join(map(str, best.passes))} | "
+                f"{best.width} | {best.tokens_per_tick:.2f} | {best.speedup:.2f}x |"
             )
 
 
@@ -121,7 +144,7 @@ def rows_free(
     The passes of one row keep the ratios that were measured.
     """
     one = (*({1: seconds[1]} for seconds in measured.seconds[:-1]), {1: measured.plain})
-    free = dataclasses.replace(measured, seconds=one, exchange={})
+    free = dataclasses.replace(measured, seconds=one, exchange=())
     yield "| models | stages | passes a tick | width | tokens per tick | time against plain |"
     yield "|" + " --- |" * 6
     for which in models:

@@ -75,7 +75,7 @@ class KnownHierarchy:
         self.engine.settings = dataclasses.replace(self.settings, passes=tuple(passes))
         width = self.settings.widths[-1]
         drawn = [draw_words(acceptance, len(self.text), 1, seed=seed + number) for number in range(texts)]
-        run = simulate(np.concatenate(drawn, axis=1), passes, width=self.settings.widths[-1])
+        run = simulate(np.concatenate(drawn, axis=1), passes, width=width)
         ticks, same = 0, True
         rollbacks = np.zeros(len(passes), int)
         for number, words in enumerate(drawn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pipedec_jax
@@ -32,6 +33,11 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
     if options.method in hierarchy.METHODS and (options.target is not None or options.draft is not None):
         raise ValueError(f"--method {options.method} takes --models, not --target and --draft")
     check_options(options)
+    if options.method not in hierarchy.METHODS and isinstance(options.stages, list):
+        raise ValueError(
+            f"--stages takes one number with --method {options.method}, not {' '.join(map(str, options.stages))}: one "
+            f"for each model is for {', '.join(hierarchy.METHODS)}"
+        )
     if options.method in hierarchy.METHODS:
         return open_hierarchy(options, record)
     draft = None
@@ -87,8 +93,8 @@ def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec
     load, names = pipedec_jax.load, names[select:]
     if not names:
         load, names = pipedec_jax.load_demo, DEMO[options.method]
+    stages = stages_of(options.stages, names)
     models = [*(load(name) for name in names[:-1]), load(names[-1], int8=options.int8)]
-    stages = None if options.stages is None else [1] * (len(models) - 1) + [options.stages]
     return pipedec_jax.HierarchyDecoder(
         models,
         method=options.method,
@@ -100,3 +106,21 @@ def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec
         dtype=options.dtype,
         record=record,
     )
+
+
+def stages_of(given: int | Sequence[int] | None, names: Sequence[str]) -> list[int] | None:
+    """Stages of each model of a hierarchy: as given, or the target's alone, where the others have one.
+
+    Raises:
+        ValueError: for several numbers that are not one for each model.
+    """
+    if given is None:
+        return None
+    if isinstance(given, int):
+        return [1] * (len(names) - 1) + [given]
+    if len(given) != len(names):
+        raise ValueError(
+            f"--stages takes the target's number alone or one for each of the {len(names)} models "
+            f"({', '.join(names)}), not {len(given)}: {' '.join(map(str, given))}"
+        )
+    return list(given)

@@ -90,7 +90,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
     parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
-    parser.add_argument("--stages", metavar="N", type=int, help="stages of the target's layers (4; of pipespec, 1)")
+    parser.add_argument(
+        "--stages",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="stages of the target's layers (4; of pipespec and speculative, 1); of these two also one number for each "
+        "model, in the order of --models",
+    )
     parser.add_argument(
         "--tensor-parallel", metavar="T", type=int, default=1, help="devices that each stage is split over (1)"
     )
@@ -115,14 +122,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         nargs="+",
         help="of pipespec and speculative, the smallest first, the target last (the demo family); auto before them "
-        "chooses from measurements: models, stages, passes and form, or plain decoding where that is faster",
+        "chooses from measurements: models, stages of each, passes and form, or plain decoding where that is faster",
     )
     parser.add_argument(
         "--passes",
         metavar="C",
         type=int,
         nargs="+",
-        help="of each model but the target in a tick; of speculative, the lookahead (as is fastest by measured times)",
+        help="of each model but the target in a tick (on several stages, ticks of its pipe); of speculative, the "
+        "lookahead (as is fastest by measured times)",
     )
     parser.add_argument(
         "--form", help="of pipespec: lockstep, or free, each at its own pace (lockstep; with --models auto the faster)"
@@ -158,7 +166,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.stages is not None and len(options.stages) == 1:
+        (options.stages,) = options.stages
+    return options
 
 
 def read_prompt(options: argparse.Namespace) -> str:

@@ -39,6 +39,7 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "method": decoder.method,
             "form": decoder.form,
             "passes": [] if decoder.plain else decoder.settings.passes,
+            "stages_by_model": [1] if decoder.plain else decoder.settings.stages,
             "width": 1 if decoder.plain else decoder.settings.widths[-1],
             "chosen": decoder.report(),
         }
@@ -88,6 +89,8 @@ def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str)
     dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
     print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        if not decoder.plain:
+            print(f"  stages of the models, the smallest first: {' '.join(map(str, decoder.settings.stages))}")
         for line in decoder.report():
             print(f"  {line}")
     elif decoder.cycle is not None:

@@ -46,11 +46,12 @@ class HierarchyDecoder:
         method: `pipespec`, where all run at once, or `speculative`, draft-then-verify with two models.
         form: of PipeSpec: `lockstep`, tick by tick (the default), or `free`, each model at its own pace; with `select`
             the faster one by default.
-        stages: devices of each model; by default one each, or as many of the target as `select` finds best.
-        passes: of each model but the target in a tick; of speculative, the lookahead. By default chosen from
+        stages: devices of each model; by default one each, or as many as `select` finds best.
+        passes: of each model but the target in a tick (on several stages, a tick of its own pipe); of speculative, the
+            lookahead. By default chosen from
             measurements, at construction, as is the width then (`pipedec_jax.hierarchy.choice`).
         width: most tokens that a verification reads; by default as many as the smaller models give in a tick.
-        select: choose among the models as well, and, of pipespec, the target's stages and the form: the best
+        select: choose among the models as well, and, of pipespec, the stages of each and the form: the best
             predictions are run beside plain decoding (`pipedec_jax.hierarchy.race`), and the fastest is used, be it
             plain decoding. `raced` tells. Of several processes the first one's prediction is used, in lockstep.
         dtype: as for `Decoder`.
@@ -128,18 +129,21 @@ class HierarchyDecoder:
 
     def _choose(self, select: bool, free_stages: bool, width: int | None, forms: tuple[Form, ...]) -> None:
         """Passes, and whatever else is not given, from measurements."""
-        models = self.models
-        places = stage_counts(len(self.devices) - 1) if free_stages else [self.settings.stages[-1]]
+        models, given = self.models, None if free_stages else self.settings.stages
+        raced = select and self.method == "pipespec" and process_count() == 1
         if process_index() == 0:
-            self.measured = self._measure(models, places)
+            most = room(self.devices) - 1  # another model needs one
+            counts = [stage_counts(min(most, model.config.layers)) for model in models]
+            self.measured = self._measure(models, [(count,) for count in given] if given else counts)
             if self.method == "speculative":
-                self.choice = choose_in_turns(self.measured, all_models=not select, dispatch=True)
-            else:
-                self.choice = choose(self.measured, all_models=not select, stages=places, dispatch=True)
-        self.choice = agree(self.choice, len(models))
-        if select and self.method == "pipespec" and process_count() == 1:
+                self.choice = choose_in_turns(self.measured, all_models=not select, stages=given, dispatch=True)
+            elif not raced:
+                self.choice = choose(self.measured, all_models=not select, stages=given, dispatch=True)
+        if not raced:
+            self.choice = agree(self.choice, len(models))
+        else:
             assert self.measured is not None  # this is the first process
-            found = candidates(self.measured, selections(len(models)), places, room(self.devices))
+            found = candidates(self.measured, selections(len(models)), given, room(self.devices))
             self.raced = self._race(found, width, forms)
             self.choice = self.raced[0].choice
             self.form = self.raced[0].form
@@ -156,13 +160,11 @@ class HierarchyDecoder:
 
     def _settings(self, choice: Choice, form: Form, width: int | None) -> HierarchySettings:
         """Settings for a choice."""
-        turns = self.method == "speculative"
-        given = self.settings.stages
         changed = {
             "method": self.method,
-            "stages": (*(given[index] for index in choice.models[:-1]), given[-1] if turns else choice.stages),
+            "stages": choice.stages,
             "passes": choice.passes,
-            "width": width or (None if turns else choice.width),
+            "width": width or (None if self.method == "speculative" else choice.width),
             "form": form,
         }
         return HierarchySettings(**{**vars(self.settings), **changed})
@@ -282,16 +284,19 @@ class HierarchyDecoder:
         passes = [*zip(drafts, self.settings.passes, strict=True), (tick, 1)]
         return token / (ticks_per_token * cost.lockstep_tick_cost(passes))
 
-    def _measure(self, models: Sequence[Model], stages: Sequence[int]) -> Measured:
-        several = process_count() > 1
+    def _measure(self, models: Sequence[Model], stages: Sequence[Sequence[int]]) -> Measured:
+        devices = self.devices
+        if process_count() > 1:  # the first one measures alone, each model in turn on devices of its own
+            own = jax.local_devices()
+            devices = [own[index % len(own)] for index in range(max(len(models), len(own)))]
+            stages = [[count for count in counts if count <= len(own)] for counts in stages]
         return measure(
             [model.source for model in models],
             [self.target.tokenizer.encode(MEASURED_PROMPT)],
             vocab_size=self.target.vocab_size,
-            # Of several processes the first one measures alone, each model in turn on a device of its own.
-            devices=jax.local_devices()[:1] * len(models) if several else self.devices,
+            devices=devices,
             dtype=self.dtype,
-            stages=() if several else stages,
+            stages=stages,
         )
 
     def _begin(self, request: Request, chunk: int) -> Stream:

@@ -1,9 +1,10 @@
-"""Which of some models to use, on how many stages, and how many passes a tick: chosen from what was measured.
+"""Which of some models to use, on how many stages each, and how many passes a tick: chosen from what was measured.
 
 `measure` gives the seconds of a pass of each model, plain decoding's own, and what each model says along a piece of the
 target's text. Every selection of models, passes, widths and stages is then simulated on those words
 (`pipedec_jax.analysis.hierarchy`), a tick charged what was measured of the rows that it computes, and the least time
-per token wins. So a model in the middle is left out where it does not pay, and a verification is as wide as pays.
+per token wins. So a model in the middle is left out where it does not pay, a verification is as wide as pays, and a
+model is spread over as many stages as pay.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Choice:
     models: tuple[int, ...]
     """Indices of the models in use, the smallest first, the target last."""
     passes: tuple[int, ...]
-    """Of each but the target, in a tick; of draft-then-verify, the lookahead."""
+    """Of each but the target, in a tick, of its own pipe's ticks; of draft-then-verify, the lookahead."""
     width: int
     tokens_per_tick: float
     """Simulated; of draft-then-verify, tokens per round."""
@@ -39,9 +40,8 @@ class Choice:
     """On average, modeled: the slowest model's measured passes, with the rows that they compute."""
     speedup: float
     """Over plain decoding by the target alone on one device, in this modeled time."""
-    stages: int = 1
-    """Of the target. The smaller models have one device each."""
-
+    stages: tuple[int, ...]
+    """Of each of these models; a stage is a device."""
     idle: float = 0.0
     """Share of ticks in which the target has nothing to verify, and takes a plain step; simulated."""
 
@@ -53,31 +53,87 @@ class Choice:
     @property
     def devices(self) -> int:
         """How many it takes."""
-        return len(self.models) - 1 + self.stages
+        return sum(self.stages)
 
 
-def given(models: Sequence[int], passes: Sequence[int], width: int, stages: int = 1) -> Choice:
-    """Numbers that nothing was predicted of."""
+def given(models: Sequence[int], passes: Sequence[int], width: int, stages: Sequence[int] | None = None) -> Choice:
+    """Numbers that nothing was predicted of; by default on a device each."""
+    stages = (1,) * len(models) if stages is None else tuple(stages)
     return Choice(tuple(models), tuple(passes), width, tokens_per_tick=0, tick_seconds=0, speedup=0, stages=stages)
 
 
 def choose(
-    measured: Measured, *, all_models: bool = False, stages: Sequence[int] = (1,), dispatch: bool = False
+    measured: Measured,
+    *,
+    all_models: bool = False,
+    stages: Sequence[int] | None = None,
+    devices: int = 0,
+    dispatch: bool = False,
 ) -> Choice:
     """The selection with the least modeled time per token.
 
     Args:
         measured: from `measure.measure`.
         all_models: whether none may be left out.
-        stages: numbers of stages of the target to choose among, whose exchange was measured.
+        stages: of every model, where they are given; chosen by default.
+        devices: to choose stages for; every model has one in any case.
         dispatch: whether a tick is charged what the dispatch of its programs was measured to add.
     """
     return best(
         choice
         for models in selections(len(measured.seconds), all_models)
-        for count in stages
-        for choice in tried(measured, models, count, measured.dispatch if dispatch else 0.0)
+        for choice in placed(measured, models, stages, devices, measured.dispatch if dispatch else 0.0)
     )
+
+
+def placed(
+    measured: Measured, models: Sequence[int], stages: Sequence[int] | None, devices: int, dispatch: float = 0.0
+) -> list[Choice]:
+    """The best numbers for each placement of these models that is worth a look.
+
+    From every number of stages of the target, the smaller models on one each, that smaller model is given its next
+    number of stages which gains most, until none gains. Numbers whose exchange was measured are tried, but none by
+    which no pass of the model gets quicker, as it would only take more of them; nor, for the smallest, which has one
+    token in its pipe, one by which no token does.
+
+    Args:
+        measured: what it rests on.
+        models: that are used.
+        stages: of every model, used or not, where they are given; else they are searched.
+        devices: that there are.
+        dispatch: is added to every tick.
+    """
+    if stages is not None:
+        return [best(tried(measured, models, [stages[model] for model in models], dispatch))]
+    found: dict[tuple[int, ...], Choice] = {}
+
+    def visit(place: tuple[int, ...]) -> Choice:
+        if place not in found:
+            found[place] = best(tried(measured, models, place, dispatch))
+        return found[place]
+
+    most = max(devices, len(models))
+    counts = [[1, *measured.counts(model, alone=place == 0)] for place, model in enumerate(models)]
+    for target in counts[-1]:
+        place = (*[1] * (len(models) - 1), target)
+        if sum(place) > most:
+            continue
+        here = visit(place)
+        while True:
+            steps = [
+                (
+                    *here.stages[:index],
+                    counts[index][counts[index].index(here.stages[index]) + 1],
+                    *here.stages[index + 1 :],
+                )
+                for index in range(len(models) - 1)
+                if here.stages[index] < counts[index][-1]
+            ]
+            there = [visit(step) for step in steps if sum(step) <= most]
+            if not there or best(there).speedup <= here.speedup:
+                break
+            here = best(there)
+    return list(found.values())
 
 
 def best(choices: Iterable[Choice]) -> Choice:
@@ -93,24 +149,37 @@ def selections(models: int, all_models: bool = False) -> list[tuple[int, ...]]:
     return [(*chosen, target) for size in range(1, models) for chosen in itertools.combinations(range(target), size)]
 
 
-def tried(measured: Measured, models: Sequence[int], stages: int = 1, dispatch: float = 0.0) -> list[Choice]:
-    """Every number of passes and every width worth trying with these models; `dispatch` is added to every tick."""
+def tried(
+    measured: Measured, models: Sequence[int], stages: int | Sequence[int] = 1, dispatch: float = 0.0
+) -> list[Choice]:
+    """Every number of passes and every width worth trying with these models.
+
+    Args:
+        measured: what it rests on.
+        models: that are used.
+        stages: of each of them, or of the target alone, the others having one.
+        dispatch: is added to every tick.
+    """
+    staged = (*[1] * (len(models) - 1), stages) if isinstance(stages, int) else tuple(stages)
     widest = max(WIDTHS)
     widths = sorted({w for seconds in measured.seconds for w in (*seconds, 3, 6, 8, 12) if 1 < w <= widest})
     settings: list[tuple[tuple[int, ...], int]] = []
     for width in widths:
-        target = measured.costs(models[-1], width, stages)[-1]
+        target = measured.costs(models[-1], width, staged[-1])[-1]
         fits = []
-        for place, model in enumerate(models[:-1]):
-            each = measured.pass_seconds(model, width if place else 1)
-            most = max(1, min(MOST_PASSES, int(1.25 * target / each)))
-            # Of the smallest, all numbers that fit beside the target; of the others, what is left to verify is little.
-            fits.append(range(1, most + 1) if place == 0 else range(1, min(most, 3) + 1))
+        for place, (model, count) in enumerate(zip(models[:-1], staged[:-1], strict=True)):
+            each = measured.costs(model, width if place else 1, count)[-1]
+            most = max(1, min(MOST_PASSES * count, int(1.25 * target / each)))
+            # Of the smallest, all that fit beside the target, on several stages whole tokens; of the others, what is
+            # left to verify is little.
+            whole = range(count, most + 1, count)
+            some = {*range(1, min(most, 3) + 1), *whole[:2]}
+            fits.append(sorted({*range(1, min(most, count) + 1), *whole} if place == 0 else some))
         settings.extend((passes, width) for passes in itertools.product(*fits))
     costs = [np.zeros((len(settings), widest + 1)) for _ in models]
     for number, (_, width) in enumerate(settings):
         for place, model in enumerate(models):
-            found = measured.costs(model, width if place else 1, stages if model == models[-1] else 1)
+            found = measured.costs(model, width if place else 1, staged[place])
             costs[place][number] = [*found, *[found[-1]] * (widest + 1 - len(found))]
     words = np.broadcast_to(
         labels(measured.words[list(models)])[:, None], (len(models), len(settings), measured.words.shape[1])
@@ -119,7 +188,7 @@ def tried(measured: Measured, models: Sequence[int], stages: int = 1, dispatch: 
         words,
         [[passes[place] for passes, _ in settings] for place in range(len(models) - 1)],
         width=[width for _, width in settings],
-        stages=stages,
+        stages=staged,
         costs=costs,
     )
     ticks = run.seconds / run.ticks + dispatch
@@ -131,23 +200,27 @@ def tried(measured: Measured, models: Sequence[int], stages: int = 1, dispatch: 
             tokens_per_tick=float(run.tokens_per_tick[number]),
             tick_seconds=float(ticks[number]),
             speedup=float(run.tokens_per_tick[number] * measured.plain / ticks[number]),
-            stages=stages,
+            stages=staged,
             idle=float(1 - run.verifications[number] / run.ticks[number]),
         )
         for number, (passes, width) in enumerate(settings)
     ]
 
 
-def tried_in_turns(measured: Measured, models: Sequence[int], dispatch: float = 0.0) -> list[Choice]:
-    """Every lookahead of draft-then-verify with two models, on a device each; `dispatch` is added twice a round."""
+def tried_in_turns(
+    measured: Measured, models: Sequence[int], dispatch: float = 0.0, stages: Sequence[int] = (1, 1)
+) -> list[Choice]:
+    """Every lookahead of draft-then-verify with two models; `dispatch` is added twice a round.
+
+    A pass of a model on several stages is a tick of each of them, one after another: nothing else is in its pipe.
+    """
     draft, target = models
     found = []
+    one = stages[0] * measured.costs(draft, 1, stages[0])[-1]
     for lookahead in range(1, max(WIDTHS)):
         run = simulate_rounds(measured.words[[draft, target]], lookahead)
-        one = measured.pass_seconds(draft, 1)
-        seconds = (
-            run.drafted * one + run.rounds * (measured.costs(target, lookahead + 1)[-1] + 2 * dispatch)
-        ) / run.rounds
+        verification = stages[1] * measured.costs(target, lookahead + 1, stages[1])[-1]
+        seconds = (run.drafted * one + run.rounds * (verification + 2 * dispatch)) / run.rounds
         per_round = run.tokens / run.rounds
         found.append(
             Choice(
@@ -157,17 +230,32 @@ def tried_in_turns(measured: Measured, models: Sequence[int], dispatch: float = 
                 tokens_per_tick=per_round,
                 tick_seconds=seconds,
                 speedup=per_round * measured.plain / seconds,
+                stages=tuple(stages),
             )
         )
     return found
 
 
-def choose_in_turns(measured: Measured, *, all_models: bool = False, dispatch: bool = False) -> Choice:
-    """The lookahead of draft-then-verify, and the draft, with the least modeled time per token."""
+def choose_in_turns(
+    measured: Measured, *, all_models: bool = False, stages: Sequence[int] | None = None, dispatch: bool = False
+) -> Choice:
+    """The lookahead of draft-then-verify, and the draft, with the least modeled time per token.
+
+    Args:
+        measured: from `measure.measure`.
+        all_models: whether the draft is given, the one before the target.
+        stages: of every model; one each by default, which no more of them would make faster.
+        dispatch: whether a round is charged what the dispatch of its programs was measured to add.
+    """
     target = len(measured.seconds) - 1
     added = measured.dispatch if dispatch else 0.0
-    pairs = [(target - 1, target)] if all_models else [(draft, target) for draft in range(target)]
-    return best(choice for pair in pairs for choice in tried_in_turns(measured, pair, added))
+    stages = (1,) * (target + 1) if stages is None else stages
+    drafts = [target - 1] if all_models else range(target)
+    return best(
+        choice
+        for draft in drafts
+        for choice in tried_in_turns(measured, (draft, target), added, (stages[draft], stages[target]))
+    )
 
 
 def agree(choice: Choice | None, models: int) -> Choice:
@@ -177,14 +265,14 @@ def agree(choice: Choice | None, models: int) -> Choice:
         choice = given(blank, blank, 0)
     if process_count() == 1:
         return choice
-    numbers = [len(choice.models), choice.width, choice.stages, *choice.models, *choice.passes]
-    counts = np.zeros(2 * models + 3, np.int32)
+    numbers = [len(choice.models), choice.width, *choice.models, *choice.stages, *choice.passes]
+    counts = np.zeros(3 * models + 2, np.int32)
     counts[: len(numbers)] = numbers
     figures = np.asarray((choice.tokens_per_tick, choice.tick_seconds, choice.speedup), np.float32)
     counts, figures = multihost_utils.broadcast_one_to_all((counts, figures))
-    used, width, stages, *numbers = (int(number) for number in counts)
-    models_used, passes = tuple(numbers[:used]), tuple(numbers[used : 2 * used - 1])
-    return Choice(models_used, passes, width, *(float(x) for x in figures), stages=stages)
+    used, width, *numbers = (int(number) for number in counts)
+    models_used, stages, passes = (tuple(numbers[start : start + used]) for start in (0, used, 2 * used))
+    return Choice(models_used, passes[:-1], width, *(float(x) for x in figures), stages=stages)
 
 
 def labels(words: np.ndarray) -> np.ndarray:

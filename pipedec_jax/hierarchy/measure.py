@@ -42,14 +42,15 @@ class Measured:
     the texts. The first token is given."""
     plain: float
     """Seconds a token of plain decoding by the target alone, on one device."""
-    exchange: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    """Seconds that a tick of so many stages of the target takes beside its part of the pass; 0 for one stage."""
+    exchange: tuple[Mapping[int, float], ...] = ()
+    """Of each model, seconds that a tick of so many of its stages takes beside its part of the pass. What was not
+    measured, and one stage, count as nothing."""
     dispatch: float = 0.0
     """Seconds that a program of a single pass takes beside the pass."""
     one_row: bool = True
     """Whether a pass that reads one row computes no more (`placement.row_sizes`)."""
-    layers: int = 1
-    """Of the target."""
+    layers: tuple[int, ...] = ()
+    """Of each model."""
 
     def pass_seconds(self, model: int, rows: int) -> float:
         """Of a pass that computes this many rows: interpolated, and beyond the widest as its last step goes on."""
@@ -67,9 +68,23 @@ class Measured:
         """
         wide = self.pass_seconds(model, width)
         one = self.pass_seconds(model, 1) if self.one_row else wide
-        part = split_layers(self.layers, stages).longest / self.layers if stages > 1 else 1.0
-        added = self.exchange.get(stages, 0.0)
+        part = split_layers(self.layers[model], stages).longest / self.layers[model] if stages > 1 else 1.0
+        added = self.exchange[model].get(stages, 0.0) if self.exchange else 0.0
         return [added, part * one + added, *[part * wide + added] * (width - 1)][: width + 1]
+
+    def counts(self, model: int, alone: bool = False) -> list[int]:
+        """Numbers of stages over one, rising, whose exchange was measured, and which make a pass of the model quicker.
+
+        With `alone`, a token of it: nothing else is in its pipe, so that it takes a pass of every stage.
+        """
+        known = sorted(self.exchange[model]) if self.exchange else []
+
+        def quicker(count: int, width: int) -> bool:
+            passes = count if alone else 1
+            return passes * self.costs(model, width, count)[-1] < self.pass_seconds(model, width)
+
+        widths = (1,) if alone else sorted(self.seconds[model])
+        return [count for count in known if any(quicker(count, width) for width in widths)]
 
     def agreement(self, model: int) -> float:
         """Share of the text's tokens that a model says as the target does."""
@@ -86,7 +101,7 @@ def measure(
     new_tokens: int = 96,
     sampling: Sampling = GREEDY,
     widths: Sequence[int] = WIDTHS,
-    stages: Sequence[int] = (1,),
+    stages: Sequence[Sequence[int]] = (),
 ) -> Measured:
     """Time passes of each model alone, and see what they say along the target's texts after some prompts.
 
@@ -94,12 +109,12 @@ def measure(
         sources: the models' weights, the smallest first, the target last.
         prompts: token ids.
         vocab_size: ids that are tokens.
-        devices: one for each model, the target's last, and as many as its most stages.
+        devices: one for each model, the target's last, and as many as the most stages.
         dtype: of weights, activations and caches.
         new_tokens: of each text.
         sampling: how tokens are drawn.
         widths: rows that are timed.
-        stages: numbers of stages of the target whose exchange is timed.
+        stages: of each model, numbers of stages whose exchange is timed; by default none.
     """
     longest = max(len(prompt) for prompt in prompts)
     capacity = 1 << (longest + new_tokens + max(widths) - 1).bit_length()
@@ -144,13 +159,14 @@ def measure(
                 said.append(np.asarray(model.state.said))
             words.append(_spans(said, prompts, new_tokens))
         seconds.append(times)
-    exchange = {}
-    for count in stages:
-        if count > 1:
-            run = _one_row(program(target, count), requests[0], False, count * (new_tokens // 2), capacity)
-            tick = _seconds(run, count * (new_tokens // 2))
-            # One token is in flight, so each tick one stage works, and all of them in turn.
-            exchange[count] = max(0.0, tick - seconds[target][1] / count)
+    exchange: list[dict[int, float]] = [{} for _ in sources]
+    for index, counts in enumerate(stages):
+        for count in counts:
+            if count > 1:
+                passes = count * (new_tokens // 2)
+                run = _one_row(program(index, count), requests[0], index < target, passes, capacity)
+                # One token is in flight, so each tick one stage works, and all of them in turn.
+                exchange[index][count] = max(0.0, _seconds(run, passes) - seconds[index][1] / count)
     words.append(_spans([text[len(FIGURES) :] for text in packed], prompts, new_tokens))
     found = np.stack(words).astype(np.int32)
     found[:, 0] = found[-1, 0]
@@ -158,10 +174,10 @@ def measure(
         seconds=tuple(seconds),
         words=found,
         plain=plain,
-        exchange=exchange,
+        exchange=tuple(exchange),
         dispatch=dispatch,
         one_row=1 in placement.row_sizes(placement.make_mesh(1, own), max(widths)),
-        layers=sources[-1].config.layers,
+        layers=tuple(source.config.layers for source in sources),
     )
 
 

@@ -44,11 +44,8 @@ class Pipe:
     mode: SamplingMode
     sizes: tuple[int, ...]
     """Numbers of rows that are computed, rising, the last one W: a pass computes the least that holds what it reads."""
-
-    @property
-    def stages(self) -> int:
-        """Stages (N)."""
-        return self.target.split.stages if self.target else 1
+    stages: int = 1
+    """Stages (N), of known words as well: what is read leaves so many passes later."""
 
 
 class State(struct.PyTreeNode):
@@ -264,8 +261,13 @@ def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_pr
     border = jnp.min(jnp.where(new & (place > 0), position, T))
     stuck = (border < T) & (state.stuck == 0)
     new &= position < border
+    # What was read beyond a wrong token is dropped at once, and a choice that is not appended made again: were the
+    # token rolled back to what had been read, later rows would choose for places that the buffer does not reach yet.
+    wrong = new & (token != state.fed) & (position < state.sent)
+    unused = jnp.min(jnp.where(undecided & ~new, position, T)) - 1
     delay = jnp.where(agrees, state.entered - jnp.roll(state.entered, 1), MISS)
     return state.replace(
+        sent=jnp.minimum(state.sent, jnp.minimum(unused, jnp.min(jnp.where(wrong, position, T)))),
         own=Buffer(jnp.where(new, token, state.own.token), length + jnp.sum(new, dtype=jnp.int32)),
         tick=jnp.where(new, state.passes, state.tick),
         delay=jnp.where(new, delay, state.delay),

@@ -239,7 +239,7 @@ class ModelProgram:
         return self._programs[key]
 
     def _pipe(self, mode: SamplingMode) -> Pipe:
-        return Pipe(width=self.width, target=self.target, mode=mode, sizes=self.sizes)
+        return Pipe(self.width, self.target, mode, self.sizes, self.stages)
 
     def _begin(self, weights: Any, request: Request, local: Local) -> tuple[tuple[State, jax.Array], Local]:
         """Prefill, under `shard_map`."""

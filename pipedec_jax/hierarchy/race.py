@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from pipedec_jax.analysis.clock import AnyEngine, decode
-from pipedec_jax.hierarchy.choice import Choice, best, tried
+from pipedec_jax.hierarchy.choice import Choice, placed
 from pipedec_jax.hierarchy.measure import Measured
 from pipedec_jax.hierarchy.settings import Form
 from pipedec_jax.sampling import GREEDY, Sampling
@@ -36,22 +36,17 @@ class Entry:
 
 
 def candidates(
-    measured: Measured, models: Sequence[tuple[int, ...]], stages: Sequence[int], devices: int
+    measured: Measured, models: Sequence[tuple[int, ...]], stages: Sequence[int] | None, devices: int
 ) -> list[Choice]:
     """The best predictions of different models and stages, the best one first.
 
     Args:
         measured: what they rest on.
         models: selections of them.
-        stages: numbers of stages of the target.
+        stages: of every model, where they are given; else they are chosen.
         devices: that work at the same time; every model takes one at least.
     """
-    found = []
-    for which in models:
-        for count in stages:
-            if len(which) - 1 + count <= max(devices, len(which)):
-                options = tried(measured, which, count, measured.dispatch)
-                found.append(best(options))
+    found = [choice for which in models for choice in placed(measured, which, stages, devices, measured.dispatch)]
     return sorted(found, key=lambda option: -option.speedup)[:CANDIDATES]
 
 

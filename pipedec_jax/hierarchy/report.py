@@ -16,7 +16,7 @@ def describe(choice: Choice | None, names: Sequence[str], method: str = "pipespe
     used = ", ".join(names[index] for index in choice.models)
     if method == "speculative":
         return f"{used}: lookahead {choice.passes[0]}"
-    stages = f", target on {choice.stages} stages" if choice.stages > 1 else ""
+    stages = f", stages {' '.join(map(str, choice.stages))}" if max(choice.stages) > 1 else ""
     return f"{used}: passes {' '.join(map(str, choice.passes))}, width {choice.width}{stages}"
 
 
@@ -29,11 +29,14 @@ def lines(
         times = ", ".join(f"{rows}: {1e3 * second:.3f}" for rows, second in sorted(seconds.items()))
         share = f"  {measured.agreement(index):.2f}" if index + 1 < len(names) else ""
         found.append(f"  {name:<16} {times}{share}")
-    added = "".join(f", a tick of {count} stages {1e3 * s:.3f}" for count, s in sorted(measured.exchange.items()))
     found.append(
         f"  plain decoding   {1e3 * measured.plain:.3f} ms a token; beside its passes, a tick's dispatch adds "
-        f"{1e3 * measured.dispatch:.3f} ms{added}"
+        f"{1e3 * measured.dispatch:.3f} ms"
     )
+    for name, added in zip(names, measured.exchange, strict=False):
+        if added:
+            times = ", ".join(f"of {count} stages {1e3 * second:.3f}" for count, second in sorted(added.items()))
+            found.append(f"  exchange of {name}, ms a tick: {times}")
     if raced:
         found.append(
             "ms a token: measured in a short race, with all models running; predicted with devices of their own"

@@ -33,7 +33,8 @@ class HierarchySettings:
     """Stages of each model, M_0's first; their number is that of the models."""
     passes: tuple[int, ...] = (4,)
     """Passes in a tick of each model but the target, M_0's first. In the free-running form, between two looks at the
-    others' buffers. Of speculative, the lookahead: tokens that are drafted before each verification."""
+    others' buffers. A pass of a model on several stages is a tick of its own pipe, so a token takes that many. Of
+    speculative, the lookahead: tokens that are drafted before each verification."""
     width: int | None = None
     """Most tokens that a verification reads (W); by default as many as the smaller models give in a tick."""
     lead: int | None = None
@@ -68,7 +69,8 @@ class HierarchySettings:
     @property
     def widths(self) -> tuple[int, ...]:
         """Most tokens that a pass of each model reads. The smallest reads its own last one."""
-        verified = 1 + self.passes[0] if self.method == "speculative" else sum(self.passes)
+        own = -(-self.passes[0] // self.stages[0])  # on several stages it says a token in as many passes
+        verified = 1 + self.passes[0] if self.method == "speculative" else own + sum(self.passes[1:])
         return (1, *[self.width or max(2, verified)] * (len(self.stages) - 1))
 
     @property

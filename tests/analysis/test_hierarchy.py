@@ -10,13 +10,14 @@ from hypothesis import given
 from pipedec_jax.analysis.hierarchy import draw_words, most_tokens_per_pass, simulate
 
 
-def played(words: list[list[int]], passes: list[int], width: int, stages: int) -> tuple[int, list[int]]:
-    """Ticks and rollbacks of one run, with buffers as lists."""
+def played(words: list[list[int]], passes: list[int], width: int, stages: list[int]) -> tuple[int, list[int]]:
+    """Ticks and rollbacks of one run, with buffers as lists, and what each model has read as another one."""
     models, length = len(words), len(words[0])
     top = models - 1
     buffers = [[words[top][0]] for _ in words]
-    read = [0] * models
-    pipe: list[int] = [0] * stages
+    fed: list[list[int]] = [[] for _ in words]
+    pipes: list[list[int]] = [[0] * count for count in stages]
+    """Up to where each stage has read, the first one's first."""
     ticks, rollbacks = 0, [0] * top
 
     def verify(model: int, source: list[int], end: int) -> list[int]:
@@ -28,34 +29,31 @@ def played(words: list[list[int]], passes: list[int], width: int, stages: int) -
                     break
         return own[:length]
 
+    def agree(one: list[int], two: list[int]) -> int:
+        return next((p for p, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), len(one))
+
     while len(buffers[top]) < length:
         ticks += 1
         begun = [list(buffer) for buffer in buffers]
-        after = []
-        for model in range(top):
-            for _ in range(passes[model]):
+        for model in range(models):
+            for _ in range(passes[model] if model < top else 1):
                 source = begun[model - 1] if model else buffers[0]
                 if len(source) < len(buffers[model]) or source[: len(buffers[model])] != buffers[model]:
                     source = buffers[model]
-                end = min(read[model] + (width if model else 1), len(source))
-                buffers[model] = verify(model, source, end)
-                read[model] = min(end, len(buffers[model]) - 1)
-            after.append(buffers[model])
-            buffers[model] = begun[model] if model + 1 < top else buffers[model]
-        source = begun[top - 1]
-        read[top] = min(read[top] + width, len(source))
-        pipe = [read[top], *pipe[:-1]]
-        buffers = [*after, verify(top, source, pipe[-1])]
-        known = buffers[top]
-        wrong = next((p for p in range(min(len(known), len(source))) if known[p] != source[p]), length)
-        read[top] = min(read[top], wrong)
-        pipe = [min(stage, wrong) for stage in pipe]
+                # Before every pass what was read is compared with the text that is there now.
+                read = min(agree(fed[model], source), len(source))
+                end = min(read + (width if model else 1), len(source))
+                pipes[model] = [end, *(min(stage, read) for stage in pipes[model][:-1])]
+                fed[model] = source[:end]
+                buffers[model] = verify(model, source, pipes[model][-1])
+                # And at once what lies beyond a wrong token is dropped.
+                read = agree(fed[model], buffers[model])
+                fed[model], pipes[model] = fed[model][:read], [min(stage, read) for stage in pipes[model]]
         for model in range(top - 1, -1, -1):
             mine, upper = buffers[model], buffers[model + 1]
             differs = next((p for p in range(min(len(mine), len(upper))) if mine[p] != upper[p]), None)
             if differs is not None:
                 rollbacks[model] += 1
-                read[model] = min(read[model], differs)
                 buffers[model] = list(upper)
             elif len(mine) < len(upper):
                 buffers[model] = list(upper)
@@ -66,7 +64,7 @@ def played(words: list[list[int]], passes: list[int], width: int, stages: int) -
 def test_every_run_is_that_of_the_rules_played_with_lists(data):
     models = data.draw(st.integers(2, 4))
     passes = [data.draw(st.integers(1, 5)) for _ in range(models - 1)]
-    width, stages = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
+    width, stages = data.draw(st.integers(1, 6)), [data.draw(st.integers(1, 4)) for _ in range(models)]
     rates = [data.draw(st.sampled_from((0.0, 0.4, 0.7, 0.9, 1.0))) for _ in range(models - 1)]
     words = draw_words(rates, 40, 5, seed=data.draw(st.integers(0, 1000)))
     # Also words on which a model agrees with one that is not its neighbour.
@@ -118,7 +116,7 @@ def test_a_pipe_of_many_stages_follows_the_filled_pipes_formula():
 
 def test_wrong_numbers_are_refused():
     words = draw_words([0.5], 10, 2, seed=0)
-    for passes, width, stages in (([1, 2], 4, 1), ([0], 4, 1), ([1], 0, 1), ([1], 4, 0)):
+    for passes, width, stages in (([1, 2], 4, 1), ([0], 4, 1), ([1], 0, 1), ([1], 4, 0), ([1], 4, (1, 1, 2))):
         with pytest.raises(ValueError, match=r"passes|stage"):
             simulate(words, passes, width=width, stages=stages)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pipedec_jax.analysis.hierarchy_study import bounds, delay_cases, perturbed, turns
+from pipedec_jax.analysis.hierarchy_study import bounds, delay_cases, perturbed, places, turns
 from pipedec_jax.model.parameters import MemorySource, initialize
 from tests.analysis.test_tick_cost import CONFIG
 from tests.hierarchy.test_choice import made_up
@@ -46,3 +46,11 @@ def test_bounds_and_turns_are_rows_of_markdown():
             return ",".join(map(str, models))
 
     assert [line.count("|") for line in turns(measured, Names())] == [6, 6, 6]
+
+
+def test_every_smaller_model_is_spread_alone():
+    seconds = ({1: 0.1, 4: 0.1}, {1: 0.3, 4: 0.3}, {1: 1.0, 4: 2.0})
+    measured = made_up((0.8, 0.9), seconds, length=60, exchange=({2: 0.01}, {2: 0.02}, {4: 0.1}))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in places(measured, (0, 1, 2), (1, 4), (2,))]
+    assert [row[0] for row in rows[2:]] == ["1, 1, 1", "2, 1, 1", "1, 2, 1", "1, 1, 4", "2, 1, 4", "1, 2, 4"]
+    assert [int(row[1]) for row in rows[2:]] == [3, 4, 4, 6, 7, 7]

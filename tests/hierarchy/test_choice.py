@@ -17,13 +17,19 @@ from pipedec_jax.model.parameters import MemorySource, initialize
 from tests.analysis.test_tick_cost import CONFIG
 
 
-def made_up(rates: tuple[float, ...], seconds: tuple[dict[int, float], ...], length: int = 400, **options) -> Measured:
-    """Each model but the target says the target's token with its own rate."""
+def made_up(
+    rates: tuple[float, ...], seconds: tuple[dict[int, float], ...], length: int = 400, exchange=None, **options
+) -> Measured:
+    """Each model but the target says the target's token with its own rate; `exchange` is the target's, or of all."""
+    models = len(seconds)
+    if isinstance(exchange, dict):
+        exchange = (*[{}] * (models - 1), exchange)
+    options |= {"exchange": exchange or (), "layers": (8,) * models}
     random = np.random.default_rng(0)
     words = random.integers(50, size=(len(rates) + 1, length))
     for model, rate in enumerate(rates):
         words[model] = np.where(random.random(length) < rate, words[-1], 50 + model)
-    return Measured(seconds=seconds, words=words, plain=seconds[-1][1], layers=8, **options)
+    return Measured(seconds=seconds, words=words, plain=seconds[-1][1], **options)
 
 
 FLAT = {1: 1.0, 16: 1.0}
@@ -58,9 +64,10 @@ def test_what_a_dispatch_and_stages_add_is_charged():
     alone, charged = choose(measured), choose(measured, dispatch=True)
     assert charged.tick_seconds == pytest.approx(1.5)
     assert charged.speedup < alone.speedup
-    staged = choose(measured, stages=(1, 2))
-    assert (staged.stages, staged.devices) == (2, 3)
+    staged = choose(measured, devices=3)
+    assert (staged.stages, staged.devices) == ((1, 2), 3)
     assert staged.speedup > alone.speedup
+    assert choose(measured, stages=(1, 2)) == staged
     # Eight layers over three stages: the longest has three of them.
     assert measured.costs(1, 2, stages=3) == pytest.approx([0.1, 3 / 8 + 0.1, 3 / 8 + 0.1])
 
@@ -75,11 +82,18 @@ def test_the_lookahead_is_as_long_as_pays():
     drafts = made_up((0.3, 0.9), ({1: 0.1, 16: 0.1}, {1: 0.1, 16: 0.1}, FLAT))
     assert choose_in_turns(drafts).models == (1, 2)
     assert choose_in_turns(drafts, dispatch=True) == choose_in_turns(drafts)
+    # Stages take turns as well, so that they only add their exchange.
+    spread = made_up((0.9,), ({1: 0.1, 16: 0.1}, FLAT), exchange=({2: 0.01}, {4: 0.02}))
+    alone, pipes = choose_in_turns(spread), choose_in_turns(spread, stages=(2, 4))
+    assert pipes.stages == (2, 4)
+    drafted = pipes.tick_seconds - (1 + 4 * 0.02)
+    assert drafted == pytest.approx(2 * (0.05 + 0.01) * round(drafted / 0.12, 9))
+    assert pipes.speedup < alone.speedup
 
 
 def test_every_process_has_the_first_ones_choice(monkeypatch: pytest.MonkeyPatch):
-    measured = made_up((0.4, 0.97), ({1: 0.1, 16: 0.1}, {1: 0.2, 16: 0.2}, FLAT), exchange={4: 0.01})
-    made = choose(measured, stages=(1, 4))
+    measured = made_up((0.4, 0.97), ({1: 0.1, 16: 0.1}, {1: 0.2, 16: 0.2}, FLAT), exchange=({}, {2: 0.01}, {4: 0.01}))
+    made = choose(measured, stages=(1, 2, 4))
     sent = []
     monkeypatch.setattr(choices, "process_count", lambda: 2)
     monkeypatch.setattr(choices.multihost_utils, "broadcast_one_to_all", lambda found: sent.append(found) or sent[0])
@@ -93,7 +107,13 @@ def test_every_process_has_the_first_ones_choice(monkeypatch: pytest.MonkeyPatch
 
 def choice(models: tuple[int, ...], speedup: float) -> Choice:
     return Choice(
-        models=models, passes=(2,) * (len(models) - 1), width=2, tokens_per_tick=2, tick_seconds=1, speedup=speedup
+        models=models,
+        passes=(2,) * (len(models) - 1),
+        width=2,
+        tokens_per_tick=2,
+        tick_seconds=1,
+        speedup=speedup,
+        stages=(1,) * len(models),
     )
 
 
@@ -132,13 +152,46 @@ def test_the_fastest_measured_is_first_be_it_plain_decoding():
 
 
 def test_candidates_take_no_more_devices_than_there_are():
-    measured = made_up((0.8, 0.9), ({1: 0.05, 16: 0.05}, {1: 0.2, 16: 0.2}, FLAT), exchange={2: 0.0, 4: 0.0})
+    seconds = ({1: 0.05, 16: 0.05}, {1: 0.2, 16: 0.2}, FLAT)
+    measured = made_up((0.8, 0.9), seconds, length=100, exchange={2: 0.0, 4: 0.0})
     for devices in (2, 3, 6):
-        found = races.candidates(measured, selections(3), (1, 2, 4), devices)
+        found = races.candidates(measured, selections(3), None, devices)
         assert len(found) == races.CANDIDATES
         assert found[0].speedup >= found[1].speedup
         assert all(one.devices <= max(devices, len(one.models)) for one in found)
-        assert (found[0].stages > 1) == (devices > 2)
+        assert (found[0].stages[-1] > 1) == (devices > 2)
+    fixed = races.candidates(measured, selections(3), (2, 1, 4), 2)
+    assert all(one.stages == tuple((2, 1, 4)[model] for model in one.models) for one in fixed)
+
+
+def test_a_smaller_model_is_spread_over_stages_where_its_passes_hold_the_others_up():
+    """A middle model that is nearly right and nearly as slow as the target."""
+    seconds = ({1: 0.1, 4: 0.1}, {1: 0.8, 4: 0.8}, {1: 1.0, 4: 1.0})
+    spread = ({2: 0.0}, {2: 0.01, 4: 0.01}, {2: 0.01, 4: 0.01})
+    cheap = made_up((0.8, 0.99), seconds, length=60, exchange=spread)
+    found = choose(cheap, devices=7)
+    assert (found.models, found.stages) == ((0, 1, 2), (1, 2, 4))
+    # Nothing that fits beats it.
+    places = [(1, b, c) for b in (1, 2, 4) for c in (1, 2, 4) if b + c < 7]
+    best = {place: choices.best(tried(cheap, (0, 1, 2), place)).speedup for place in places}
+    assert found.speedup == max(best.values()) > 1.1 * best[1, 1, 4]
+    assert choose(cheap, devices=5, all_models=True).devices <= 5
+    # The smallest model has one token in its pipe, which is none the quicker for having two stages.
+    assert (cheap.counts(0), cheap.counts(0, alone=True)) == ([2], [])
+    # An exchange dearer than what is saved: no pass is quicker, and it is not even tried.
+    dear = made_up((0.8, 0.99), seconds, length=60, exchange=({2: 0.1}, {2: 0.5, 4: 0.7}, {2: 0.01}))
+    assert [dear.counts(model) for model in range(3)] == [[], [], [2]]
+    assert {one.stages for one in choices.placed(dear, (0, 1, 2), None, 9)} == {(1, 1, 1), (1, 1, 2)}
+
+
+def test_a_smallest_model_on_two_stages_says_a_token_in_two_passes():
+    measured = made_up((0.9,), ({1: 0.2, 16: 0.2}, FLAT), length=100, exchange=({2: 0.0}, {}))
+    found = {one.passes[0]: one for one in tried(measured, (0, 1), (2, 1)) if one.width == 8}
+    alone = {one.passes[0]: one for one in tried(measured, (0, 1)) if one.width == 8}
+    assert {1, 2, 4, 6} <= set(found)
+    for tokens in (1, 2, 3):
+        assert found[2 * tokens].tokens_per_tick == pytest.approx(alone[tokens].tokens_per_tick, rel=0.02)
+        assert found[2 * tokens].tick_seconds == pytest.approx(max(1, 0.2 * tokens))
 
 
 def test_what_is_tried_includes_a_tick_that_is_not_worth_it():
@@ -165,12 +218,13 @@ def test_the_words_of_models_are_what_they_say_along_the_targets_texts():
         dtype=jnp.float32,
         new_tokens=20,
         widths=(2,),
-        stages=(1, 2),
+        stages=((1, 2), (1,)),
     )
     assert measured.words.shape == (2, 41)
     assert measured.words[1, 0] == 3
     assert measured.agreement(0) == 1
     assert [set(seconds) for seconds in measured.seconds] == [{1, 2}, {1, 2}]
-    assert set(measured.exchange) == {2}
+    assert [set(added) for added in measured.exchange] == [{2}, set()]
+    assert measured.layers == (CONFIG.layers,) * 2
     assert measured.plain > 0
     assert all(second > 0 for seconds in measured.seconds for second in seconds.values())

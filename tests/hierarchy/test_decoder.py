@@ -12,7 +12,9 @@ from pipedec_jax.hierarchy.race import Entry, candidates
 from tests.hierarchy.test_choice import made_up
 
 FLAT = {1: 1e-3, 16: 1e-3}
-MEASURED = made_up((0.8, 0.9), ({1: 5e-5, 16: 5e-5}, {1: 2e-4, 16: 2e-4}, FLAT), exchange={2: 1e-5, 4: 1e-5})
+MEASURED = made_up(
+    (0.8, 0.9), ({1: 5e-5, 16: 5e-5}, {1: 2e-4, 16: 2e-4}, FLAT), exchange=({2: 1e-6}, {2: 1e-5}, {2: 1e-5, 4: 1e-5})
+)
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     def measure(sources, prompts, **options):
         asked.append(options)
         kept = slice(3 - len(sources), 3)
-        return made_up((0.8, 0.9)[-len(sources) + 1 :], MEASURED.seconds[kept], exchange=MEASURED.exchange)
+        return made_up((0.8, 0.9)[-len(sources) + 1 :], MEASURED.seconds[kept], exchange=MEASURED.exchange[kept])
 
     monkeypatch.setattr(decoding, "measure", measure)
     return asked
@@ -44,6 +46,14 @@ def test_what_is_not_given_is_chosen_from_measurements(measured) -> None:
     assert "chosen, the fastest predicted" in decoder.report()[-1]
     assert not pipedec_jax.HierarchyDecoder(models, passes=(2, 1)).report()
     assert len(measured) == 1
+
+
+def test_passes_are_chosen_for_the_stages_that_are_given(measured) -> None:
+    decoder = pipedec_jax.HierarchyDecoder(demo("draft", "middle", "target"), stages=(2, 2, 1))
+    best = choose(MEASURED, all_models=True, stages=(2, 2, 1), dispatch=True)
+    assert (decoder.settings.stages, decoder.settings.passes) == ((2, 2, 1), best.passes)
+    assert "stages 2 2 1" in decoder.report()[-1]
+    assert len(decoder.devices) == 5
 
 
 def test_speculatives_lookahead_is_chosen_and_with_select_its_draft(measured) -> None:
@@ -73,19 +83,20 @@ def test_the_fastest_that_was_raced_is_used(measured, monkeypatch: pytest.Monkey
     monkeypatch.setattr(decoding, "race", race)
     models = demo("draft", "middle", "target")
     decoder = pipedec_jax.HierarchyDecoder(models, select=True, devices=jax.devices()[:4])
-    expected = candidates(MEASURED, selections(3), (1, 2), 4)
+    expected = candidates(MEASURED, selections(3), None, 4)
     assert seen == [(expected, ("lockstep", "free"))]
-    assert measured[0]["stages"] == [1, 2]
+    assert measured[0]["stages"] == [[1, 2]] * 3
     used = expected[1]
     assert decoder.models == [models[index] for index in used.models]
-    assert decoder.settings.stages == (*(1,) * (len(used.models) - 1), used.stages)
+    assert decoder.settings.stages == used.stages
     assert (decoder.settings.passes, decoder.settings.form, decoder.form) == (used.passes, form, form)
     assert len(decoder.devices) == used.devices
     assert "chosen, the fastest measured" in decoder.report()[-1]
     # What is given stays.
     pipedec_jax.HierarchyDecoder(models, select=True, form="free", stages=(1, 1, 2))
     assert seen[1][1] == ("free",)
-    assert all(choice.stages == 2 for choice in seen[1][0])
+    assert all(choice.stages[-1] == 2 for choice in seen[1][0])
+    assert measured[1]["stages"] == [(1,), (1,), (2,)]
 
 
 def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: pytest.MonkeyPatch) -> None:

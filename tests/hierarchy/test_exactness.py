@@ -26,8 +26,8 @@ matplotlib.use("agg")
 NEW = 40
 TWO = settings(stages=(1, 1), passes=(4,))
 THREE = settings(stages=(1, 1, 1), passes=(4, 2), width=5)
-FOUR = settings(stages=(1, 1, 1, 2), passes=(3, 1, 1), width=4)
-"""The target over two stages; its pipe is filled with what the hierarchy sends."""
+FOUR = settings(stages=(2, 1, 2, 2), passes=(3, 1, 1), width=4)
+"""The smallest model, one between and the target over two stages; each pipe is filled with what the one below said."""
 DRAWN = Draw(0.8, seed=3)
 FILTERED = Draw(0.9, top_k=30, top_p=0.95, seed=3)
 CASES = {
@@ -157,21 +157,24 @@ def test_a_draft_that_is_the_target_is_never_rolled_back() -> None:
         model.place_weights(source, VOCAB)
     decode(decoder, prompt_of(17, 0), NEW, FILTERED)
     figures = decoder.figures()
-    assert figures[0].rollbacks == figures[1].rollbacks > 0
+    # The first two are one model: only those above contradict them, the one that is ahead more often.
+    assert figures[0].rollbacks >= figures[1].rollbacks > 0
     assert figures[2].rollbacks == 0
 
 
 @functools.cache
 def known(models: int) -> HierarchyEngine:
-    """So many models, all but the target of known words; the target is on two stages."""
+    """So many models on `STAGES`, all but the target of known words."""
     with x64():
         return HierarchyEngine(
             [*[KnownModel(np.zeros(1, np.int32))] * (models - 1), sources(0, 2)[-1]],
-            settings(stages=(*(1,) * (models - 1), 2), passes=(2,) * (models - 1), width=4, capacity=80),
+            settings(stages=STAGES[models], passes=(2,) * (models - 1), width=4, capacity=80),
             vocab_size=VOCAB,
         )
 
 
+STAGES = {3: (1, 3, 2), 4: (2, 1, 2, 2)}
+"""Of each model, by their number."""
 DEEP = {
     3: ((0.6, 0.8), (0.9, 0.9), (1.0, 1.0)),
     4: ((0.6, 0.8, 0.9), (0.9, 0.9, 0.95), (0.3, 1.0, 0.7)),
@@ -189,6 +192,11 @@ def test_ticks_and_rollbacks_of_a_deep_hierarchy_are_the_simulators(models: int)
         for passes, seed in (((5, 2, 2), 0), ((2, 3, 1), 1), ((1, 1, 1), 2)):
             counts = passes[: models - 1]
             words = draw_words(rates, NEW + 1, 1, seed=seed)
+            if seed == 1:  # not by neighbours: a smaller model may be right where the larger one is wrong
+                words = np.concatenate([draw_words((rate,), NEW + 1, 1, seed + k)[:1] for k, rate in enumerate(rates)])
+                words = np.concatenate(
+                    (words * (1 + np.arange(len(words), dtype=np.int8)[:, None, None]), 0 * words[:1])
+                )
             for model, labels in zip(decoder.models[:-1], words[:-1, 0], strict=True):
                 said = text.copy()
                 said[len(prompt) - 1 :] = (said[len(prompt) - 1 :] + labels) % VOCAB
@@ -196,7 +204,7 @@ def test_ticks_and_rollbacks_of_a_deep_hierarchy_are_the_simulators(models: int)
             decoder.settings = dataclasses.replace(decoder.settings, passes=counts)
             progress = decode(decoder, prompt, NEW)
             assert progress.tokens == text[len(prompt) :].tolist()
-            found = simulate(words, counts, width=4, stages=2)
+            found = simulate(words, counts, width=4, stages=STAGES[models])
             assert progress.ticks[-1] == found.ticks[0]
             figures = decoder.figures()
             assert [figure.rollbacks for figure in figures[:-1]] == found.rollbacks[:, 0].tolist()
