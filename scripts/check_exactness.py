@@ -46,7 +46,10 @@ def main() -> int:
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
     grid = grid[:: options.every]
     begun, everything = time.perf_counter(), []
-    found = grids.run_grid(grid, options.dtype, options.new_tokens, options.out)
+    try:
+        found = grids.run_grid(grid, options.dtype, options.new_tokens, options.out)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     for (shape, kind, _), outcomes in zip(grid, found, strict=True):
         everything += outcomes
         print(f"{shape}, {kind}: {grids.summary(outcomes)}", flush=True)

@@ -33,7 +33,9 @@ def parse() -> argparse.Namespace:
     instead.add_argument("--random", action="store_true", help="narrow random models, written into --out")
     for name in DIRECTORIES:
         parser.add_argument(f"--{name}", metavar="DIR", help="converted or Hugging Face directory")
-    parser.add_argument("--exit-layer", metavar="E", help="of ppsd (of its heads' the nearest to a quarter of all)")
+    parser.add_argument(
+        "--exit-layer", metavar="E", type=int, help="of ppsd (of its heads' the nearest to a quarter of all)"
+    )
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="as for benchmark.py")
     parser.add_argument("--limit", metavar="Q", type=int, default=4, help="questions (default 4)")
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="of an answer (default 128)")
@@ -41,7 +43,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.list and options.prompts is None:
         parser.error("give --prompts FILE (questions, problems, or a prompt on each line), or --list")
-    given = [f"--{name}" for name in DIRECTORIES if getattr(options, name.replace("-", "_"))]
+    given = [f"--{name}" for name in (*DIRECTORIES, "exit-layer") if getattr(options, name.replace("-", "_"))]
     if given and (options.demo or options.random):
         parser.error(f"leave out {', '.join(given)}, or --demo and --random, which bring their own models")
     return options
@@ -61,8 +63,8 @@ def main() -> None:
         from pipedec_jax.analysis.random_family import write_random_family
 
         given = write_random_family(options.out / "random")
-    if options.exit_layer:
-        given["exit-layer"] = options.exit_layer
+    if options.exit_layer is not None:
+        given["exit-layer"] = str(options.exit_layer)
     size = ["--limit", str(options.limit), "--max-new-tokens", str(options.max_new_tokens)]
     try:
         commands = [table.command(options.prompts, options.out, given, options.demo) + size for table in chosen]

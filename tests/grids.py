@@ -231,6 +231,12 @@ def run_grid(
         kept.append(head)
     if kept and kept.rows[0] != head:
         raise ValueError(f"{out} holds another grid's outcomes: choose another file")
+    return _outcomes(grid, dtype, new_tokens, kept)
+
+
+def _outcomes(
+    grid: Sequence[tuple[Shape, str, int]], dtype: str, new_tokens: int, kept: LineFile | None
+) -> Iterator[list[Outcome]]:
     done = [row["outcomes"] for row in kept.rows[1:]] if kept else []
     for number, (shape, kind, count) in enumerate(grid):
         wanted = combinations(shape, kind, count, number, new_tokens)
