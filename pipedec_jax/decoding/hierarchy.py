@@ -48,8 +48,9 @@ class HierarchyDecoder:
             the faster one by default.
         stages: devices of each model; by default one each, or as many as `select` finds best.
         passes: of each model but the target in a tick (on several stages, a tick of its own pipe); of speculative, the
-            lookahead. By default chosen from
-            measurements, at construction, as is the width then (`pipedec_jax.hierarchy.choice`).
+            lookahead. By default chosen from measurements, at construction, as is the width then
+            (`pipedec_jax.hierarchy.choice`). Each model is measured alone on one device, which has to hold it; where
+            none can, give stages and passes.
         width: most tokens that a verification reads; by default as many as the smaller models give in a tick.
         select: choose among the models as well, and, of pipespec, the stages of each and the form: the best
             predictions are run beside plain decoding (`pipedec_jax.hierarchy.race`), and the fastest is used, be it
