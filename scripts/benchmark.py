@@ -43,6 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=["pp", "stpp", "pipedec", "best-first"],
         help=f"of {METHOD_NAMES} (pp stpp pipedec best-first); pp is the baseline of measured ratios",
     )
+    add("--plain", action="store_true", help="also plain decoding by the target on one device, if it fits there")
     add("--stages", metavar="N", type=int, nargs="+", default=[4], help="devices for the target's layers (4)")
     add("--width", metavar="W", type=int, nargs="+", default=[16], help=f"of {', '.join(TREES)} (16)")
     add("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of an answer (128)")
@@ -116,6 +117,10 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
                 found[name] = overlaid(used)
             else:
                 raise ValueError(f"method must be one of {METHOD_NAMES}, not {method!r}")
+    if options.plain and "pp-1" not in found:
+        found["pp-1"] = overlaid(
+            {**shared, "method": "pp", "stages": 1, "target": target, "calibration": options.calibration}
+        )
     return found
 
 
@@ -148,6 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out must be a directory: {options.out} is a file")
         if options.start_ups < 0:
             raise ValueError(f"--start-ups must be at least 0, not {options.start_ups}")
         questions = spread_over(read_questions(options.prompts), options.limit)
@@ -162,6 +169,8 @@ def run(options: argparse.Namespace) -> None:
     try:
         benchmark.run()
     except TokensDifferError as error:
+        for name in ("summary.json", "table.md"):  # of an earlier run, which said that all was well
+            (options.out / name).unlink(missing_ok=True)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except (ValueError, OSError) as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pipedec_jax
 from pipedec_jax.analysis.accelerator import measure_bandwidth
 from pipedec_jax.analysis.calibration import calibrate, measure_link
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
+from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 
@@ -49,8 +51,8 @@ def exit_head(target: str | None, layer: int | None, name: str | None) -> ExitHe
 
 
 def main() -> None:
-    """Parse arguments, measure, print a table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Parse and check arguments; a bad one ends with status 2."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", help="model directory or geometry (JSON); default: the demo target")
     parser.add_argument("--draft", help="the same for the draft; default: the demo draft")
     parser.add_argument("--exit-layer", type=int, help="also an exit head stored beside the target")
@@ -64,7 +66,24 @@ def main() -> None:
     parser.add_argument("--exchange", type=float, help="seconds a tick adds to its ranks' work (measured)")
     parser.add_argument("--out", type=Path, help="write the calibration to this file")
     args = parser.parse_args()
+    try:
+        for name in ("layers", "ranks", "slots", "repeats"):
+            value = getattr(args, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
+        if min(args.rows) < 1:
+            raise ValueError(f"--rows must be at least 1, not {min(args.rows)}")
+        if args.out is not None:  # before anything is measured
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
+                raise ValueError(f"--out {args.out} cannot be written")
+        run(args)
+    except (ValueError, OSError) as error:
+        fail(error)
 
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print and write."""
     pipedec_jax.use_cpu_devices(args.ranks or 2)
     if args.ranks is None:
         args.ranks = 2 if jax.default_backend() == "cpu" else jax.device_count()
@@ -88,7 +107,6 @@ def main() -> None:
         times["measured"] |= {"link_latency_s": link.latency, "link_bytes_per_s": link.bandwidth}
     show(times, target, draft, args)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
 
 
@@ -109,14 +127,21 @@ def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: a
     shown = {part: values for part, values in parts.items() if part in times}
     columns = [f"{name} | GB/s, of copying" for name, _, _ in shown.values()]
     print(f"| rows | {' | '.join(columns)} |\n|{' --- |' * (1 + 2 * len(shown))}")
+    cached = False
     for rows in sorted(args.rows):
         cells = []
         for part, (_, count, held) in shown.items():
             seconds = count * times[part][rows]
             speed = held / seconds
+            cached |= speed > measured["copy_bytes_per_s"]
             cells.append(f"{1e3 * seconds:.3f} | {speed / 1e9:.0f}, {speed / measured['copy_bytes_per_s']:.1%}")
         print(f"| {rows} | {' | '.join(cells)} |")
-    print(f"a tick adds {1e6 * times['exchange']:.0f} us to its ranks' work")
+    if cached:
+        print("over 100 %: weights that stay in the processor's caches from one pass to the next")
+    if times["exchange"]:
+        print(f"a tick adds {1e6 * times['exchange']:.0f} us to its ranks' work")
+    else:
+        print("a tick adds less to its ranks' work than these measurements differ by: 0 is written (see --exchange)")
     print(
         f"copying {measured['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written), reading "
         f"{measured['read_bytes_per_s'] / 1e9:.0f} GB/s"

@@ -5,7 +5,7 @@ choice that the text decides (depth of stpp, draft length of eesd, passes of hie
 time is shown. Ticks are simulated (equal to the engine's, tests/analysis); modeled time charges every rank the bytes of
 weights it reads in a tick. The baseline of ratios is pp on as many stages.
 
-python scripts/compare_methods.py --prompts 4 spec_bench_question.jsonl --out methods.jsonl
+python scripts/compare_methods.py --prompts 4 question.jsonl --out methods.jsonl  # Spec-Bench's questions
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def run(options: argparse.Namespace, every: Any) -> None:
     from pipedec_jax.analysis.held_out import held_out_questions
     from pipedec_jax.analysis.questions import of_each_category, read_questions
 
+    files = {
+        text: of_each_category(read_questions(Path(text)), options.per_category)
+        for text in options.prompts
+        if not text.isdigit()
+    }
     models = {name: pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")}
     plain = pipedec_jax.Decoder(models["target"], method="pp", stages=1)
     known: list[Any] = []
@@ -59,8 +64,7 @@ def run(options: argparse.Namespace, every: Any) -> None:
         if text.isdigit():
             corpus, questions = "held-out source", held_out_questions(int(text), options.seed)
         else:
-            corpus = Path(text).name
-            questions = of_each_category(read_questions(Path(text)), options.per_category)
+            corpus, questions = Path(text).name, files[text]
         found, left_out = every.know(plain, questions, corpus, options.max_new_tokens)
         known += found
         tokens = sum(len(one.answer) for one in found)

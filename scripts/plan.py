@@ -81,11 +81,17 @@ def costs_of(
     if args.calibration is not None:
         if args.bandwidth is not None or args.peak is not None:
             raise ValueError("give --calibration, or --bandwidth and --peak, not both")
+        seconds = read_object(args.calibration, "calibration")
         try:
-            costs = calibrated_costs(read_object(args.calibration, "calibration"), target, draft, args.dtype)
+            costs = calibrated_costs(seconds, target, draft, args.dtype)
         except TypeError as error:
             raise ValueError(f"calibration {args.calibration}: {error}") from None
-        return costs, None, f"measured by parts on one machine ({args.calibration}; it must be of these two models)"
+        if "measured" not in seconds:
+            raise ValueError(
+                f"calibration {args.calibration} does not say of which models it was measured: make one with "
+                "calibrate.py"
+            )
+        return costs, None, f"measured by parts on one machine ({args.calibration})"
     if args.bandwidth is None or args.peak is None:
         raise ValueError("give --calibration FILE, or a device's --bandwidth (GB/s) and --peak (TFLOP/s)")
     device = Device(bandwidth=args.bandwidth * GIGA, operations=args.peak * 1e12)

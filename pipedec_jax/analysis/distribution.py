@@ -168,14 +168,23 @@ def draw_loop(
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One setting's draws against plain sampling, and against a law that is a little off."""
+    """One setting's draws against plain sampling, and against laws that are a little off."""
 
     first: ChiSquare
     """The first token."""
+    second: ChiSquare
+    """The second token, whatever the first: it was guessed, and a hit or not, when the first was drawn."""
     pair: ChiSquare
-    """The first two together: the second was guessed, and a hit or not, when the first was drawn."""
-    control: ChiSquare
+    """The first two together."""
+    control_first: ChiSquare
     """The first token, distorted by a total variation of `distance`."""
+    control_second: ChiSquare
+    """The second one, likewise."""
+
+    def passed(self, alpha: float) -> bool:
+        """Whether no law is rejected at this level, and both controls are."""
+        laws, controls = (self.first, self.second, self.pair), (self.control_first, self.control_second)
+        return all(law.p_value >= alpha for law in laws) and all(control.p_value < alpha for control in controls)
 
 
 def check(
@@ -196,11 +205,13 @@ def check(
         return chi_square(np.bincount(outcome, minlength=law.size), law)
 
     first, pair = (plain_law(engine, params, prompt, sampling, tokens) for tokens in (1, 2))
-    return Check(
-        first=test(token[:, 0], first),
-        pair=test(token[:, 0] * V + token[:, 1], pair),
-        control=test(distort(token[:, 0], first, distance, sampling.seed), first),
+    laws = first, pair.reshape(V, V).sum(axis=0)
+    (one, two), (off_one, off_two) = (
+        [test(token[:, place], law) for place, law in enumerate(laws)],
+        [test(distort(token[:, place], law, distance, sampling.seed), law) for place, law in enumerate(laws)],
     )
+    together = test(token[:, 0] * V + token[:, 1], pair)
+    return Check(first=one, second=two, pair=together, control_first=off_one, control_second=off_two)
 
 
 def pair_of_models(config: LlamaConfig, seed: int, sharpness: float = 3.0) -> tuple[Parameters, Parameters]:

@@ -37,7 +37,7 @@ class Table:
         """
         common = ["--prompts", str(prompts), "--out", str(out / self.name)]
         if demo:
-            return [*common, *self.demo]
+            return [*common, *self.demo, "--plain"]  # one device holds the demo's target
         missing = [flag for flag in self.flags if flag not in given]
         if missing:
             need = ", ".join(f"--{flag} ({model})" for flag, model in zip(self.flags, self.models, strict=True))

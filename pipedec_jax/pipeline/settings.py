@@ -141,7 +141,9 @@ class EngineSettings:
         """Raise `ValueError` where the exit and the method do not go together."""
         if self.exit_layer is None:
             if self.method in EXIT_ONLY:
-                raise ValueError(f"method {self.method!r} drafts at an exit of the target: give exit_layer")
+                raise ValueError(
+                    f"method {self.method!r} drafts at an exit of the target: give exit_layer (--exit-layer)"
+                )
             if self.exit_stages is not None:
                 raise ValueError("exit_stages is for an exit: give exit_layer too, or leave it out")
             return

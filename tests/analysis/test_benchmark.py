@@ -280,6 +280,15 @@ def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, tmp_
     path = tmp_path / "out" / "figures" / "pp-2.jsonl"
     path.write_text(path.read_text().replace('"token_ids": [', '"token_ids": [7, '))
     expect_error(capsys, command, "tokens differ: question 81, turn 1, new token 0", status=1)
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "out" / "table.md").exists()
+
+
+def test_plain_decoding_is_one_more_setting_once(command):
+    plain = script.contenders(script.parse([*command, "--plain"]))
+    assert list(plain) == ["pp-2", "best-first-2x4", "pp-1"]
+    assert (plain["pp-1"].method, plain["pp-1"].stages, plain["pp-1"].target) == ("pp", 1, plain["pp-2"].target)
+    assert list(script.contenders(script.parse([*command, "--plain", "--stages", "1"]))) == ["pp-1", "best-first-1x4"]
 
 
 def test_starts_of_processes_are_measured_once_cold_then_warm(command, tmp_path, capsys, monkeypatch):
@@ -310,6 +319,7 @@ def test_a_process_finds_what_the_one_before_compiled(family, tmp_path):
 
 
 BAD = {
+    "a file": (["--out", __file__], "--out must be a directory"),
     "starts": (["--start-ups", "-1"], "--start-ups must be at least 0, not -1"),
     "no file": (["--prompts", "/nowhere/question.jsonl"], "No such file"),
     "another method": (["--methods", "pp", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),

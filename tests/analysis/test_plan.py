@@ -269,8 +269,18 @@ def test_the_script_says_what_it_predicts_and_from_what(capsys):
     assert "it wins: " in said
 
 
+TIMES = {"layer": {"1": 0.001, "8": 0.002}, "head": 0.002, "draft": 0.001}
+
+
+def test_a_calibration_that_names_no_models_is_refused(capsys, tmp_path):
+    (tmp_path / "times.json").write_text(json.dumps(TIMES))
+    with pytest.raises(SystemExit):
+        script.main([*BASIC, "--calibration", str(tmp_path / "times.json")])
+    assert "does not say of which models it was measured" in capsys.readouterr().err
+
+
 def test_json_holds_the_same(capsys, tmp_path):
-    (tmp_path / "times.json").write_text(json.dumps({"layer": {"1": 0.001, "8": 0.002}, "head": 0.002, "draft": 0.001}))
+    (tmp_path / "times.json").write_text(json.dumps(TIMES | {"measured": {"dtype": "bfloat16"}}))
     script.main([*BASIC, "--calibration", str(tmp_path / "times.json"), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "predicted"
