@@ -120,12 +120,12 @@ class Benchmark:
             for name in self.decoders:
                 if question.id in self._answered(name):
                     self._check(question, name, self._answered(name)[question.id])
+        cold = list(dict.fromkeys(name for _, name in missing))
+        for name in tqdm(cold, desc="compiling", unit="setting", disable=None):
+            self._warm_up(name, missing[0][0])
         total = len(asked) * len(self.decoders)
         bar = tqdm(total=total, initial=total - len(missing), unit="answer", disable=None, smoothing=0.05)
         with bar:
-            for name in dict.fromkeys(name for _, name in missing):
-                bar.set_postfix_str(f"compiling {name}")
-                self._warm_up(name, missing[0][0])
             for question, name in missing:
                 bar.set_postfix_str(name)
                 row = self._ask(question, self.decoders[name])
