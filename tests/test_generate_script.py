@@ -357,6 +357,12 @@ def test_a_hierarchy_of_one_model_is_an_error(script, family, no_engine, capsys)
     expect_error(script, capsys, options, "needs at least two models")
 
 
+def test_the_target_of_a_hierarchy_comes_last(script, family, no_engine, capsys):
+    draft, target = str(family["draft"]), str(family["target"])
+    options = ["--method", "pipespec", "--models", target, draft, "--passes", "1"]
+    expect_error(script, capsys, options, f"the target last, but {draft} is smaller than {target}")
+
+
 def test_stages_of_a_hierarchy_are_the_targets_or_one_for_each_model(script, family, no_engine, capsys):
     draft, target = str(family["draft"]), str(family["target"])
     options = ["--method", "pipespec", "--models", draft, target, "--passes", "1", "--stages"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from pipedec_jax import tree
 from pipedec_jax.exchange import AXES
 from pipedec_jax.pipeline.placement import make_mesh
+from pipedec_jax.pipeline.settings import EngineSettings, batch_price
 from pipedec_jax.schedules.best_first import BestFirstSchedule
-from pipedec_jax.tick_costs import Curve, over_live_rows
+from pipedec_jax.tick_costs import Curve, TickCosts, over_live_rows
 
 W = 6
 
@@ -75,3 +78,19 @@ def test_so_many_are_sent_that_their_chances_exceed_what_they_cost_by_most(
         best = sorted(np.minimum(np.exp(score.ravel()), 1).tolist(), reverse=True)[:W]
         worth = [sum(best[:count]) - price.cost[max(count, flying, 1)] for count in range(W + 1)]
         assert worth[sent] >= max(worth[int(root) :]) - 1e-3
+
+
+def test_rows_are_the_cheaper_the_more_a_tick_takes_in_any_case() -> None:
+    stage = Curve((0.0, 1.0, 2.0, 4.0))
+
+    def price(**costs: Any) -> tuple[float, ...]:
+        found = batch_price(
+            EngineSettings(method="best-first", width=3, draft_steps=2, costs=TickCosts(stage=stage, **costs))
+        )
+        assert found is not None
+        return found.cost
+
+    assert price() == (0.0, 1.0, 2.0, 4.0)
+    assert price(exchange=1.0) == (0.5, 1.0, 1.5, 2.5)
+    assert price(draft=Curve((0.0, 1.5))) == (1.0, 1.0, 1.0, 4 / 3)
+    assert batch_price(EngineSettings(width=3, adaptive=False, costs=TickCosts(stage=stage))) is None

@@ -49,7 +49,12 @@ def draw_words(acceptance: Sequence[ArrayLike], length: int, runs: int, seed: in
         length: of the text (T).
         runs: B.
         seed: of the draws.
+
+    Raises:
+        ValueError: for an acceptance that is no share, or no pair of models.
     """
+    if not acceptance or not all(np.all((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)) for rate in acceptance):
+        raise ValueError(f"acceptance must be a number from 0 to 1 for each pair of models, not {acceptance!r}")
     random = np.random.default_rng(seed)
     models = len(acceptance) + 1
     words = np.zeros((models, runs, length), np.int8)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pipedec_jax
+from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.options import METHOD_NAMES, check_options, read_calibration
+from pipedec_jax.config import LlamaConfig
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import EXIT_ONLY, METHODS
 
@@ -83,6 +85,11 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
     )
 
 
+def weights_of(config: LlamaConfig) -> float:
+    """How many weights a step of a model reads."""
+    return config.layers * layer_bytes(config, 1) + head_bytes(config, 1)
+
+
 def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec_jax.HierarchyDecoder:
     """The same, of a hierarchy of models."""
     for name in ("exit_layer", "exit_head", "exit_stages", "calibration"):
@@ -95,6 +102,11 @@ def open_hierarchy(options: argparse.Namespace, record: bool = False) -> pipedec
         load, names = pipedec_jax.load_demo, DEMO[options.method]
     stages = stages_of(options.stages, names)
     models = [*(load(name) for name in names[:-1]), load(names[-1], int8=options.int8)]
+    for name, model in zip(names, models, strict=True):
+        if weights_of(model.config) > weights_of(models[-1].config):
+            raise ValueError(
+                f"--models takes the smallest first and the target last, but {names[-1]} is smaller than {name}"
+            )
     return pipedec_jax.HierarchyDecoder(
         models,
         method=options.method,

@@ -74,13 +74,16 @@ def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str)
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
     lag = "a tick" if result.lag == 1 else f"{result.lag} ticks"
     rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
+    hierarchy = isinstance(decoder, pipedec_jax.HierarchyDecoder)
+    hit = "the smaller models had said" if hierarchy else "were in the pipe"
+    lost = "the target said itself" if hierarchy else "were not, so that the pipe was refilled"
     rows = [
         ("tokens", result.new_tokens, f"after {result.prompt_tokens} of the prompt; ended by {result.finish_reason}"),
         ("ticks", result.ticks, "counted, from the root's entry into the pipe to the last token"),
         ("ticks per token", f"{result.ticks_per_token:.2f}", f"counted; {decoder.stages} with pp"),
-        ("hits", result.hits, "counted, tokens that were in the pipe when the target chose them"),
+        ("hits", result.hits, f"counted, tokens that {hit} when the target chose them"),
         ("late hits", result.late_hits, f"counted, hits that were sent more than {lag} after the token before them"),
-        ("misses", result.misses, "counted, tokens that were not, so that the pipe was refilled"),
+        ("misses", result.misses, f"counted, tokens that {lost}"),
         ("time against pp", f"{result.modeled_speedup_vs_pp:.2f} x", f"modeled from {basis}"),
         ("compiling", f"{result.compile_s:.1f} s", "measured, not in the times below"),
         ("first token", f"{result.ttft_s * 1e3:.0f} ms", f"measured TTFT{virtual}"),

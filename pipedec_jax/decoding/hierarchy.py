@@ -85,6 +85,9 @@ class HierarchyDecoder:
         for model in models:
             if not isinstance(model, Model):
                 raise ValueError(f"models must be such as pipedec_jax.load({model!r}) gives, not {model!r}")
+        for name, numbers in (("stages", stages), ("passes", passes)):
+            if numbers is not None and not isinstance(numbers, Sequence):
+                raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")
         if select and passes is not None:
             raise ValueError("models are selected together with their passes: leave passes out")
         settings = HierarchySettings(

@@ -19,6 +19,10 @@ Form = Literal["lockstep", "free"]
 """How PipeSpec's models keep time: tick by tick, or each at its own pace."""
 
 
+MOST_PASSES = 256
+"""Most passes of a model in a tick. They are one program, which the host cannot interrupt."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HierarchySettings:
     """What the user chooses.
@@ -61,6 +65,8 @@ class HierarchySettings:
         for name, numbers in (("stages", self.stages), ("passes", self.passes)):
             for number in numbers:
                 check_count(name, number)
+        if max(self.passes) > MOST_PASSES:
+            raise ValueError(f"passes must be at most {MOST_PASSES} in a tick, not {max(self.passes)}")
         check_count("prefill_width", self.prefill_width)
         for name in ("width", "lead", "capacity"):
             if getattr(self, name) is not None:

@@ -319,11 +319,17 @@ def make_schedule(settings: EngineSettings) -> Schedule:
 
 
 def batch_price(settings: EngineSettings) -> Curve | None:
-    """What a tick costs by the rows of its widest batch, in ticks of one row; `None` where that makes no difference."""
-    stage = settings.costs.stage
-    if not settings.adaptive or len(stage.sizes(settings.width)) == 1:
+    """What a tick costs by the rows of its widest batch, in ticks of one row; `None` where that makes no difference.
+
+    Rows are the cheaper the more a tick takes in any case: its draft steps, of a row each at least, and what it adds.
+    """
+    costs = settings.costs
+    if not settings.adaptive or len(costs.stage.sizes(settings.width)) == 1:
         return None
-    return Curve(tuple(cost / stage.cost[1] for cost in stage.cost))
+    drafting = settings.steps * costs.draft.cost[min(1, len(costs.draft.cost) - 1)]
+    added = costs.head.cost[min(1, len(costs.head.cost) - 1)] + costs.exchange
+    ticks = [max(stage, drafting) + added for stage in costs.stage.cost]
+    return Curve(tuple(tick / ticks[1] for tick in ticks))
 
 
 def make_drafter(

@@ -19,6 +19,7 @@ BAD = {
         "speculative takes two models, the draft and the target, not 3",
     ),
     "too many passes": ({"passes": (4, 2)}, "one number for each model but the target: 1, not 2"),
+    "a million passes": ({"passes": (10**6,)}, "passes must be at most 256 in a tick"),
     "no pass": ({"passes": (0,)}, "passes must be a whole number of at least 1, not 0"),
     "no width": ({"width": 0}, "width must be"),
 }
