@@ -29,9 +29,9 @@ def lines(
         times = ", ".join(f"{rows}: {1e3 * second:.3f}" for rows, second in sorted(seconds.items()))
         share = f"  {measured.agreement(index):.2f}" if index + 1 < len(names) else ""
         found.append(f"  {name:<16} {times}{share}")
+    dispatch = f"{1e3 * measured.dispatch:.3f} ms" if measured.dispatch else "less than could be measured"
     found.append(
-        f"  plain decoding   {1e3 * measured.plain:.3f} ms a token; beside its passes, a tick's dispatch adds "
-        f"{1e3 * measured.dispatch:.3f} ms"
+        f"  plain decoding   {1e3 * measured.plain:.3f} ms a token; a tick's dispatch adds {dispatch} to its passes"
     )
     for name, added in zip(names, measured.exchange, strict=False):
         if added:
