@@ -206,12 +206,10 @@ def check(
 
     first, pair = (plain_law(engine, params, prompt, sampling, tokens) for tokens in (1, 2))
     laws = first, pair.reshape(V, V).sum(axis=0)
-    (one, two), (off_one, off_two) = (
-        [test(token[:, place], law) for place, law in enumerate(laws)],
-        [test(distort(token[:, place], law, distance, sampling.seed), law) for place, law in enumerate(laws)],
-    )
+    alone = [test(own, law) for own, law in zip(token.T, laws, strict=True)]
+    off = [test(distort(own, law, distance, sampling.seed), law) for own, law in zip(token.T, laws, strict=True)]
     together = test(token[:, 0] * V + token[:, 1], pair)
-    return Check(first=one, second=two, pair=together, control_first=off_one, control_second=off_two)
+    return Check(*alone, pair=together, control_first=off[0], control_second=off[1])
 
 
 def pair_of_models(config: LlamaConfig, seed: int, sharpness: float = 3.0) -> tuple[Parameters, Parameters]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
-from pipedec_jax.decoding.devices import pick_devices
+from pipedec_jax.decoding.devices import check_devices, pick_devices
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
@@ -167,7 +167,7 @@ class Decoder:
         if devices is None:
             self.devices = pick_devices(ranks, tensor_parallel)
         else:
-            self.devices = _check_devices(devices, ranks * tensor_parallel)
+            self.devices = check_devices(devices, ranks * tensor_parallel)
         self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
         if calibration is None:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
@@ -379,14 +379,6 @@ def _find_head(
     if exit_layer is None or not isinstance(drafter, str):
         return None
     return find_exit_head(target, exit_layer, head)
-
-
-def _check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:
-    if not all(isinstance(device, jax.Device) for device in devices):
-        raise ValueError(f"devices must be a list of JAX devices, not {devices!r}")
-    if len(devices) < count:
-        raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")
-    return list(devices[:count])
 
 
 def _check_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:

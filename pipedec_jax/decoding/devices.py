@@ -104,3 +104,16 @@ def _flag_count() -> int:
 
 def _advice(count: int) -> str:
     return f"call pipedec_jax.use_cpu_devices({count}) first thing, or start with XLA_FLAGS={_FLAG}={count}"
+
+
+def check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:
+    """The first `count` of the devices that are given.
+
+    Raises:
+        ValueError: when they are fewer, or no devices.
+    """
+    if not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(f"devices must be a list of JAX devices, not {devices!r}")
+    if len(devices) < count:
+        raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")
+    return list(devices[:count])

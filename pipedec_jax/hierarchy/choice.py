@@ -19,9 +19,10 @@ from jax.experimental import multihost_utils
 from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import simulate
 from pipedec_jax.hierarchy.measure import WIDTHS, Measured
+from pipedec_jax.hierarchy.settings import MOST_PASSES
 from pipedec_jax.hosts.processes import process_count
 
-MOST_PASSES = 24
+MOST_TRIED = 24
 """Most passes of a model in a tick that are tried."""
 
 
@@ -169,7 +170,7 @@ def tried(
         fits = []
         for place, (model, count) in enumerate(zip(models[:-1], staged[:-1], strict=True)):
             each = measured.costs(model, width if place else 1, count)[-1]
-            most = max(1, min(MOST_PASSES * count, int(1.25 * target / each)))
+            most = max(1, min(MOST_TRIED * count, MOST_PASSES, int(1.25 * target / each)))
             # Of the smallest, all that fit beside the target, on several stages whole tokens; of the others, what is
             # left to verify is little.
             whole = range(count, most + 1, count)
