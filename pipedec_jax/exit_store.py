@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,25 @@ def stored_exit_heads(target: Model | str | Path) -> list[ExitHeadConfig]:
     return sorted(found, key=lambda head: (head.exit_layer, head.name))
 
 
+def fitting_heads(stored: Sequence[ExitHeadConfig], exit_layer: int, head: str | None) -> list[ExitHeadConfig]:
+    """Of stored heads those of an exit, and of that name or else of one that begins so (as in `find_exit_head`)."""
+    there = [one for one in stored if one.exit_layer == exit_layer]
+    named = _with_layer(exit_layer, head)
+    return [one for one in there if named in (None, one.name)] or [
+        one for one in there if one.name.startswith(f"{named}-")
+    ]
+
+
+def stored_agreement(target: Model | str | Path, head: ExitHeadConfig) -> dict[str, float]:
+    """What `ExitHead.agreement` of a stored head will be."""
+    return _describe(description_path(target, head).parent)["agreement"]
+
+
+def description_path(target: Model | str | Path, head: ExitHeadConfig) -> Path:
+    """The file that says what a stored head is, whose weights, and how well it agrees."""
+    return _directory(target) / FOLDER / head.name / DESCRIPTION
+
+
 def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> ExitHeadConfig:
     """Choose the head of an exit, by what the files say: no weight is read.
 
@@ -134,23 +153,15 @@ def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
         return config
     ExitHeadConfig(exit_layer, "target").check(target.config)
     stored = stored_exit_heads(target)
-    there = [one for one in stored if one.exit_layer == exit_layer]
-    named = head if head is None or head.startswith(f"{exit_layer}-") else f"{exit_layer}-{head}"
-    fitting = [one for one in there if named in (None, one.name)] or [
-        one for one in there if one.name.startswith(f"{named}-")
-    ]
+    fitting = fitting_heads(stored, exit_layer, head)
     if not fitting:
         names = ", ".join(one.name for one in stored) or "none"
-        wanted = named or f"after layer {exit_layer}"
+        wanted = _with_layer(exit_layer, head) or f"after layer {exit_layer}"
         raise FileNotFoundError(
             f"{_directory(target)} has no exit head {wanted} (stored: {names}); train it with "
             f"scripts/train_exit_head.py --exit-layer {exit_layer}, or use the untrained one ('target')"
         )
-
-    def measured(config: ExitHeadConfig) -> float:
-        return _describe(_folder(target, config))["agreement"].get("1", 0.0)
-
-    chosen = max(fitting, key=measured)
+    chosen = max(fitting, key=lambda one: stored_agreement(target, one).get("1", 0.0))
     geometry = _describe(_folder(target, chosen))["target"]["geometry"]
     if LlamaConfig.from_dict(geometry) != target.config:
         raise ValueError(
@@ -189,6 +200,11 @@ def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
     return ExitHead(
         config, nest({path: arrays[path] for path in head_shapes(config, target.config)}), description["agreement"]
     )
+
+
+def _with_layer(exit_layer: int, head: str | None) -> str | None:
+    """A head's name, or how it begins, with the exit layer."""
+    return head if head is None or head.startswith(f"{exit_layer}-") else f"{exit_layer}-{head}"
 
 
 def _directory(target: Model | str | Path) -> Path:

@@ -28,6 +28,9 @@ from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 TREES = ("stpp", "pipedec", "best-first")
 """Methods that --width is for; the others send one token at a time, or what their passes give."""
 
+REPORT = "report"
+"""Of what a run keeps of a decoder's choices: lines that say why; the rest are options of `generate.py`."""
+
 EXACT = "all {} settings gave the same tokens in all {} answers"
 NO_PLOTS = "no plots: matplotlib is missing; pip install 'pipedec_jax[plots]' and run the same command again"
 
@@ -68,7 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--passes", metavar="C", type=int, nargs="+", help="of each model of pipespec but the target (measured times)")
     add("--form", default="lockstep", help="of pipespec: lockstep or free (lockstep)")
-    add("--exit-layer", metavar="E", type=int, help="of ppsd and eesd")
+    add("--exit-layer", metavar="E", type=int, help="of ppsd and eesd (of a stored head, predicted quickest)")
     add("--exit-head", metavar="NAME", help="of ppsd and eesd (the best)")
     add("--draft-length", metavar="K", type=int, default=4, help="of eesd (4)")
     add("--drafter", help=f"of {', '.join(TREES)}: one of {', '.join(DRAFTERS)} (both)")
@@ -161,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
         chosen = contenders(options)
         most = max(options.stages) + max(1, len(options.models or opening.DEMO["pipespec"]) - 1)
         pipedec_jax.use_cpu_devices(most)
-        benchmark, settings = prepare(options, questions, chosen)
+        benchmark, settings, reports = prepare(options, questions, chosen)
     except (ValueError, OSError) as error:
         fail(error)
     from pipedec_jax.analysis.method_table import TokensDifferError
@@ -176,7 +179,7 @@ def run(options: argparse.Namespace) -> None:
     except (ValueError, OSError) as error:
         fail(error)
     start_ups = measure_start_ups(options, chosen, benchmark)
-    report(options, benchmark, settings, start_ups)
+    report(options, benchmark, settings, reports, start_ups)
 
 
 def measure_start_ups(
@@ -207,37 +210,47 @@ def measure_start_ups(
 
 def prepare(
     options: argparse.Namespace, questions: list[Question], chosen: dict[str, argparse.Namespace]
-) -> tuple[Any, dict[str, Any]]:
-    """The benchmark with all its decoders, and its settings."""
+) -> tuple[Any, dict[str, Any], dict[str, list[str]]]:
+    """The benchmark with all its decoders, its settings, and by decoder what was chosen and why."""
     from pipedec_jax.analysis.benchmark import Benchmark, open_run, save_run
 
     settings = settings_of(options)
     earlier = open_run(options.out, settings)
-    for name, passes in earlier.items():
-        chosen[name].passes, chosen[name].width = passes["passes"], passes["width"]
+    for name, found in earlier.items():
+        vars(chosen[name]).update({key: value for key, value in found.items() if key != REPORT})
     decoders = {name: opening.open_decoder(used) for name, used in chosen.items()}
     request = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     benchmark = Benchmark(decoders, questions, options.out, request, options.chat)
     for decoder in decoders.values():
         decoder.prepare()  # only now that all else is well
-    # What was chosen by measurement must not be chosen otherwise when the run goes on.
-    passes = {
-        name: {"passes": decoder.settings.passes, "width": decoder.settings.width}
-        for name, decoder in decoders.items()
-        if isinstance(decoder, pipedec_jax.HierarchyDecoder)
-    }
-    save_run(options.out, settings, passes)
-    return benchmark, settings
+    # What was chosen, by measurement or of the heads there are, must not be chosen otherwise when the run goes on.
+    kept = {name: found for name, decoder in decoders.items() if (found := chosen_by(decoder))} | earlier
+    save_run(options.out, settings, kept)
+    return benchmark, settings, {name: found.get(REPORT, []) for name, found in kept.items()}
+
+
+def chosen_by(decoder: opening.AnyDecoder) -> dict[str, Any]:
+    """Options of `generate.py` under which a decoder would be what it chose to be, and what it says of that."""
+    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
+        return {"passes": decoder.settings.passes, "width": decoder.settings.width, REPORT: decoder.report()}
+    head = decoder.exit_head_config
+    if head is None or not decoder.exit_forecasts:
+        return {}
+    return {"exit_layer": head.exit_layer, "exit_head": head.name, REPORT: decoder.report()}
 
 
 def report(
-    options: argparse.Namespace, benchmark: Any, settings: dict[str, Any], start_ups: list[dict[str, Any]]
+    options: argparse.Namespace,
+    benchmark: Any,
+    settings: dict[str, Any],
+    reports: dict[str, list[str]],
+    start_ups: list[dict[str, Any]],
 ) -> None:
     """Write and print what was found."""
     from pipedec_jax.analysis import benchmark_summary
     from pipedec_jax.analysis.answer_file import write_whole
 
-    who = {name: described(decoder) for name, decoder in benchmark.decoders.items()}
+    who = {name: described(decoder, reports.get(name, [])) for name, decoder in benchmark.decoders.items()}
     summary = benchmark_summary.summarize(who, benchmark.rows(), benchmark.warm_ups.rows, start_ups)
     device = next(iter(benchmark.decoders.values())).devices[0]
     cores = os.cpu_count()
@@ -263,6 +276,7 @@ def report(
             f"Stages are virtual devices that share {cores} cores: measured times of more than {cores} devices show no "
             "pipeline's gain."
         )
+    lines += [f"{name}: {line}" for name, one in who.items() for line in one.chosen]
     text = "\n".join(lines) + "\n\n" + benchmark_summary.tables(summary)
     write_whole(out / "table.md", text)
     print(text)
@@ -275,14 +289,14 @@ def report(
     print(f"written to {out}: {', '.join(names)}, answers/ (Spec-Bench's format), figures/")
 
 
-def described(decoder: opening.AnyDecoder) -> Any:
+def described(decoder: opening.AnyDecoder, chosen: list[str]) -> Any:
     from pipedec_jax.analysis.benchmark_summary import Contender
 
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
         width = decoder.settings.widths[-1]
     else:
         width = None if decoder.method == "pp" else decoder.width
-    return Contender(decoder.method, decoder.stages, len(decoder.devices), width)
+    return Contender(decoder.method, decoder.stages, len(decoder.devices), width, tuple(chosen))
 
 
 if __name__ == "__main__":

@@ -170,6 +170,27 @@ def family(tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in ("target", "draft")}
 
 
+def copy_target(family: dict[str, Path], folder: Path) -> Path:
+    """A copy of the tiny target in a folder, without exit heads."""
+    import shutil
+
+    return Path(shutil.copytree(family["target"], folder / "target", ignore=shutil.ignore_patterns("exits")))
+
+
+def store_head(directory: Path, head, agreement=None, dtype: str = "float32"):
+    """Store a random exit head beside the target in `directory`; returns its arrays."""
+    from pipedec_jax.exit_store import fingerprint, save_exit_head
+    from pipedec_jax.loading import load
+    from pipedec_jax.model.exit_head import head_shapes
+    from pipedec_jax.model.parameters import nest
+
+    target, noise = load(directory), np.random.default_rng(0)
+    shapes = head_shapes(head, target.config)
+    tree = nest({path: noise.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
+    save_exit_head(directory, head, target.config, tree, fingerprint(target.source), dtype, {}, agreement)
+    return tree
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Keep conversions out of the user's cache."""

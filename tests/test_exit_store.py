@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,25 +13,19 @@ from pipedec_jax.exit_store import (
     stored_exit_heads,
 )
 from pipedec_jax.loading import load
-from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
-from pipedec_jax.model.parameters import nest
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from tests.conftest import copy_target, store_head
 
 HEAD = ExitHeadConfig(2, "block", width=16)
 
 
 def save(directory, head=HEAD, dtype="float32", agreement=None):
-    """Store a random head beside the target in `directory`; returns its arrays."""
-    target = load(directory)
-    noise = np.random.default_rng(0)
-    shapes = head_shapes(head, target.config)
-    tree = nest({path: noise.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
-    save_exit_head(directory, head, target.config, tree, fingerprint(target.source), dtype, {}, agreement)
-    return tree
+    return store_head(directory, head, agreement, dtype)
 
 
 @pytest.fixture
 def directory(tmp_path, family):
-    return shutil.copytree(family["target"], tmp_path / "target", ignore=shutil.ignore_patterns("exits"))
+    return copy_target(family, tmp_path)
 
 
 def test_a_stored_head_is_read_back(directory):

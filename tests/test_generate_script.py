@@ -11,9 +11,10 @@ import pytest
 
 from pipedec_jax.decoding import decoder
 from pipedec_jax.decoding.result import FIGURES
+from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import engine
 from pipedec_jax.soundness import NotFiniteError
-from tests.conftest import write_byte_level
+from tests.conftest import copy_target, store_head, write_byte_level
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "generate.py"
 SIZES = ["--stages", "2", "--width", "4", "--children", "2", "--max-new-tokens", "20"]
@@ -77,7 +78,7 @@ def test_json_figures_in_a_process_without_torch_and_model_classes(models, tmp_p
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
-    assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device", "layers_by_stage"}
+    assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device", "layers_by_stage", "chosen"}
     assert (found["method"], found["stages"], found["dtype"]) == ("best-first", 2, "float32")
     assert found["prompt"] == "def f(x):\n"
     assert found["new_tokens"] == len(found["token_ids"]) <= 20
@@ -203,6 +204,7 @@ EXITS = {
     "no exit layer": (["--method", "ppsd"], "method 'ppsd' drafts at an exit of the target: give exit_layer"),
     "all layers": (["--method", "ppsd", "--exit-layer", "4"], "exit layer 4 lies not inside the target's 4 layers"),
     "no layer": (["--method", "ppsd", "--exit-layer", "0"], "exit_layer"),
+    "a named head and no layer": (["--method", "ppsd", "--exit-head", "target"], "fits every exit: give exit_layer"),
     "no head": (
         ["--method", "ppsd", "--exit-layer", "3"],
         "no exit head after layer 3 (stored: none)",
@@ -238,6 +240,26 @@ def test_an_exit_is_named_with_the_longest_stage(script, models, family, capsys)
     shown = capsys.readouterr().out
     assert "exit head 1-target after stage 1 of 1 + 3 layers\n" in shown
     assert "a tick lasts as long as the longest stage, which is stage 2: 3.00 layers' work; the head with its" in shown
+
+
+def test_an_exit_that_is_left_open_is_chosen_of_the_stored_heads_and_said(script, family, tmp_path, capsys):
+    directory = copy_target(family, tmp_path)
+    for layer, agreement in ((1, 0.2), (2, 0.9)):
+        store_head(directory, ExitHeadConfig(layer, "norm-linear", width=8), {"1": agreement})
+    options = ["--target", str(directory), "--stages", "2", "--max-new-tokens", "20", "--prompt", "for x in"]
+    script.main([*options, "--method", "pp", "--json"])
+    plain = json.loads(capsys.readouterr().out)
+    script.main([*options, "--method", "ppsd", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["exit_layer"], found["exit_head"]) == (2, "2-norm-linear-8")
+    assert found["token_ids"] == plain["token_ids"]
+    assert plain["chosen"] == []
+    script.main([*options, "--method", "ppsd"])
+    shown = capsys.readouterr().out
+    for line in (*found["chosen"], "exit head 2-norm-linear-8 after stage 1 of 2 + 2 layers"):
+        assert f"\n  {line}\n" in shown
+    script.main([*options, "--method", "ppsd", "--exit-layer", "2"])
+    assert "chosen" not in capsys.readouterr().out
 
 
 def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):

@@ -145,6 +145,8 @@ class Contender:
     """All that were in use, the draft's included."""
     width: int | None
     """Most guesses in a tick; `None` under PP."""
+    chosen: tuple[str, ...] = ()
+    """What the decoder chose by itself, and why, as lines (`report`)."""
 
 
 def summarize(

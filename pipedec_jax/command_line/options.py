@@ -81,7 +81,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
     )
     parser.add_argument(
-        "--exit-layer", metavar="E", type=int, help="layers of the target after which a head guesses, without a draft"
+        "--exit-layer",
+        metavar="E",
+        type=int,
+        help="layers of the target after which a head guesses, without a draft (of ppsd and eesd, where heads are "
+        "stored, as is predicted quickest)",
     )
     parser.add_argument(
         "--exit-head",

@@ -41,7 +41,6 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "passes": [] if decoder.plain else decoder.settings.passes,
             "stages_by_model": [1] if decoder.plain else decoder.settings.stages,
             "width": 1 if decoder.plain else decoder.settings.widths[-1],
-            "chosen": decoder.report(),
         }
     else:
         used = {
@@ -50,6 +49,7 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "width": decoder.width,
             "children": decoder.children,
             "drafter": decoder.drafter,
+            "exit_layer": decoder.settings.exit_layer,
             "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
             "layers_by_stage": decoder.split.count,
             "exit_stages": decoder.split.exit or None,
@@ -60,6 +60,7 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
         "target": decoder.target.name,
         "stages": decoder.stages,
         "dtype": decoder.dtype.name,
+        "chosen": decoder.report(),
         **used,
     }
 
@@ -94,10 +95,10 @@ def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str)
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
         if not decoder.plain:
             print(f"  stages of the models, the smallest first: {' '.join(map(str, decoder.settings.stages))}")
-        for line in decoder.report():
-            print(f"  {line}")
     elif decoder.cycle is not None:
         print_exit(decoder, decoder.cycle)
+    for line in decoder.report():
+        print(f"  {line}")
     for name, value, meaning in rows:
         if value is not None:
             print(f"  {name:<16} {value!s:>9}  {meaning}")

@@ -130,7 +130,7 @@ def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyD
     """
     if group.count == 1:
         return open_decoder(options)
-    from pipedec_jax.hosts.facts import file_digest, model_facts, versions
+    from pipedec_jax.hosts.facts import exit_facts, file_digest, model_facts, versions
 
     own = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in OF_A_PLACE}
     calibration = file_digest(options.calibration) if options.calibration else None
@@ -138,7 +138,9 @@ def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyD
     decoder = open_decoder(options)
     models = getattr(decoder, "models", None) or [decoder.target, getattr(decoder, "draft", None)]
     with group.preparing():  # a pickled model is converted here
-        group.check_same("models", model_facts({f"model {i}": model for i, model in enumerate(models) if model}))
+        facts = model_facts({f"model {i}": model for i, model in enumerate(models) if model})
+        facts |= exit_facts(decoder.target, getattr(decoder, "exit_head_config", None))
+        group.check_same("models", facts)
     return decoder
 
 
@@ -173,4 +175,7 @@ def run_batch(options: argparse.Namespace, group: Alone) -> None:
             print(f"\n{options.out} has every answer that was finished; the same command goes on", file=sys.stderr)
         raise
     if group.leads:
-        print(json.dumps(dataclasses.asdict(done)) if options.json else done)
+        if options.json:
+            print(json.dumps(dataclasses.asdict(done) | {"chosen": decoder.report()}))
+        else:
+            print(*decoder.report(), done, sep="\n")

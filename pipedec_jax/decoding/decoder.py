@@ -13,11 +13,12 @@ import numpy as np
 from pipedec_jax.analysis import cost
 from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.decoding.devices import check_devices, pick_devices
+from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.chances import Noise
-from pipedec_jax.exit_store import find_exit_head, load_exit_head
+from pipedec_jax.exit_store import load_exit_head
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.pipeline.engine import Engine
@@ -63,10 +64,11 @@ class Decoder:
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
         depth: levels of a tree of STPP.
         exit_layer: layers of the target after which a head guesses (PPSD), in place of a draft; with `ppsd`, `eesd`,
-            `pipedec` and `best-first`.
+            `pipedec` and `best-first`. The first two need none where heads are stored: the one that is predicted to be
+            quickest is taken (`exit_forecasts`).
         exit_head: that head: the name of one stored beside the target without its exit layer, such as `block`;
-            `target` for the untrained one, which is the target's own norm and LM head; an `ExitHead`. By default the
-            stored one that agrees most with the target.
+            `target` for the untrained one, which is the target's own norm and LM head; an `ExitHead`. By default, of
+            those stored for the exit layer, the one that agrees most with the target.
         exit_stages: stages that those layers are spread over; by default as many as make a token quickest.
         draft_length: tokens that EESD drafts before it verifies.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
@@ -128,7 +130,8 @@ class Decoder:
         if drafter is None:
             drafter = "model" if chain else "both"
         # The dtype comes last: it depends on the devices, which the other checks must come before.
-        settings = EngineSettings(
+        settings_at = functools.partial(
+            EngineSettings,
             method=method,
             stages=stages,
             tensor_parallel=tensor_parallel,
@@ -136,7 +139,6 @@ class Decoder:
             children=(1 if chain else 16) if children is None else children,
             draft_steps=1 if draft_steps is None else draft_steps,
             depth=depth,
-            exit_layer=exit_layer,
             exit_stages=exit_stages,
             draft_length=draft_length,
             pool=pool,
@@ -147,7 +149,8 @@ class Decoder:
             capacity=capacity,
             record=record,
         )
-        head = _find_head(target, exit_layer, exit_head, drafter)
+        settings, head, self.exit_forecasts = pick_exit(target, settings_at, method, exit_layer, exit_head, drafter)
+        """Of each stored exit head that fits, the chosen one first; none where the exit was given, or there is none."""
         check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafter, head)
         if draft is not None:
             check_same_tokens(target.tokenizer, draft.tokenizer)
@@ -177,7 +180,7 @@ class Decoder:
                 raise ValueError("the calibration lacks exit_head: the seconds of a step of the exit head")
         self._costs = cost.split_over(self._costs, target.config, tensor_parallel)
         layers, width = target.config.layers, settings.width
-        if draft_steps is None and method == "best-first" and exit_layer is None:
+        if draft_steps is None and method == "best-first" and settings.exit_layer is None:
             steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
             settings = dataclasses.replace(settings, draft_steps=steps)
         if method == "eesd":
@@ -214,6 +217,11 @@ class Decoder:
         """The longest stage of a target with an exit at full width, the exit head included; `None` without an exit."""
         return cycle(self._costs, self.split, self.width) if self.split.exit else None
 
+    @property
+    def exit_head_config(self) -> ExitHeadConfig | None:
+        """What the exit head is, or `None`; reads no weight."""
+        return self._head
+
     @functools.cached_property
     def exit_head(self) -> ExitHead | None:
         """The exit head, read when it is first asked for, or `None`.
@@ -237,6 +245,10 @@ class Decoder:
             drafter=self.drafter,
             exit_head=self.exit_head,
         )
+
+    def report(self) -> list[str]:
+        """What was predicted where the exit was chosen, as lines; none where it was given, or there is none."""
+        return describe_choice(self.exit_forecasts)
 
     def prepare(self) -> Engine:
         """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
@@ -365,20 +377,6 @@ class Decoder:
             self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk, self.lag
         )
         return self._stream
-
-
-def _find_head(
-    target: Model, exit_layer: int | None, head: ExitHead | str | None, drafter: Drafter | str
-) -> ExitHeadConfig | None:
-    """The exit head to draft with; `None` without an exit, and beside a drafter of one's own."""
-    if head is not None and exit_layer is None:
-        raise ValueError("exit_head is for an exit: give exit_layer too, or leave it out")
-    if isinstance(head, ExitHead):
-        head.config.check(target.config)
-        return head.config
-    if exit_layer is None or not isinstance(drafter, str):
-        return None
-    return find_exit_head(target, exit_layer, head)
 
 
 def _check_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 import pipedec_jax
+from pipedec_jax.exit_store import description_path
 from pipedec_jax.loading import Model
+from pipedec_jax.model.exit_head import ExitHeadConfig
 
 VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 """Of the environment, that decide what is computed."""
@@ -43,6 +45,13 @@ def model_facts(models: Mapping[str, Model]) -> dict[str, Any]:
             ("weights", _digest([np.ascontiguousarray(model.source.read("final_norm")).tobytes()])),
         )
     }
+
+
+def exit_facts(target: Model, head: ExitHeadConfig | None) -> dict[str, Any]:
+    """Of the exit head that drafts, which each process may have chosen of those stored where it runs."""
+    if head is None or head.variant == "target":
+        return {"exit head": head and head.name}
+    return {"exit head": head.name, "exit head's description": file_digest(description_path(target, head))}
 
 
 def file_digest(path: Path) -> str:

@@ -15,6 +15,8 @@ from pipedec_jax.analysis.benchmark import Benchmark, conversation, open_run, sa
 from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.analysis.questions import Question
 from pipedec_jax.command_line import opening
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from tests.conftest import copy_target, store_head
 
 OPTIONS = {"max_new_tokens": 10}
 LONG = "while True:\n" * 40
@@ -309,6 +311,31 @@ def test_starts_of_processes_are_measured_once_cold_then_warm(command, tmp_path,
     script.main([*command, "--limit", "1"])
     assert len(started) == 6
     assert "| 9.0 | 3.0 [3.0, 3.0] |" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_exit_that_it_has_chosen(family, tmp_path, capsys, monkeypatch):
+    directory = copy_target(family, tmp_path)
+    store_head(directory, ExitHeadConfig(2, "norm-linear", width=8), {"1": 0.5})
+    (tmp_path / "prompts.txt").write_text("def f(x):\n")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--target", str(directory), "--methods", "pp", "ppsd"]
+    options += ["--stages", "2", "--max-new-tokens", "6", "--out", str(tmp_path / "out")]
+    script.main(options)
+    said = "\nppsd-2: chosen: exit after layer 2, head 2-norm-linear-8, predicted quickest for 2 stages"
+    assert said in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["contenders"][0]["chosen"] == []
+    assert "2-norm-linear-8" in summary["contenders"][1]["chosen"][0]
+    # A head that is better came in between.
+    store_head(directory, ExitHeadConfig(1, "norm-linear", width=8), {"1": 1.0})
+    made = []
+    opened = opening.open_decoder
+    monkeypatch.setattr(opening, "open_decoder", lambda used: made.append(used) or opened(used))
+    monkeypatch.setattr(pipedec_jax.Decoder, "generate", lambda *_, **__: pytest.fail("answered again"))
+    for _ in range(2):
+        script.main(options)
+        assert (made[-1].exit_layer, made[-1].exit_head) == (2, "2-norm-linear-8")
+        assert said in capsys.readouterr().out
+        assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
 @pytest.mark.slow
