@@ -6,10 +6,12 @@ is loaded: neither PyTorch nor any model class of `transformers` is touched (`Au
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +189,27 @@ def check_same_tokens(target: Tokenizer, draft: Tokenizer) -> None:
     )
 
 
+NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+"""Variable of the environment under which `transformers` keeps its advice to itself; read whenever it would speak."""
+
+
+@contextlib.contextmanager
+def no_advice() -> Iterator[None]:
+    """Around our imports of `transformers`: the first one would otherwise say that PyTorch is missing, where it is."""
+    before = os.environ.get(NO_ADVICE)
+    os.environ[NO_ADVICE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NO_ADVICE]
+        else:
+            os.environ[NO_ADVICE] = before
+
+
 def _load_json(directory: Path) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
+    with no_advice():
+        from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(str(directory))
 
@@ -196,7 +217,9 @@ def _load_json(directory: Path) -> PreTrainedTokenizerFast:
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     # Where it is missing, or the file is none of its own, `transformers` would try to read something else.
     from sentencepiece import sentencepiece_model_pb2
-    from transformers import LlamaTokenizer
+
+    with no_advice():
+        from transformers import LlamaTokenizer
 
     model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     model.ParseFromString((directory / "tokenizer.model").read_bytes())
@@ -211,8 +234,10 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
 
 def _load_tiktoken(directory: Path) -> PreTrainedTokenizerFast:
     from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    with no_advice():
+        from transformers import PreTrainedTokenizerFast
+        from transformers.convert_slow_tokenizer import TikTokenConverter
 
     ranks = read_ranks(directory / "tokenizer.model")
     params = directory / "params.json"

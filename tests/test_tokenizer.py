@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipedec_jax.tokenizer import PieceRules, Tokenizer, check_same_tokens
+from pipedec_jax.tokenizer import NO_ADVICE, PieceRules, Tokenizer, check_same_tokens
 from tests.conftest import CORPUS, write_byte_level
 
 SAMPLE = 'def héllo(x):\n    return "日本 🎉" , x\n'
@@ -183,3 +183,29 @@ def test_tokenizing_imports_neither_torch_nor_model_classes(byte_level_dir):
         "assert not [name for name in sys.modules if name.startswith('transformers.') and '.modeling_' in name]\n"
     )
     subprocess.run([sys.executable, "-c", program, str(byte_level_dir)], check=True, timeout=120)
+
+
+WITHOUT_TORCH = "import os, sys; sys.modules['torch'] = None\n"
+LOADING = (
+    "before = dict(os.environ)\n"
+    "from pipedec_jax.tokenizer import Tokenizer\n"
+    "Tokenizer.load(sys.argv[1])\n"
+    "assert dict(os.environ) == before\n"
+)
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_without_torch_nothing_is_said_and_the_environment_stays(byte_level_dir, monkeypatch, given):
+    if given is None:
+        monkeypatch.delenv(NO_ADVICE, raising=False)
+    else:
+        monkeypatch.setenv(NO_ADVICE, given)
+
+    def said(program):
+        command = [sys.executable, "-c", WITHOUT_TORCH + program, str(byte_level_dir)]
+        done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    assert said(LOADING) == ""
+    if given is None:
+        assert "PyTorch" in said("import transformers"), "what there would be to hear"

@@ -58,7 +58,7 @@ def trace(own: argparse.Namespace, rest: list[str]) -> None:
         seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
         written, told = trace_events(recording, seconds), summary(recording, answer.text)
     (own.out / "trace.json").write_text(json.dumps(written), encoding="utf-8")
-    print(told)
+    print(told, *decoder.report(), sep="\n")
     print(f"written to {own.out}: {', '.join(sorted(path.name for path in own.out.iterdir()))}")
 
 

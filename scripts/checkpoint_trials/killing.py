@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from checkpoints_convert.conversion import convert
 from checkpoints_convert.store import is_converted, open_checkpoint
+from pipedec_jax.tokenizer import no_advice
 
 
 class Killer:
@@ -32,7 +33,8 @@ class Killer:
 
     def __init__(self, source: Path, directory: Path) -> None:
         # What a conversion imports when it needs it.
-        import transformers.tokenization_utils_tokenizers  # noqa: F401
+        with no_advice():
+            import transformers.tokenization_utils_tokenizers  # noqa: F401
 
         self.source = source
         self.destination = directory / "converted"
