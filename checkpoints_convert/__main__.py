@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from checkpoints_convert.report import as_text, describe
 from checkpoints_convert.store import is_converted, open_checkpoint
 from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
 from checkpoints_convert.workplace import workplace_of
+from pipedec_jax.command_line.output import discard_output
 
 
 class Terminated(BaseException):
@@ -44,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever reads the output has closed it (`| head`); what is left of it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 141
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

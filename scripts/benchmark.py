@@ -22,6 +22,7 @@ from pipedec_jax.analysis.questions import Question, read_questions, spread_over
 from pipedec_jax.command_line import opening
 from pipedec_jax.command_line.options import METHOD_NAMES, Parser, fail
 from pipedec_jax.command_line.options import parse as generate_options
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
@@ -300,4 +301,4 @@ def described(decoder: opening.AnyDecoder, chosen: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -26,6 +26,7 @@ from pipedec_jax.analysis.accelerator import measure_bandwidth
 from pipedec_jax.analysis.calibration import calibrate, measure_link
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 
@@ -154,4 +155,4 @@ def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: a
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 import pipedec_jax
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.sampling import Sampling
 
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import jax
 
+from pipedec_jax.command_line.output import run_command
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
@@ -86,4 +88,4 @@ def check_drawn(count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

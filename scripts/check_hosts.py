@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.hosts.grid import METHODS, SHAPES, Case, cases, check, decode
 
 SCRIPT = Path(__file__).parent / "generate.py"
@@ -64,4 +65,4 @@ def print_table(wanted: list[Case], known: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

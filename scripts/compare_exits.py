@@ -21,6 +21,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 
 def settings(trees: list[int], lengths: list[int]) -> Iterator[dict[str, Any]]:
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

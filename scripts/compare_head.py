@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pipedec_jax
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MODELED = (
@@ -98,4 +99,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 
 NAMES = ("draft", "middle", "target")
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 
 
 def parse() -> argparse.Namespace:
@@ -154,4 +155,4 @@ def print_categories(every: Any, counts: list[Any], known: list[Any], categories
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

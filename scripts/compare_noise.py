@@ -11,6 +11,7 @@ import functools
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

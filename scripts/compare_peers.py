@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 
 PLAIN = "ours: plain, one device"
 
@@ -123,4 +124,4 @@ def print_profile(options: argparse.Namespace, name: str, peer: Any, prompt: lis
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

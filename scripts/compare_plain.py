@@ -11,6 +11,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

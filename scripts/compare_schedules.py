@@ -23,6 +23,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 DRAFTERS = ("model", "both")
 """The draft model alone, and with look-up beside it."""
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 TIMES = Path(__file__).resolve().parents[1] / "configs" / "demo_times_2_core_cpu.json"
 
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 
 MIB = 2**20
 HIERARCHIES = ("pipespec", "speculative")
@@ -125,4 +126,4 @@ def cells(row: dict[str, Any]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

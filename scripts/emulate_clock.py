@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import pipedec_jax
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.training import prefer_fast_products
 
 
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

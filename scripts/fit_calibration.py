@@ -20,6 +20,7 @@ import numpy as np
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 
 LENGTHS = 5
 """Agreeing tokens that are told apart; more count as so many."""
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

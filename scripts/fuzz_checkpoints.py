@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from checkpoint_trials.fuzzing import Fuzzer, limit_memory
 from checkpoint_trials.synthetic import peak_memory
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pipedec_jax.command_line.options import fail
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.command_line.running import main
 from pipedec_jax.disk_cache import use_compilation_cache
 
-if __name__ == "__main__":
+
+def start() -> None:
+    """Find the compiled programs, and run."""
     try:
         use_compilation_cache()
     except ValueError as error:
         fail(error)
     main()
+
+
+if __name__ == "__main__":
+    run_command(start)

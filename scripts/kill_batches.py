@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.loading import demo_directory
 
 SCRIPT = Path(__file__).parent / "generate.py"
@@ -115,4 +116,4 @@ def read_answers(path: Path, prompts: int) -> list[tuple[Any, ...]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

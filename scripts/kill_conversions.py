@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from checkpoint_trials.killing import Killer
 from checkpoint_trials.synthetic import LLAMA_3_8B, write_synthetic
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

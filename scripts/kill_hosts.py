@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.hosts.faults import FAULTS, Seen, answers, job, read_answers, strike, write_prompts
 from pipedec_jax.hosts.group import PATIENCE
 from pipedec_jax.hosts.launch import finish, launch
@@ -79,4 +80,4 @@ def print_table(found: dict[str, Seen], patience: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

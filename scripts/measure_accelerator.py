@@ -18,6 +18,7 @@ import jax
 
 from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, measure_decoding
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -133,4 +134,4 @@ def print_profile(width: int, found: DeviceProfile | None, tokens: int, most: in
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

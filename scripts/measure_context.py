@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import pipedec_jax
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic, write_synthetic_meta
 from checkpoints_convert.__main__ import main as convert
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.model.parameters import parameter_shapes
 
 
@@ -74,4 +75,4 @@ def timed(command: list[str]) -> tuple[float, int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pipedec_jax
 from pipedec_jax.analysis.hops import LOOPS, SUMS, Hops, measure_hops
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 from pipedec_jax.hosts.group import join
 from pipedec_jax.hosts.launch import finish, launch
@@ -74,4 +75,4 @@ def print_row(shape: str, row: Hops) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

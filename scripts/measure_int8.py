@@ -18,6 +18,7 @@ import numpy as np
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -118,4 +119,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from checkpoints_convert import convert
+from pipedec_jax.command_line.output import run_command
 
 
 def main() -> None:
@@ -107,4 +108,4 @@ def one_process(address: str, rank: int, count: int, parts: int, checkpoint: str
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipedec_jax.analysis.startup import STEPS, measure_startup
 from pipedec_jax.command_line.options import Parser
+from pipedec_jax.command_line.output import run_command
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,4 +39,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
 from pipedec_jax.analysis.prediction import Device, Prediction, Problem, cache_costs, roofline_costs, rows_needed
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
 
@@ -227,4 +228,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,6 +22,7 @@ from pipedec_jax.analysis.cost import speedup_filled_pipe
 from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.analysis.known_words import texts_needed
+from pipedec_jax.command_line.output import run_command
 
 LENGTH = 4096
 """Tokens of a text in the engine."""
@@ -204,4 +205,4 @@ def sweep_trees(method: str, rates: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import pipedec_jax
+from pipedec_jax.command_line.output import run_command
 
 VOCAB = 97
 
@@ -104,4 +105,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

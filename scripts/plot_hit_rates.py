@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pipedec_jax
+from pipedec_jax.command_line.output import run_command
 
 METHODS: dict[str, dict[str, Any]] = {
     "pp": {"method": "pp"},
@@ -103,4 +104,4 @@ def draw(found: dict[tuple[int, str], list[float]], stages: list[int], rates: li
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

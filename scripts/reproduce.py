@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from pipedec_jax.analysis.papers import TABLES
+from pipedec_jax.command_line.output import run_command
 
 DIRECTORIES = ("draft", "middle", "target", "exit-target")
 
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

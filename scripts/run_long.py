@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import run_command
 
 MIB = 2**20
 
@@ -93,4 +94,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

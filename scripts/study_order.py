@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import pipedec_jax
 from pipedec_jax import tree as trees
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.tree import PredictionTree
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

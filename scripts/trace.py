@@ -10,10 +10,10 @@ https://ui.perfetto.dev, or in chrome://tracing). All is counted in ticks, which
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from pipedec_jax.command_line.options import fail
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.command_line.tracing import trace
 from pipedec_jax.disk_cache import use_compilation_cache
 
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.training import prefer_fast_products
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -68,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

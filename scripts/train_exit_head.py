@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 from pipedec_jax.command_line.options import fail
+from pipedec_jax.command_line.output import run_command
 from pipedec_jax.training import prefer_fast_products
 
 HEAD_OPTIONS = ("exit_layer", "head", "width", "feed_forward", "tied")
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import Failed, fail, parse, paths_as_text, read_prompt, request_options
+from pipedec_jax.command_line.output import discard_output
 from pipedec_jax.command_line.printing import show
 from pipedec_jax.decoding import batch
 from pipedec_jax.hosts.group import Alone, Group, join
@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         group.stop("interrupted", 130)
         sys.exit(130)
     except BrokenPipeError:
-        # Python flushes standard output at exit and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         group.stop("nobody reads its output any more", 1)
         sys.exit(1)
     except Exception as error:
