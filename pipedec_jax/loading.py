@@ -6,7 +6,7 @@ import functools
 import importlib.resources
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
@@ -163,6 +163,29 @@ def load_demo(name: str = "target", *, int8: bool = False, cache_dir: str | Path
     if name not in DEMO:
         raise ValueError(f"the demo family has {', '.join(DEMO)}, not {name!r}")
     return load(demo_directory(name), int8=int8, cache_dir=cache_dir)
+
+
+def short_names(directories: Iterable[str]) -> dict[str, str]:
+    """Names of models by their directories: the last part, with as many before it as keep them apart from each other.
+
+    A repository in the cache of the Hugging Face hub (`models--org--name/snapshots/...`) is called as it is there.
+    """
+    parts = {directory: _path_parts(directory) for directory in directories}
+
+    def name(directory: str) -> str:
+        for length in range(1, len(parts[directory]) + 1):
+            tail = parts[directory][-length:]
+            if sum(other[-length:] == tail for other in parts.values()) == 1:
+                return "/".join(tail)
+        return directory
+
+    return {directory: name(directory) for directory in parts}
+
+
+def _path_parts(directory: str) -> list[str]:
+    names = [part for part in directory.replace("\\", "/").split("/") if part]
+    hub = [part for part in names if part.startswith("models--")]
+    return hub[-1].split("--")[1:] if hub and "snapshots" in names else names
 
 
 def demo_directory(name: str) -> Path:

@@ -251,7 +251,10 @@ def report(
     from pipedec_jax.analysis import benchmark_summary
     from pipedec_jax.analysis.answer_file import write_whole
 
-    who = {name: described(decoder, reports.get(name, [])) for name, decoder in benchmark.decoders.items()}
+    who = {
+        name: described(decoder, benchmark.models[name], reports.get(name, []))
+        for name, decoder in benchmark.decoders.items()
+    }
     summary = benchmark_summary.summarize(who, benchmark.rows(), benchmark.warm_ups.rows, start_ups)
     device = next(iter(benchmark.decoders.values())).devices[0]
     cores = os.cpu_count()
@@ -259,6 +262,7 @@ def report(
     exact = EXACT.format(len(who), summary["answers"])
     summary = {
         "settings": settings,
+        "models": benchmark.directories,
         "machine": where,
         "tokens": exact,
         "questions_left_out": {str(key): reason for key, reason in benchmark.left_out.items()},
@@ -290,14 +294,14 @@ def report(
     print(f"written to {out}: {', '.join(names)}, answers/ (Spec-Bench's format), figures/")
 
 
-def described(decoder: opening.AnyDecoder, chosen: list[str]) -> Any:
+def described(decoder: opening.AnyDecoder, models: list[str], chosen: list[str]) -> Any:
     from pipedec_jax.analysis.benchmark_summary import Contender
 
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
         width = decoder.settings.widths[-1]
     else:
         width = None if decoder.method == "pp" else decoder.width
-    return Contender(decoder.method, decoder.stages, len(decoder.devices), width, tuple(chosen))
+    return Contender(decoder.method, decoder.stages, len(decoder.devices), width, tuple(models), tuple(chosen))
 
 
 if __name__ == "__main__":

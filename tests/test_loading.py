@@ -126,3 +126,20 @@ def test_public_names_exist_and_others_do_not():
     assert set(pipedec_jax.__all__) <= set(dir(pipedec_jax))
     with pytest.raises(AttributeError, match="no attribute 'Decode'"):
         _ = pipedec_jax.Decode
+
+
+def test_short_names_keep_models_apart():
+    cache = "/c/models--org--name/snapshots/"
+    for given, expected in {
+        ("/a/b/target", "/a/b/draft"): ["target", "draft"],
+        ("/a/model", "/b/model", "c"): ["a/model", "b/model", "c"],
+        ("/x/a/model", "/y/a/model", "/z/model"): ["x/a/model", "y/a/model", "z/model"],
+        ("model", "a/model"): ["model", "a/model"],
+        ("/a/model", "a/model"): ["/a/model", "a/model"],
+        (f"{cache}1a", "/a/model"): ["name", "model"],
+        (f"{cache}1a", "/b/name"): ["org/name", "b/name"],
+        (f"{cache}1a", f"{cache}2b"): [f"{cache}1a", f"{cache}2b"],
+        ("model", "model"): ["model"],
+        ("/",): ["/"],
+    }.items():
+        assert list(loading.short_names(given).values()) == expected

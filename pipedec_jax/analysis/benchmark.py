@@ -23,7 +23,8 @@ from pipedec_jax.analysis.questions import Question
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 from pipedec_jax.decoding.result import Generation
-from pipedec_jax.loading import Model
+from pipedec_jax.exit_store import description_path
+from pipedec_jax.loading import Model, short_names
 
 AnyDecoder = Decoder | HierarchyDecoder
 
@@ -97,6 +98,12 @@ class Benchmark:
                 )
             # Bad options are an error; a question that is too long is not.
             decoder.request([0], **self.options)
+        models = {name: directories_of(decoder) for name, decoder in self.decoders.items()}
+        self.directories = {short: path for path, short in short_names(itertools.chain(*models.values())).items()}
+        """Of all models, by the shortest names that keep them apart."""
+        names = {path: short for short, path in self.directories.items()}
+        self.models = {name: [names[path] for path in paths] for name, paths in models.items()}
+        """Names of each decoder's models, the target last."""
         self.left_out: dict[int | str, str] = {}
         """Why questions were not asked at all."""
         self.kept = {name: Kept(self.folder, name) for name in self.decoders}
@@ -130,7 +137,7 @@ class Benchmark:
                 bar.set_postfix_str(name)
                 row = self._ask(question, self.decoders[name])
                 self._check(question, name, row)
-                self.kept[name].add(question, f"{self.model.name}, {name}", row)
+                self.kept[name].add(question, f"{' + '.join(self.models[name])}, {name}", row)
                 bar.update()
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
@@ -201,6 +208,17 @@ class Benchmark:
                         f"{name}, {other} by {first}; nothing was summed up. In float32 and float64 this is a bug or a "
                         "near tie of two tokens; in bfloat16 and float16 near ties are common"
                     )
+
+
+def directories_of(decoder: AnyDecoder) -> list[str]:
+    """Where a decoder's models lie, the target last; a trained exit head is one of them."""
+    if isinstance(decoder, HierarchyDecoder):
+        return [model.name for model in decoder.models]
+    models = [model.name for model in (decoder.draft, decoder.target) if model is not None]
+    head = decoder.exit_head_config
+    if head is None or head.variant == "target":
+        return models
+    return [str(description_path(decoder.target, head).parent), *models]
 
 
 def tell(message: str) -> None:

@@ -145,6 +145,8 @@ class Contender:
     """All that were in use, the draft's included."""
     width: int | None
     """Most guesses in a tick; `None` under PP."""
+    models: tuple[str, ...] = ()
+    """Their names, the target last; where they lie is said once for all contenders."""
     chosen: tuple[str, ...] = ()
     """What the decoder chose by itself, and why, as lines (`report`)."""
 
@@ -182,6 +184,8 @@ def summarize(
             {
                 "name": name,
                 **dataclasses.asdict(contender),
+                "models": list(contender.models),
+                "chosen": list(contender.chosen),
                 "totals": _totals([turn.own for turn in turns]),
                 "figures": figures,
                 "categories": {

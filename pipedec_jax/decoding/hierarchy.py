@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -23,7 +22,7 @@ from pipedec_jax.hierarchy.measure import Measured, measure
 from pipedec_jax.hierarchy.race import Entry, candidates, race
 from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.hosts.processes import process_count, process_index
-from pipedec_jax.loading import Model
+from pipedec_jax.loading import Model, short_names
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings, check_count
 from pipedec_jax.recording.passes import PassRecording
@@ -121,7 +120,8 @@ class HierarchyDecoder:
         self.form: Form = form or "lockstep"
         self.settings = HierarchySettings(**{**vars(settings), "dtype": self.dtype})
         self.models, self.record = models, record
-        self._names = [Path(model.name).name for model in models]
+        names = short_names(model.name for model in models)
+        self._names = [names[model.name] for model in models]
         self._stream: Stream | None = None
         if passes is None:
             self._choose(select, free_stages, width, (form,) if form else get_args(Form))
@@ -256,8 +256,9 @@ class HierarchyDecoder:
         """
         if not isinstance(self.engine, HierarchyEngine):
             raise ValueError("plain decoding was the fastest (models auto), and of it no passes are recorded")
-        names = [Path(model.name).name for model in self.models]
-        return self.engine.recording(names, lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
+        names = short_names(model.name for model in self.models)
+        said = [names[model.name] for model in self.models]
+        return self.engine.recording(said, lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
 
     def report(self) -> list[str]:
         """What was measured and predicted where something was chosen, as lines; none where all was given."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -96,6 +97,40 @@ def test_answers_are_those_of_the_decoders_in_spec_benchs_format(done, decoders)
             assert choice["new_tokens"] == [len(turn["token_ids"]) for turn in row["turns"]]
             assert sum(choice["accept_lengths"]) == sum(choice["new_tokens"])
             assert all(seconds > 0 for seconds in choice["wall_time"])
+
+
+def test_answers_name_models_and_method_and_no_place(done, family):
+    for name, models in zip(NAMES, ("target", "draft + target"), strict=True):
+        path = done.folder / "answers" / f"{name}.jsonl"
+        assert {line["model_id"] for line in LineFile(path).rows} == {f"{models}, {name}"}
+        assert str(family["target"].parent) not in path.read_text()
+    assert done.directories == {name: str(family[name]) for name in ("target", "draft")}
+
+
+def test_a_run_whose_answers_name_their_models_otherwise_goes_on(done, decoders, tmp_path):
+    folder = copied(done, tmp_path)
+    for name in NAMES:
+        path = folder / "answers" / f"{name}.jsonl"
+        path.write_text(path.read_text().replace('"model_id": "', '"model_id": "/somewhere/'))
+    counting = {name: Counting(decoder) for name, decoder in decoders.items()}
+    Benchmark(counting, QUESTIONS, folder, OPTIONS).run()
+    assert [counted.prompts for counted in counting.values()] == [[], []]
+
+
+def test_models_of_the_same_name_are_told_apart(family, tmp_path):
+    for name in family:
+        shutil.copytree(family[name], tmp_path / name / "model")
+    draft, target = (pipedec_jax.load(tmp_path / name / "model") for name in ("draft", "target"))
+    decoders = {
+        "pp-2": pipedec_jax.Decoder(target, method="pp", stages=2),
+        "pipedec-2": pipedec_jax.Decoder(target, draft, method="pipedec", stages=2),
+        "ppsd-2": pipedec_jax.Decoder(target, method="ppsd", stages=2, exit_layer=1, exit_head="target"),
+        "pipespec-1": pipedec_jax.HierarchyDecoder([draft, target], passes=[2]),
+    }
+    benchmark = Benchmark(decoders, QUESTIONS, tmp_path / "out", OPTIONS)
+    alone, both = ["target/model"], ["draft/model", "target/model"]
+    assert list(benchmark.models.values()) == [alone, both, alone, both]
+    assert benchmark.directories == {f"{name}/model": str(tmp_path / name / "model") for name in ("target", "draft")}
 
 
 def test_figures_of_each_method(done):
@@ -256,7 +291,7 @@ def command(family, tmp_path, decoders, monkeypatch):
     return ["--prompts", str(tmp_path / "question.jsonl"), *options]
 
 
-def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, tmp_path, capsys, monkeypatch):
+def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, family, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     script.main(command)
     shown = capsys.readouterr()
@@ -267,6 +302,8 @@ def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, tmp_
     assert (tmp_path / "out" / "table.md").read_text() in shown.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["name"] for row in summary["contenders"]] == list(NAMES)
+    assert [row["models"] for row in summary["contenders"]] == [["target"], ["draft", "target"]]
+    assert summary["models"] == {name: str(family[name]) for name in ("target", "draft")}
     assert summary["contenders"][0]["figures"]["ticks_per_token"]["median"] == 2
     assert list(summary["questions_left_out"]) == ["82"]
     assert list(summary["turns_left_out"]) == ["qa/1"]
@@ -325,6 +362,7 @@ def test_a_run_goes_on_with_the_exit_that_it_has_chosen(family, tmp_path, capsys
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["contenders"][0]["chosen"] == []
     assert "2-norm-linear-8" in summary["contenders"][1]["chosen"][0]
+    assert summary["contenders"][1]["models"] == ["2-norm-linear-8", "target"]
     # A head that is better came in between.
     store_head(directory, ExitHeadConfig(1, "norm-linear", width=8), {"1": 1.0})
     made = []
