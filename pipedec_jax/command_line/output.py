@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's main function and end the process with what it returns; with 1 once nobody reads its output."""
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a script's main function. Ends the process with the status that it returns, if any; with 1 once nobody reads.
+
+    Args:
+        main: prints; what it raises is raised here, but for `BrokenPipeError`.
+    """
     try:
         try:
             status = main()
@@ -21,7 +24,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
-    sys.exit(status)
+    if status:
+        sys.exit(status)
 
 
 def discard_output() -> None:

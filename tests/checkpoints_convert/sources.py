@@ -115,3 +115,23 @@ def stop_at(monkeypatch, count: int, error: type[BaseException] | BaseException)
         return cast(*arguments)
 
     monkeypatch.setattr(conversion, "cast", failing)
+
+
+def save_pickled(model, directory: Path, dtype: str = "float32", shards: int = 1) -> Path:
+    """As transformers saved models before safetensors."""
+    import torch
+
+    save(model, directory, dtype)
+    (directory / "model.safetensors").unlink()
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if shards == 1:
+        torch.save(tensors, directory / "pytorch_model.bin")
+        return directory
+    weight_map = {}
+    for index in range(shards):
+        file = f"pytorch_model-{index + 1:05d}-of-{shards:05d}.bin"
+        part = dict(list(tensors.items())[index::shards])
+        torch.save(part, directory / file)
+        weight_map |= dict.fromkeys(part, file)
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory

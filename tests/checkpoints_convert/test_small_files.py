@@ -12,8 +12,7 @@ from checkpoints_convert.library import library
 from checkpoints_convert.verify import damage
 from pipedec_jax import small_files
 from tests.checkpoints_convert.meta_files import save_as_meta
-from tests.checkpoints_convert.sources import COMMON, edit_json, edit_manifest, hugging_face_model
-from tests.checkpoints_convert.test_sources import save_pickled
+from tests.checkpoints_convert.sources import COMMON, edit_json, edit_manifest, hugging_face_model, save_pickled
 
 HUGE = 2**40
 

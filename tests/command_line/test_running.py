@@ -1,0 +1,234 @@
+"""One run of the command line: its figures and text, what it imports, interrupts, and files of prompts."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipedec_jax.decoding.result import FIGURES
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.pipeline import engine
+from pipedec_jax.soundness import NotFiniteError
+from tests.command_line.commands import OPTIONS, SCRIPT, SIZES, expect_error
+from tests.conftest import copy_target, store_head
+
+
+def test_json_figures_in_a_process_without_torch_and_model_classes(models, tmp_path):
+    (tmp_path / "prompt.txt").write_text("def f(x):\n", encoding="utf-8")
+    arguments = [*models, *SIZES, "--prompt-file", str(tmp_path / "prompt.txt"), "--memory", "--json"]
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = {[str(SCRIPT), *arguments]!r}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert not [n for n in sys.modules if n.startswith('transformers.') and '.modeling_' in n]\n"
+        "print('looked', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "looked\n")
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert set(found) == OPTIONS | set(FIGURES) | {"bytes_per_device", "layers_by_stage", "chosen"}
+    assert (found["method"], found["stages"], found["dtype"]) == ("best-first", 2, "float32")
+    assert found["prompt"] == "def f(x):\n"
+    assert found["new_tokens"] == len(found["token_ids"]) <= 20
+    assert found["hits"] + found["misses"] == found["new_tokens"] - 1
+    assert found["ticks_per_token"] == found["ticks"] / found["new_tokens"]
+    assert found["modeled_speedup_vs_pp"] > 0
+    assert len(found["bytes_per_device"]) == 3
+
+
+def test_text_is_streamed_after_the_prompt_and_before_the_table(script, models, capsys):
+    options = [*models, *SIZES, "--prompt", "for x in", "--temperature", "0.7", "--seed", "5"]
+    script.main([*options, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    script.main([*options, "--memory"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("for x in" + answer["text"] + "\n\nbest-first, 2 stages, 3 devices, float32\n")
+    table = shown.removeprefix("for x in" + answer["text"])
+    for word in (
+        "counted",
+        "modeled",
+        "measured",
+        str(answer["ticks"]),
+        f"{answer['ticks_per_token']:.2f}",
+        "bytes per",
+    ):
+        assert word in table
+
+
+def test_pp_needs_no_draft_and_stops_at_a_string(script, family, capsys):
+    options = ["--target", str(family["target"]), "--method", "pp", "--stages", "2", "--max-new-tokens", "20"]
+    script.main([*options, "--chat", "--prompt", "Hi", "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    assert (whole["hits"], whole["misses"], whole["modeled_speedup_vs_pp"]) == (None, None, 1.0)
+    assert whole["draft"] is None
+    assert whole["prompt_tokens"] > 2, "the chat template"
+    stop = whole["text"][3:5]
+    script.main([*options, "--chat", "--prompt", "Hi", "--json", "--stop", "never there", "--stop", stop])
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == whole["text"][: whole["text"].index(stop)]
+    script.main([*options, "--chat", "--prompt", "Hi"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(whole["text"] + "\n\npp, 2 stages, 2 devices")
+    assert "hits" not in shown
+
+
+def test_an_exit_is_named_with_the_longest_stage(script, models, family, capsys):
+    options = [*models[:2], "--stages", "2", "--max-new-tokens", "20", "--prompt", "for x in"]
+    options += ["--method", "ppsd", "--exit-layer", "1", "--exit-head", "target"]
+    script.main([*options, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["children"], found["drafter"], found["draft"]) == (1, 1, "model", None)
+    assert (found["exit_head"], found["exit_stages"], found["layers_by_stage"]) == ("1-target", 1, [1, 3])
+    assert found["ticks"] == 2 + found["hits"] + 2 * found["misses"]
+    script.main(options)
+    shown = capsys.readouterr().out
+    assert "exit head 1-target after stage 1 of 1 + 3 layers\n" in shown
+    assert "a tick lasts as long as the longest stage, which is stage 2: 3.00 layers' work; the head with its" in shown
+
+
+def test_an_exit_that_is_left_open_is_chosen_of_the_stored_heads_and_said(script, family, tmp_path, capsys):
+    directory = copy_target(family, tmp_path)
+    for layer, agreement in ((1, 0.2), (2, 0.9)):
+        store_head(directory, ExitHeadConfig(layer, "norm-linear", width=8), {"1": agreement})
+    options = ["--target", str(directory), "--stages", "2", "--max-new-tokens", "20", "--prompt", "for x in"]
+    script.main([*options, "--method", "pp", "--json"])
+    plain = json.loads(capsys.readouterr().out)
+    script.main([*options, "--method", "ppsd", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["exit_layer"], found["exit_head"]) == (2, "2-norm-linear-8")
+    assert found["token_ids"] == plain["token_ids"]
+    assert plain["chosen"] == []
+    script.main([*options, "--method", "ppsd"])
+    shown = capsys.readouterr().out
+    for line in (*found["chosen"], "exit head 2-norm-linear-8 after stage 1 of 2 + 2 layers"):
+        assert f"\n  {line}\n" in shown
+    script.main([*options, "--method", "ppsd", "--exit-layer", "2"])
+    assert "chosen" not in capsys.readouterr().out
+
+
+def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
+    options = ["--max-new-tokens", "20", "--prompt", "x = 1", "--json"]
+    script.main([*options, "--method", "pp", "--stages", "1", "--target", str(family["target"])])
+    plain = json.loads(capsys.readouterr().out)
+    draft, target = str(family["draft"]), str(family["target"])
+    # In the middle the target's own weights, on two stages.
+    three = ["--models", draft, target, target, "--passes", "3", "1", "--stages", "1", "2", "1"]
+    two = ["--models", draft, target, "--passes", "2", "--stages", "1"]
+    for method, given, stages in (("pipespec", three, [1, 2, 1]), ("speculative", two, [1, 1])):
+        script.main([*options, *given, "--method", method, "--memory"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["token_ids"] == plain["token_ids"]
+        assert (found["method"], found["stages"], found["stages_by_model"]) == (method, 1, stages)
+        assert found["ticks"] <= 20
+        assert len(found["bytes_per_device"]) == sum(stages)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Interrupts the engine at one of its runs."""
+
+    def at(number):
+        run, runs = engine.Engine.run, []
+
+        def counted(self, new_tokens):
+            runs.append(new_tokens)
+            if len(runs) == number:
+                raise KeyboardInterrupt
+            return run(self, new_tokens)
+
+        monkeypatch.setattr(engine.Engine, "run", counted)
+
+    return at
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupted_answer_is_given_as_far_as_it_was_committed(script, models, capsys, interrupted, number):
+    options = [*models, *SIZES, "--prompt", "for x in"]
+    script.main([*options, "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    interrupted(number)
+    expect_interrupt(script, [*options, "--json"])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert shown.err.endswith("\ninterrupted\n")
+    assert found["finish_reason"] == "interrupted"
+    assert found["new_tokens"] == len(found["token_ids"]) == (0 if number == 1 else 1)
+    assert found["token_ids"] == whole["token_ids"][: found["new_tokens"]]
+    assert whole["text"].startswith(found["text"].rstrip("\ufffd"))
+    assert found["prompt"] == "for x in"
+
+
+def test_an_interrupted_text_ends_with_its_table(script, models, capsys, interrupted):
+    options = [*models, *SIZES, "--prompt", "for x in"]
+    script.main([*options, "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    interrupted(4)
+    expect_interrupt(script, options)
+    shown = capsys.readouterr().out
+    text, table = shown.removeprefix("for x in").split("\n\nbest-first, 2 stages")
+    assert text.rstrip("\ufffd")
+    assert whole["text"].startswith(text.rstrip("\ufffd"))
+    assert "ended by interrupted" in table
+
+
+def expect_interrupt(script, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 130
+
+
+def test_nan_is_an_error_after_what_was_committed(script, models, capsys, monkeypatch):
+    options = [*models, *SIZES, "--prompt", "for x in"]
+    script.main([*options, "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    run = engine.Engine.run
+
+    def unsound(self, new_tokens):
+        progress = run(self, new_tokens)
+        if len(progress.tokens) > 1:
+            raise NotFiniteError(2, 2, (3, 4), 9, progress)
+        return progress
+
+    monkeypatch.setattr(engine.Engine, "run", unsound)
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*options, "--json"])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "error: the output of the target's stage 2 of 2 (layers 3 to 4) is not finite" in shown.err
+    found = json.loads(shown.out)
+    assert found["finish_reason"] == "interrupted"
+    assert 1 < found["new_tokens"] <= len(whole["token_ids"])
+    assert found["token_ids"] == whole["token_ids"][: found["new_tokens"]]
+
+
+def test_prompts_of_a_file_go_on_with_the_same_settings_alone(script, models, capsys, tmp_path):
+    (tmp_path / "prompts").write_text('"for x in"\n{"prompt": ""}\n', encoding="utf-8")
+    options = [*models, *SIZES, "--prompts", str(tmp_path / "prompts"), "--out", str(tmp_path / "out")]
+    script.main(options)
+    assert capsys.readouterr().out.startswith("2 prompts: 0 finished before, 1 answered, 1 bad; ")
+    (tmp_path / "prompts").write_text('"for x in"\n{"prompt": ""}\n"x = 1"', encoding="utf-8")
+    script.main([*options, "--json"])
+    assert json.loads(capsys.readouterr().out)["found"] == 2
+    header, *answers = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert header["settings"]["dtype"] == "float32"
+    assert [answer["line"] for answer in answers] == [1, 2, 3]
+    script.main([*models, *SIZES, "--prompt", "x = 1", "--json"])
+    assert json.loads(capsys.readouterr().out)["token_ids"] == answers[2]["token_ids"]
+    message = "was begun with temperature 0.0 and not 1.0: give the same settings, or another --out"
+    expect_error(script, capsys, [*options, "--temperature", "1"], message)
+
+
+def test_modeled_time_follows_a_calibration(script, models, capsys, tmp_path):
+    times = {"layer": {"1": 1.0, "64": 3.0}, "head": 1.0, "draft": 0.5}
+    (tmp_path / "times.json").write_text(json.dumps(times), encoding="utf-8")
+    calibration = ["--calibration", str(tmp_path / "times.json"), "--draft-steps", "1"]
+    script.main([*models, *SIZES, "--prompt", "x = 1", *calibration, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    layers, cost, ticks = 4, found["modeled_cost"], found["ticks"]
+    # Two layers a stage at 1, or 3 for more rows; the head over three ranks; PP: all layers at 1, its head over two.
+    assert ticks * 2 < cost < ticks * (6 + 1 / 3)
+    assert found["modeled_speedup_vs_pp"] == pytest.approx((layers + 1 / 2) * found["new_tokens"] / cost)
