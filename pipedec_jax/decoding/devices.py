@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 import jax
 
-from pipedec_jax.hosts.processes import process_count
+from pipedec_jax.hosts.processes import cores_in_all, process_count
 
 _FLAG = "--xla_force_host_platform_device_count"
 
@@ -88,6 +89,35 @@ def _spread(devices: Sequence[jax.Device], ranks: int, parts: int) -> list[jax.D
     for _ in range(ranks):
         taken[min((p for p in held if taken[p] < room[p]), key=lambda p: (taken[p], p))] += 1
     return [device for process, own in held.items() for device in own[: taken[process] * parts]]
+
+
+def room(devices: Sequence[jax.Device]) -> int:
+    """How many of these work at the same time: accelerators all, CPU devices as many as there are cores.
+
+    Where they are those of several processes, all of these call it alike.
+    """
+    if devices[0].platform != "cpu":
+        return len(devices)
+    cores = os.cpu_count() or 1
+    return min(len(devices), cores) if process_count() == 1 else cores_in_all(devices, cores)
+
+
+def pick_room(ranks: int) -> list[jax.Device]:
+    """All devices that can work at the same time, accelerators or this machine's cores, and at least so many.
+
+    Of several processes, all that these have, and in each at least one.
+    """
+    if process_count() > 1:
+        picked = pick_devices(max(ranks, process_count()))
+        every = jax.devices() if picked[0].platform == jax.devices()[0].platform else picked
+        return sorted(every, key=lambda device: device.process_index)
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        use_cpu_devices(max(ranks, cores))
+    devices = jax.devices()
+    if devices[0].platform != "cpu" and len(devices) >= ranks:
+        return devices
+    return pick_devices(min(len(devices), max(ranks, cores)) if devices[0].platform == "cpu" else ranks)
 
 
 def _cpu_devices() -> list[jax.Device]:

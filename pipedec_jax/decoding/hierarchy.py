@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
@@ -12,7 +11,7 @@ import jax
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.decoding.decoder import Decoder, Prompt
-from pipedec_jax.decoding.devices import pick_devices, use_cpu_devices
+from pipedec_jax.decoding.devices import pick_devices, pick_room, room
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.hierarchy import report
@@ -21,6 +20,7 @@ from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.measure import Measured, measure
 from pipedec_jax.hierarchy.race import Entry, candidates, race
 from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
+from pipedec_jax.hierarchy.together import measure_together
 from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model, short_names
 from pipedec_jax.pipeline.engine import Engine
@@ -53,7 +53,8 @@ class HierarchyDecoder:
         width: most tokens that a verification reads; by default as many as the smaller models give in a tick.
         select: choose among the models as well, and, of pipespec, the stages of each and the form: the best
             predictions are run beside plain decoding (`pipedec_jax.hierarchy.race`), and the fastest is used, be it
-            plain decoding. `raced` tells. Of several processes the first one's prediction is used, in lockstep.
+            plain decoding. `raced` tells. Of several processes the first one's prediction is used, in lockstep, on the
+            devices of all; what it takes to pass between them is measured by all together.
         dtype: as for `Decoder`.
         devices: the smallest model's first.
         prefill_width: prompt tokens that prefill takes in one step.
@@ -103,8 +104,14 @@ class HierarchyDecoder:
         check_models(settings, [model.config for model in models], self.target.vocab_size)
         for model in models[:-1]:
             check_same_tokens(self.target.tokenizer, model.tokenizer)
-        ranks = sum(settings.stages)
-        free_stages = select and stages is None and method == "pipespec" and process_count() == 1
+        ranks, self._own_devices = sum(settings.stages), devices is not None
+        free_stages = select and stages is None and method == "pipespec"
+        lacking = process_count() - len(models) + 1  # stages of the target: every process has to have one
+        if free_stages and lacking > self.target.config.layers:
+            raise ValueError(
+                f"{process_count()} processes are too many for {len(models)} models, the target of "
+                f"{self.target.config.layers} layers: each needs a stage at least"
+            )
         if devices is None:
             self.devices = pick_room(ranks) if free_stages else pick_devices(ranks)
         else:
@@ -133,21 +140,26 @@ class HierarchyDecoder:
 
     def _choose(self, select: bool, free_stages: bool, width: int | None, forms: tuple[Form, ...]) -> None:
         """Passes, and whatever else is not given, from measurements."""
-        models, given = self.models, None if free_stages else self.settings.stages
-        raced = select and self.method == "pipespec" and process_count() == 1
-        if process_index() == 0:
-            most = room(self.devices) - 1  # another model needs one
-            counts = [stage_counts(min(most, model.config.layers)) for model in models]
-            self.measured = self._measure(models, [(count,) for count in given] if given else counts)
-            if self.method == "speculative":
-                self.choice = choose_in_turns(self.measured, all_models=not select, stages=given, dispatch=True)
-            elif not raced:
-                self.choice = choose(self.measured, all_models=not select, stages=given, dispatch=True)
+        models, given, processes = self.models, None if free_stages else self.settings.stages, process_count()
+        raced = select and self.method == "pipespec" and processes == 1
+        devices = room(self.devices)
+        most = devices - 1  # another model needs one
+        counts = [stage_counts(min(most, model.config.layers)) for model in models]
+        if given:
+            counts = [[count] for count in given]
+        elif processes > 1:
+            forced = [processes - size + 1 for size in range(2, len(models) + 1)]
+            counts[-1] = sorted({*counts[-1], *(n for n in forced if 1 < n <= models[-1].config.layers)})
+        self.measured = self._measure(models, counts)
+        if self.measured is not None and not raced:
+            pick = choose_in_turns if self.method == "speculative" else functools.partial(choose, devices=devices)
+            least = processes if processes > 1 else 0
+            self.choice = pick(self.measured, all_models=not select, stages=given, dispatch=True, least=least)
         if not raced:
             self.choice = agree(self.choice, len(models))
         else:
             assert self.measured is not None  # this is the first process
-            found = candidates(self.measured, selections(len(models)), given, room(self.devices))
+            found = candidates(self.measured, selections(len(models)), given, devices)
             self.raced = self._race(found, width, forms)
             self.choice = self.raced[0].choice
             self.form = self.raced[0].form
@@ -158,8 +170,10 @@ class HierarchyDecoder:
             return
         self.settings = self._settings(self.choice, self.form, width)
         self.models = [models[index] for index in self.choice.models]
-        if free_stages:
-            self.devices = self.devices[: sum(self.settings.stages)]
+        if free_stages or processes > 1:
+            total = sum(self.settings.stages)
+            parted = processes > 1 and not self._own_devices  # over all processes
+            self.devices = pick_devices(total) if parted else self.devices[:total]
             self._requests = self._plain(self.settings.stages[-1], self.dtype, self.settings.capacity)
 
     def _settings(self, choice: Choice, form: Form, width: int | None) -> HierarchySettings:
@@ -289,20 +303,20 @@ class HierarchyDecoder:
         passes = [*zip(drafts, self.settings.passes, strict=True), (tick, 1)]
         return token / (ticks_per_token * cost.lockstep_tick_cost(passes))
 
-    def _measure(self, models: Sequence[Model], stages: Sequence[Sequence[int]]) -> Measured:
-        devices = self.devices
-        if process_count() > 1:  # the first one measures alone, each model in turn on devices of its own
+    def _measure(self, models: Sequence[Model], stages: Sequence[Sequence[int]]) -> Measured | None:
+        """What a choice rests on; of several processes, the first one's."""
+        devices, ticks, shared = self.devices, None, 0.0
+        sources, prompts = [model.source for model in models], [self.target.tokenizer.encode(MEASURED_PROMPT)]
+        parts: dict[str, Any] = {"vocab_size": self.target.vocab_size, "dtype": self.dtype}
+        if process_count() > 1:
+            # Together what takes all of them; then the first one alone, each model in turn on devices of its own.
+            ticks, shared = measure_together(sources, prompts, stages, devices, **parts)
+            if process_index() > 0:
+                return None
             own = jax.local_devices()
             devices = [own[index % len(own)] for index in range(max(len(models), len(own)))]
-            stages = [[count for count in counts if count <= len(own)] for counts in stages]
-        return measure(
-            [model.source for model in models],
-            [self.target.tokenizer.encode(MEASURED_PROMPT)],
-            vocab_size=self.target.vocab_size,
-            devices=devices,
-            dtype=self.dtype,
-            stages=stages,
-        )
+        found = measure(sources, prompts, devices=devices, stages=stages, ticks=ticks, **parts)
+        return dataclasses.replace(found, shared=shared)
 
     def _begin(self, request: Request, chunk: int) -> Stream:
         if self._stream is not None:
@@ -311,22 +325,6 @@ class HierarchyDecoder:
             self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk
         )
         return self._stream
-
-
-def room(devices: Sequence[jax.Device]) -> int:
-    """How many of these work at the same time."""
-    return len(devices) if devices[0].platform != "cpu" else min(len(devices), os.cpu_count() or 1)
-
-
-def pick_room(ranks: int) -> list[jax.Device]:
-    """All devices that can work at the same time, accelerators or this machine's cores, and at least so many."""
-    cores = os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # JAX has started
-        use_cpu_devices(max(ranks, cores))
-    devices = jax.devices()
-    if devices[0].platform != "cpu" and len(devices) >= ranks:
-        return devices
-    return pick_devices(min(len(devices), max(ranks, cores)) if devices[0].platform == "cpu" else ranks)
 
 
 def stage_counts(most: int) -> list[int]:

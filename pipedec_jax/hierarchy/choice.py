@@ -70,6 +70,7 @@ def choose(
     stages: Sequence[int] | None = None,
     devices: int = 0,
     dispatch: bool = False,
+    least: int = 0,
 ) -> Choice:
     """The selection with the least modeled time per token.
 
@@ -78,13 +79,23 @@ def choose(
         all_models: whether none may be left out.
         stages: of every model, where they are given; chosen by default.
         devices: to choose stages for; every model has one in any case.
-        dispatch: whether a tick is charged what the dispatch of its programs was measured to add.
+        dispatch: whether a tick is charged what the dispatch of its programs, and other processes, were measured to
+            add.
+        least: devices that must be used: every process has to have one.
     """
-    return best(
-        choice
-        for models in selections(len(measured.seconds), all_models)
-        for choice in placed(measured, models, stages, devices, measured.dispatch if dispatch else 0.0)
-    )
+    added = measured.added if dispatch else 0.0
+    used = selections(len(measured.seconds), all_models)
+    found = [choice for models in used for choice in placed(measured, models, stages, devices, added)]
+    enough = [choice for choice in found if choice.devices >= least]
+    if not enough and stages is None:
+        # Then what is lacking are stages of the target, though they do not pay.
+        lacking = [(*[1] * (len(models) - 1), least - len(models) + 1) for models in used]
+        enough = [
+            best(tried(measured, models, place, added))
+            for models, place in zip(used, lacking, strict=True)
+            if place[-1] <= measured.layers[-1]
+        ]
+    return best(enough)
 
 
 def placed(
@@ -238,7 +249,12 @@ def tried_in_turns(
 
 
 def choose_in_turns(
-    measured: Measured, *, all_models: bool = False, stages: Sequence[int] | None = None, dispatch: bool = False
+    measured: Measured,
+    *,
+    all_models: bool = False,
+    stages: Sequence[int] | None = None,
+    dispatch: bool = False,
+    least: int = 0,
 ) -> Choice:
     """The lookahead of draft-then-verify, and the draft, with the least modeled time per token.
 
@@ -246,16 +262,19 @@ def choose_in_turns(
         measured: from `measure.measure`.
         all_models: whether the draft is given, the one before the target.
         stages: of every model; one each by default, which no more of them would make faster.
-        dispatch: whether a round is charged what the dispatch of its programs was measured to add.
+        dispatch: whether a round is charged what the dispatch of its programs, and other processes, were measured to
+            add.
+        least: devices that must be used: every process has to have one.
     """
     target = len(measured.seconds) - 1
-    added = measured.dispatch if dispatch else 0.0
+    added = measured.added if dispatch else 0.0
     stages = (1,) * (target + 1) if stages is None else stages
     drafts = [target - 1] if all_models else range(target)
     return best(
         choice
         for draft in drafts
         for choice in tried_in_turns(measured, (draft, target), added, (stages[draft], stages[target]))
+        if choice.devices >= least
     )
 
 

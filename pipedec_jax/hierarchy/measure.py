@@ -51,6 +51,13 @@ class Measured:
     """Whether a pass that reads one row computes no more (`placement.row_sizes`)."""
     layers: tuple[int, ...] = ()
     """Of each model."""
+    shared: float = 0.0
+    """Seconds that a tick takes to bring every model's buffer to all processes; nothing where there is one."""
+
+    @property
+    def added(self) -> float:
+        """Seconds that a tick takes beside its passes: their dispatch, and bringing buffers to other processes."""
+        return self.dispatch + self.shared
 
     def pass_seconds(self, model: int, rows: int) -> float:
         """Of a pass that computes this many rows: interpolated, and beyond the widest as its last step goes on."""
@@ -102,6 +109,7 @@ def measure(
     sampling: Sampling = GREEDY,
     widths: Sequence[int] = WIDTHS,
     stages: Sequence[Sequence[int]] = (),
+    ticks: Sequence[Mapping[int, float]] | None = None,
 ) -> Measured:
     """Time passes of each model alone, and see what they say along the target's texts after some prompts.
 
@@ -115,32 +123,20 @@ def measure(
         sampling: how tokens are drawn.
         widths: rows that are timed.
         stages: of each model, numbers of stages whose exchange is timed; by default none.
+        ticks: what `staged_ticks` gave of them, where that was measured before.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    capacity = 1 << (longest + new_tokens + max(widths) - 1).bit_length()
+    capacity = capacity_for(prompts, new_tokens, widths)
     requests = [make_request(prompt, capacity - len(prompt), capacity, sampling) for prompt in prompts]
     target = len(sources) - 1
     own = devices[target : target + 1]
     plain, texts = _plain(sources[-1], prompts, capacity, vocab_size, own, dtype, new_tokens, sampling)
     packed = [_packed(prompt, text, capacity) for prompt, text in zip(prompts, texts, strict=True)]
 
-    def program(index: int, count: int = 1) -> ModelProgram:
-        used = devices[index : index + 1] if count == 1 else devices[:count]
-        return ModelProgram(
-            sources[index],
-            stages=count,
-            width=1,
-            devices=used,
-            dtype=dtype,
-            vocab_size=vocab_size,
-            prefill_width=128,
-        )
-
     seconds: list[dict[int, float]] = []
     words: list[np.ndarray] = []
     dispatch = 0.0
     for index in range(len(sources)):
-        model, times = program(index), dict[int, float]()
+        model, times = _program(sources[index], devices[index : index + 1], dtype, vocab_size), dict[int, float]()
         # A pass of one row is one of a program that can read more, but of the smallest model, which never does.
         for width in sorted(widths) if index else (1, max(widths)):
             model.set_width(width)
@@ -159,14 +155,16 @@ def measure(
                 said.append(np.asarray(model.state.said))
             words.append(_spans(said, prompts, new_tokens))
         seconds.append(times)
-    exchange: list[dict[int, float]] = [{} for _ in sources]
-    for index, counts in enumerate(stages):
-        for count in counts:
-            if count > 1:
-                passes = count * (new_tokens // 2)
-                run = _one_row(program(index, count), requests[0], index < target, passes, capacity)
-                # One token is in flight, so each tick one stage works, and all of them in turn.
-                exchange[index][count] = max(0.0, _seconds(run, passes) - seconds[index][1] / count)
+    if ticks is None:
+        ticks = staged_ticks(
+            sources, prompts, stages, lambda count: devices[:count], vocab_size=vocab_size, dtype=dtype,
+            new_tokens=new_tokens, sampling=sampling, widths=widths,
+        )  # fmt: skip
+    # One token is in flight, so each tick one stage works, and all of them in turn.
+    exchange = [
+        {count: max(0.0, tick - own[1] / count) for count, tick in found.items()}
+        for found, own in zip(ticks, seconds, strict=True)
+    ]
     words.append(_spans([text[len(FIGURES) :] for text in packed], prompts, new_tokens))
     found = np.stack(words).astype(np.int32)
     found[:, 0] = found[-1, 0]
@@ -178,6 +176,68 @@ def measure(
         dispatch=dispatch,
         one_row=1 in placement.row_sizes(placement.make_mesh(1, own), max(widths)),
         layers=tuple(source.config.layers for source in sources),
+    )
+
+
+def staged_ticks(
+    sources: Sequence[ParameterSource],
+    prompts: Sequence[Sequence[int]],
+    stages: Sequence[Sequence[int]],
+    devices: Callable[[int], Sequence[jax.Device]],
+    *,
+    vocab_size: int,
+    dtype: Any,
+    new_tokens: int = 96,
+    sampling: Sampling = GREEDY,
+    widths: Sequence[int] = WIDTHS,
+) -> list[dict[int, float]]:
+    """Seconds of a tick of each model's pipe, one token being in flight, by its number of stages, of those over one.
+
+    All processes that have some of the devices must call it alike; each gets its own times.
+
+    Args:
+        sources: as for `measure`.
+        prompts: as for `measure`.
+        stages: as for `measure`.
+        devices: that so many stages are on.
+        vocab_size: as for `measure`.
+        dtype: as for `measure`.
+        new_tokens: as for `measure`.
+        sampling: as for `measure`.
+        widths: as for `measure`.
+
+    Returns:
+        Of each model; nothing of stages none of which are this process's.
+    """
+    capacity = capacity_for(prompts, new_tokens, widths)
+    request = make_request(prompts[0], capacity - len(prompts[0]), capacity, sampling)
+    found: list[dict[int, float]] = [{} for _ in sources]
+    for index, counts in enumerate(stages):
+        for count in counts:
+            if count > 1:
+                passes = count * (new_tokens // 2)
+                program = _program(sources[index], devices(count), dtype, vocab_size)
+                if program.here:
+                    run = _one_row(program, request, index < len(sources) - 1, passes, capacity)
+                    found[index][count] = _seconds(run, passes)
+    return found
+
+
+def capacity_for(prompts: Sequence[Sequence[int]], new_tokens: int, widths: Sequence[int]) -> int:
+    """Places of the caches that are measured with."""
+    return 1 << (max(map(len, prompts)) + new_tokens + max(widths) - 1).bit_length()
+
+
+def _program(source: ParameterSource, devices: Sequence[jax.Device], dtype: Any, vocab_size: int) -> ModelProgram:
+    """A model on a stage for each device."""
+    return ModelProgram(
+        source,
+        stages=len(devices),
+        width=1,
+        devices=devices,
+        dtype=dtype,
+        vocab_size=vocab_size,
+        prefill_width=128,
     )
 
 

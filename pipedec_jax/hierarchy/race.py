@@ -46,7 +46,7 @@ def candidates(
         stages: of every model, where they are given; else they are chosen.
         devices: that work at the same time; every model takes one at least.
     """
-    found = [choice for which in models for choice in placed(measured, which, stages, devices, measured.dispatch)]
+    found = [choice for which in models for choice in placed(measured, which, stages, devices, measured.added)]
     return sorted(found, key=lambda option: -option.speedup)[:CANDIDATES]
 
 

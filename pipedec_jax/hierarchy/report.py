@@ -33,6 +33,8 @@ def lines(
     found.append(
         f"  plain decoding   {1e3 * measured.plain:.3f} ms a token; a tick's dispatch adds {dispatch} to its passes"
     )
+    if measured.shared:
+        found.append(f"  bringing buffers to all processes: {1e3 * measured.shared:.3f} ms a tick")
     for name, added in zip(names, measured.exchange, strict=False):
         if added:
             times = ", ".join(f"of {count} stages {1e3 * second:.3f}" for count, second in sorted(added.items()))

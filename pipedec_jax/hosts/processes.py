@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import socket
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed  # where JAX keeps what jax.distributed.initialize made; there is no public way to it
+from jax.experimental import multihost_utils
 
 
 def process_count() -> int:
@@ -31,3 +36,21 @@ def store() -> Any:
     if client is None:
         raise RuntimeError("this process has joined no others: call jax.distributed.initialize first")
     return client
+
+
+def cores_in_all(devices: Sequence[jax.Device], cores: int) -> int:
+    """How many CPU devices of all processes work at the same time: of a machine, no more than it has cores.
+
+    Args:
+        devices: of all processes.
+        cores: of this machine. All processes call it alike.
+    """
+    machine = zlib.crc32(socket.gethostname().encode())
+    facts = multihost_utils.process_allgather(np.asarray([machine, cores], np.int64).view(np.int32))
+    told = np.ascontiguousarray(facts).reshape(-1, 4).view(np.int64)
+    found: dict[int, list[int]] = {}
+    for process, (name, count) in enumerate(told.tolist()):
+        here = sum(device.process_index == process for device in devices)
+        before = found.get(name, [count, 0])
+        found[name] = [min(count, before[0]), before[1] + here]
+    return sum(min(count, held) for count, held in found.values())

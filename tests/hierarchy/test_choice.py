@@ -44,6 +44,26 @@ def test_a_middle_model_is_left_out_where_it_does_not_pay():
     assert choose(worse, all_models=True).models == (0, 1, 2)
 
 
+def test_as_many_devices_are_used_as_there_are_processes():
+    dear = made_up((0.8, 0.9), ({1: 0.1, 16: 0.1}, {1: 0.4, 16: 0.4}, FLAT), exchange={2: 9.0, 4: 9.0}, shared=0.5)
+    assert choose(dear, devices=5).devices < 4
+    forced = choose(dear, devices=5, least=4)
+    assert forced.devices == 4
+    assert forced.stages[-1] > 1, "of the target, which has layers for it"
+    assert choose(dear, devices=5, least=2) == choose(dear, devices=5)
+    given = choose(dear, stages=(1, 1, 2), least=4)
+    assert (given.models, given.stages) == ((0, 1, 2), (1, 1, 2))
+    assert choose_in_turns(dear, stages=(3, 1, 1), least=4).models == (0, 2)
+
+
+def test_a_tick_is_charged_what_it_takes_to_reach_other_processes():
+    alone, apart = (made_up((0.8,), ({1: 0.1, 16: 0.1}, FLAT), dispatch=0.1, shared=shared) for shared in (0.0, 0.7))
+    quick, slow = choose(alone, dispatch=True), choose(apart, dispatch=True)
+    assert slow.speedup < quick.speedup
+    assert slow.tick_seconds == pytest.approx(max(1.0, 0.1 * slow.passes[0]) + 0.8)
+    assert choose(apart).speedup == choose(alone).speedup
+
+
 def test_a_verification_is_narrow_where_rows_are_dear():
     draft = {1: 0.05, 16: 0.05}
     free = choose(made_up((0.8,), (draft, FLAT)))

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from pipedec_jax.command_line.running import main
 from pipedec_jax.hosts.faults import FAULTS, answers, job, read_answers, strike, write_prompts
 from pipedec_jax.hosts.grid import cases, check, decode
 from pipedec_jax.hosts.launch import finish, launch
+from pipedec_jax.hosts.processes import cores_in_all
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
 
@@ -36,6 +40,17 @@ def test_two_processes_go_on_with_the_answers_of_one(models, tmp_path):
 
 def tokens(line):
     return json.loads(line)["line"], json.loads(line)["token_ids"]
+
+
+def test_devices_of_a_machine_that_work_at_the_same_time_are_no_more_than_its_cores(monkeypatch):
+    names, devices = ["one", "one", "two"], [0, 0, 0, 1, 1, 1, 2]
+    told = []
+    for name in names:
+        monkeypatch.setattr("socket.gethostname", lambda name=name: name)
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda facts: told.append(facts) or facts[None])
+        cores_in_all([], 2 if name == "one" else 8)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: np.stack(told))
+    assert cores_in_all([SimpleNamespace(process_index=index) for index in devices], 2) == 2 + 1
 
 
 @pytest.mark.slow
@@ -68,6 +83,56 @@ def test_the_free_running_form_is_refused_on_several_processes():
         assert status != 0
         assert output == ""
         assert "form free is for one process: several take the same steps, so use form lockstep" in errors
+
+
+FREE_STAGES = """
+import dataclasses, os, sys
+
+os.cpu_count = lambda: 8
+from pipedec_jax.command_line.running import main
+from pipedec_jax.decoding.hierarchy import HierarchyDecoder
+
+measure = HierarchyDecoder._measure
+
+
+def measured(decoder, models, stages):
+    found = measure(decoder, models, stages)
+    if found is None:
+        return None
+    print("measured", [sorted(times) for times in found.exchange], found.shared > 0, file=sys.stderr)
+    nothing = tuple(dict.fromkeys(times, 0.0) for times in found.exchange)
+    return dataclasses.replace(found, exchange=nothing, shared=0.0, dispatch=0.0)
+
+
+HierarchyDecoder._measure = measured
+main()
+"""
+"""`generate.py` on a machine where stages cost nothing but their part of the passes."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (3, 1)])
+def test_several_processes_choose_stages_over_all_devices_and_agree(processes, devices, family, tmp_path, capsys):
+    asked = ["--prompt", "for x in", "--max-new-tokens", "24", "--json"]
+    main([*asked, "--method", "pp", "--stages", "1", "--target", str(family["target"])])
+    expected = json.loads(capsys.readouterr().out)["token_ids"]
+    script = SCRIPT
+    if devices > 1:
+        (script := tmp_path / "free_stages.py").write_text(FREE_STAGES, encoding="utf-8")
+    auto = ["--method", "pipespec", "--models", "auto", str(family["draft"]), str(family["target"])]
+    found = finish(launch(processes, devices, [*asked, *auto, "--patience", "300"], script=script), 600)
+    assert [status for status, _, _ in found] == [0] * processes, found
+    answer = json.loads(found[0][1])
+    assert answer["token_ids"] == expected
+    # Of two models the target is in several parts: because it pays, or because each process has to have a device.
+    draft, target = answer["stages_by_model"]
+    assert target > 1
+    assert processes <= draft + target <= processes * devices
+    assert "exchange of target, ms a tick: of 2 stages" in "".join(answer["chosen"])
+    if devices > 1:
+        assert "measured [[], [2]] True" in found[0][2], "collectively: the draft has one layer"
+    else:
+        assert "bringing buffers to all processes: " in "".join(answer["chosen"])
 
 
 @pytest.mark.slow
