@@ -28,6 +28,7 @@ from pipedec_jax.pipeline.settings import (
     check_count,
     check_fit,
     check_request,
+    has_places,
     make_drafter,
     make_schedule,
     make_split,
@@ -61,7 +62,8 @@ class Decoder:
         width: most guesses that a tick sends into the pipe; by default 16, and 1 for `ppsd` (the paper's chain) and
             `eesd`.
         children: most guesses of the draft after each token; beside a draft, look-up adds a few. By default as `width`.
-        draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage.
+        draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage, and in
+            the tree's places.
         depth: levels of a tree of STPP.
         exit_layer: layers of the target after which a head guesses (PPSD), in place of a draft; with `ppsd`, `eesd`,
             `pipedec` and `best-first`. The first two need none where heads are stored: the one that is predicted to be
@@ -182,7 +184,12 @@ class Decoder:
         layers, width = target.config.layers, settings.width
         if draft_steps is None and method == "best-first" and settings.exit_layer is None:
             steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
-            settings = dataclasses.replace(settings, draft_steps=steps)
+            # One fits: that was checked above.
+            settings = next(
+                option
+                for count in range(steps, 0, -1)
+                if has_places(option := dataclasses.replace(settings, draft_steps=count))
+            )
         if method == "eesd":
             costs = eesd_tick_costs(self._costs, self.split, draft_length)
         elif self.split.exit:

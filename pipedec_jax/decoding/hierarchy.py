@@ -11,7 +11,7 @@ import jax
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.decoding.decoder import Decoder, Prompt
-from pipedec_jax.decoding.devices import pick_devices, pick_room, room
+from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.hierarchy import report
@@ -115,7 +115,9 @@ class HierarchyDecoder:
         if devices is None:
             self.devices = pick_room(ranks) if free_stages else pick_devices(ranks)
         else:
-            self.devices = list(devices) if free_stages else list(devices)[:ranks]
+            self.devices = list(devices)
+            needed = check_devices(self.devices, ranks)
+            self.devices = self.devices if free_stages else needed
         # Of the target alone: it checks requests, and knows the dtype that plain decoding would have.
         self._requests = self._plain(settings.stages[-1], dtype, capacity)
         self.dtype = self._requests.dtype

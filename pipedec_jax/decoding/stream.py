@@ -82,8 +82,9 @@ class Stream(Iterator[str]):
         self._speedup = speedup
         self._chunk = chunk
         self._lag = lag
-        self._text = TextStream(tokenizer, request.prompt, request.stop)
-        self._committed = 0
+        self._read: tuple[TextStream | None, int, int] = (None, 0, 0)
+        """The text so far, how many tokens it has read, and how many characters were given to the caller; no text while
+        it reads, nor after an interrupt in that, so that it is made anew and never reads a token twice."""
         self._progress: Progress | None = None
         self._result: Generation | None = None
         self._superseded = False
@@ -119,7 +120,7 @@ class Stream(Iterator[str]):
         if self._result is not None or progress is None or not progress.tokens:
             return self._result
         # The stream's own text may have been interrupted in the middle of a piece.
-        text = TextStream(self._tokenizer, self._request.prompt, self._request.stop)
+        text = self._new_text()
         text.feed(progress.tokens[: len(progress.tokens) - self._ended(progress)])
         text.finish()
         count = len(progress.tokens) if text.stopped_at is None else text.stopped_at + 1
@@ -146,7 +147,7 @@ class Stream(Iterator[str]):
 
     def _advance(self) -> str:
         """Run the engine once and return what text that gave; sets the result when the answer has ended."""
-        first = self._committed == 0
+        first = self._progress is None
         with self._clock:
             try:
                 # The first token alone, so that its time is known.
@@ -159,16 +160,26 @@ class Stream(Iterator[str]):
         self._progress = progress
         ids = progress.tokens
         ended = self._ended(progress)
-        piece = self._text.feed(ids[self._committed : len(ids) - ended])
-        self._committed = len(ids)
-        if progress.done or self._text.stopped_at is not None:
-            piece += self._text.finish()
-            # The text may have stopped before an end token, or only with what was held back.
-            if self._text.stopped_at is not None:
-                self._result = self._generation(progress, self._text.text, self._text.stopped_at + 1, "stop")
-            else:
-                self._result = self._generation(progress, self._text.text, len(ids), "end" if ended else "length")
+        text, count, given = self._read
+        self._read = (None, 0, given)
+        text = self._new_text() if text is None else text
+        piece = text.feed(ids[count : len(ids) - ended])
+        complete = progress.done or text.stopped_at is not None
+        if complete:
+            piece += text.finish()
+        if count == 0:  # made anew, it gives all of it
+            piece = piece[given:]
+        if not complete:
+            self._read = (text, len(ids), given + len(piece))
+        # The text may have stopped before an end token, or only with what was held back.
+        elif text.stopped_at is not None:
+            self._result = self._generation(progress, text.text, text.stopped_at + 1, "stop")
+        else:
+            self._result = self._generation(progress, text.text, len(ids), "end" if ended else "length")
         return piece
+
+    def _new_text(self) -> TextStream:
+        return TextStream(self._tokenizer, self._request.prompt, self._request.stop)
 
     def _ended(self, progress: Progress) -> bool:
         """Whether the last token is an end token, which is not text, whether or not the tokenizer calls it special."""

@@ -69,16 +69,20 @@ def run_free(engine: HierarchyEngine, published: Sequence[jax.Array], goal: int)
                 news.notify_all()
 
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(newest))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     finally:
-        # Interrupted while waiting: the threads must not go on with what the next answer uses.
+        # Interrupted while starting or waiting: the threads must not go on with what the next answer uses. One that is
+        # not alive yet although it was started finds `stop` set before its first step.
         stop.set()
+        with news:
+            news.notify_all()
         for thread in threads:
-            thread.join()
+            if thread.is_alive():
+                thread.join()
     if errors:
         raise errors[0]
     return newest

@@ -46,7 +46,10 @@ def lines(
         for entry in raced:
             form = "" if entry.choice is None else ", free-running" if entry.form == "free" else ", lockstep"
             predicted = "" if entry.predicted is None else f" (predicted {1e3 * entry.predicted:.2f})"
-            found.append(f"  {1e3 * entry.measured:7.2f}{predicted}  {describe(entry.choice, names, method)}{form}")
+            line = f"  {1e3 * entry.measured:7.2f}{predicted}  {describe(entry.choice, names, method)}{form}"
+            if entry.differs_at is not None:
+                line += f"; left out: token {entry.differs_at} of its answer is not plain decoding's (rounding)"
+            found.append(line)
         found.append(f"chosen, the fastest measured: {describe(choice, names, method)}")
     elif choice is not None:
         found.append(

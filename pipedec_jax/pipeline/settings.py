@@ -197,7 +197,7 @@ def check_fit(
     elif not isinstance(drafter, Drafter):
         raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or an object of a Drafter, not {drafter!r}")
     places = tree_slots(settings)
-    if places > MOST_PLACES:
+    if not has_places(settings):
         raise ValueError(
             f"the tree would need {places} places, and {MOST_PLACES} are the most; lower width, stages, draft_steps or "
             "pool"
@@ -280,6 +280,11 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
             "lower max_new_tokens or width"
         )
     return settings.capacity
+
+
+def has_places(settings: EngineSettings) -> bool:
+    """Whether the tree is small enough (`MOST_PLACES`)."""
+    return tree_slots(settings) <= MOST_PLACES
 
 
 def tree_slots(settings: EngineSettings) -> int:

@@ -8,6 +8,7 @@ import pipedec_jax
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayDrafter
+from pipedec_jax.pipeline.settings import has_places
 from tests.conftest import DEVICES, write_byte_level
 
 PROMPTS = ["def quicksort(items):\n    if len", "for index, value", "x"]
@@ -167,6 +168,19 @@ def test_bad_settings_are_refused_before_weights_are_read(target, draft, options
     blind = [pipedec_jax.Model(m.config, m.tokenizer, lambda: pytest.fail("read weights")) for m in (target, draft)]
     with pytest.raises(ValueError, match=message):
         Decoder(blind[0], **{"draft": blind[1], **options})
+
+
+def test_automatic_draft_steps_are_no_more_than_the_tree_has_places_for(target, draft):
+    """A draft that costs next to nothing would make four steps; wide batches leave room for fewer."""
+    times = {"layer": 1.0, "head": 1.0, "draft": 1e-3}
+    found = {}
+    for width in (16, 1800, 2300, 3100):
+        decoder = Decoder(target, draft, stages=4, width=width, calibration=times)
+        assert has_places(decoder.settings)
+        found[width] = decoder.settings.draft_steps
+    assert found == {16: 4, 1800: 3, 2300: 2, 3100: 1}
+    with pytest.raises(ValueError, match="and 16384 are the most; lower width, stages, draft_steps or pool"):
+        Decoder(target, draft, stages=4, width=3100, draft_steps=4, calibration=times)
 
 
 def test_more_stages_than_devices_are_refused(draft):

@@ -1,5 +1,6 @@
 """A stream over a fake engine: where the answer is cut, what is counted, and what a caller may do."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipedec_jax.decoding.stream import Request, Stream
+from pipedec_jax.decoding.text import TextStream
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
@@ -249,3 +251,36 @@ def test_an_error_leaves_what_was_committed_before_it(tokenizer):
     text = stream.partial().text
     assert text
     assert "def f(x):\n    return".startswith(text)
+
+
+@pytest.mark.parametrize("stop", [(), ("s)",), ("日",)])
+@pytest.mark.parametrize("place", ["feed", "finish", "_generation"])
+def test_going_on_after_an_interrupt_anywhere_repeats_nothing(tokenizer, monkeypatch, place, stop):
+    """Whether an interrupt comes before or after a step of reading the text, the answer is that without one."""
+    text = ["print(items)\n", "日本 🎉", END]
+    expected = drain(open_stream(tokenizer, text, stop=stop, chunk=2)[0])
+    home = Stream if place == "_generation" else TextStream
+    real = getattr(home, place)
+    for number in range(12):
+        for late in (False, True):
+            calls = 0
+
+            def interrupted(self, *args, number=number, late=late):
+                nonlocal calls
+                calls += 1
+                if calls == number + 1 and not late:
+                    raise KeyboardInterrupt
+                found = real(self, *args)
+                if calls == number + 1:
+                    raise KeyboardInterrupt
+                return found
+
+            stream, _ = open_stream(tokenizer, text, stop=stop, chunk=2)
+            monkeypatch.setattr(home, place, interrupted)
+            pieces: list[str] = []
+            while stream._result is None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    pieces += stream
+            monkeypatch.undo()
+            assert "".join(pieces) == stream.result.text == expected.text
+            assert stream.result.tokens == expected.tokens

@@ -111,6 +111,16 @@ def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: p
     assert decoder.modeled_speedup_vs_pp(1.0) > 0
 
 
+@pytest.mark.parametrize("options", [{"passes": (2,)}, {}, {"select": True}])
+def test_too_few_devices_are_refused_before_anything_is_measured(measured, options) -> None:
+    for devices in (jax.devices()[:1], []):
+        with pytest.raises(ValueError, match=f"2 devices are needed .* but {len(devices)} are given"):
+            pipedec_jax.HierarchyDecoder(demo("draft", "target"), devices=devices, **options)
+    with pytest.raises(ValueError, match="devices must be a list of JAX devices"):
+        pipedec_jax.HierarchyDecoder(demo("draft", "target"), devices=["cpu", "cpu"], **options)  # pyright: ignore[reportArgumentType]
+    assert not measured
+
+
 @pytest.mark.slow
 def test_models_auto_gives_plain_decodings_text() -> None:
     """Everything real, with the demo family: measured, raced, decoded."""
