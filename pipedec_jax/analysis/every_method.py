@@ -244,7 +244,7 @@ def count_hierarchy(
         ranks=sum(decoder.settings.stages[:-1]),
         unit=decoder.modeled_speedup_vs_pp(1.0),
         ticks=tuple(ticks),
-        costs=tuple(map(float, ticks)),
+        costs=tuple(decoder.settings.tick_cost * count for count in ticks),
         hits=None,
     )
 

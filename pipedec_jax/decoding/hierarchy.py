@@ -134,6 +134,8 @@ class HierarchyDecoder:
         self._stream: Stream | None = None
         if passes is None:
             self._choose(select, free_stages, width, (form,) if form else get_args(Form))
+        if not self.plain:
+            self.settings = dataclasses.replace(self.settings, tick_cost=self._tick_cost())
 
     def _plain(self, stages: int, dtype: Any, capacity: int | None) -> Decoder:
         return Decoder(
@@ -282,28 +284,37 @@ class HierarchyDecoder:
             return []
         return report.lines(self.measured, self.choice, self.raced, self._names, self.settings.method)
 
-    def modeled_speedup_vs_pp(self, ticks_per_token: float) -> float:
+    def modeled_speedup_vs_pp(self, cost_per_token: float) -> float:
         """How many times faster than PP on as many stages of the target an answer is, in modeled time.
 
-        From bytes of weights read: a tick lasts as long as its slowest rank. Draft-then-verify pays for its draft's
-        passes before each verification, one more than the lookahead, as after a lookahead that was right throughout.
+        Args:
+            cost_per_token: what the answer's ticks cost (`self.settings.tick_cost` each) for each of its tokens, in
+                bytes of weights read.
         """
         if self.plain:
-            return self._requests.modeled_speedup_vs_pp(ticks_per_token)
-        size = self.dtype.itemsize
+            return self._requests.modeled_speedup_vs_pp(cost_per_token)
+        config = self.target.config
+        return cost.pp_token_cost(self._bytes(self.target), config.layers, self.stages) / cost_per_token
+
+    def _tick_cost(self) -> float:
+        """Bytes of weights that a tick reads: as long as it lasts is what its slowest rank takes.
+
+        Draft-then-verify pays for its draft's passes before each verification, one more than the lookahead, as after a
+        lookahead that was right throughout; each tick of the round has a share in them.
+        """
         stages = self.settings.stages
-        whole = cost.byte_costs(self.target.config, None, size)
-        token = cost.pp_token_cost(whole, self.target.config.layers, stages[-1])
         *drafts, tick = (
-            cost.pass_cost(cost.byte_costs(model.config, None, size), model.config.layers, count)
+            cost.pass_cost(self._bytes(model), model.config.layers, count)
             for model, count in zip(self.models, stages, strict=True)
         )
-        if self.method == "speculative":
+        if self.settings.method == "speculative":
             # A round: the draft's passes, then one tick for every stage of the target.
             drafting = (self.settings.passes[0] + 1) * drafts[0] * stages[0]
-            return token / (ticks_per_token * (tick + drafting / stages[-1]))
-        passes = [*zip(drafts, self.settings.passes, strict=True), (tick, 1)]
-        return token / (ticks_per_token * cost.lockstep_tick_cost(passes))
+            return tick + drafting / stages[-1]
+        return cost.lockstep_tick_cost([*zip(drafts, self.settings.passes, strict=True), (tick, 1)])
+
+    def _bytes(self, model: Model) -> cost.Costs:
+        return cost.byte_costs(model.config, None, self.dtype.itemsize)
 
     def _measure(self, models: Sequence[Model], stages: Sequence[Sequence[int]]) -> Measured | None:
         """What a choice rests on; of several processes, the first one's."""

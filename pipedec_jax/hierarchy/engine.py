@@ -310,7 +310,7 @@ class HierarchyEngine:
         return Progress(
             tokens=tokens,
             ticks=state.tick[new].tolist(),
-            costs=state.tick[new].astype(float).tolist(),
+            costs=(self.settings.tick_cost * state.tick[new].astype(float)).tolist(),
             delays=state.delay[new].tolist(),
             logprobs=state.log_prob[new].tolist(),
             nodes=state.read,

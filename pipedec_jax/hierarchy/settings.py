@@ -47,6 +47,9 @@ class HierarchySettings:
     prefill_width: int = 128
     capacity: int | None = None
     """Places of each buffer and cache; by default the next power of two that holds prompt and answer."""
+    tick_cost: float = 1.0
+    """What a tick of the target's pipe costs, its share of what the other models do included; by default 1, so that
+    ticks are counted. It changes what `Progress.costs` says, and nothing else."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

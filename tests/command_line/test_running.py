@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import pipedec_jax
+from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.decoding.result import FIGURES
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import engine
@@ -118,12 +120,20 @@ def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
     # In the middle the target's own weights, on two stages.
     three = ["--models", draft, target, target, "--passes", "3", "1", "--stages", "1", "2", "1"]
     two = ["--models", draft, target, "--passes", "2", "--stages", "1"]
-    for method, given, stages in (("pipespec", three, [1, 2, 1]), ("speculative", two, [1, 1])):
+    small = pipedec_jax.load(draft).config
+    token = plain["modeled_cost"] / plain["new_tokens"]  # PP's: all of the target's weights
+    guess = small.layers * layer_bytes(small, 4) + head_bytes(small, 4)
+    for method, given, stages, tick in (
+        ("pipespec", three, [1, 2, 1], max(3 * guess, token)),  # all at once
+        ("speculative", two, [1, 1], 3 * guess + token),  # one after the other, the lookahead and one more
+    ):
         script.main([*options, *given, "--method", method, "--memory"])
         found = json.loads(capsys.readouterr().out)
         assert found["token_ids"] == plain["token_ids"]
         assert (found["method"], found["stages"], found["stages_by_model"]) == (method, 1, stages)
         assert found["ticks"] <= 20
+        assert found["modeled_cost"] == pytest.approx(tick * found["ticks"], rel=1e-5)
+        assert found["modeled_speedup_vs_pp"] == pytest.approx(20 * token / found["modeled_cost"], rel=1e-5)
         assert len(found["bytes_per_device"]) == sum(stages)
 
 
