@@ -24,7 +24,7 @@ from checkpoints_convert.report import as_text, describe
 from checkpoints_convert.store import is_converted, open_checkpoint
 from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
 from checkpoints_convert.workplace import workplace_of
-from pipedec_jax.command_line.output import discard_output
+from pipedec_jax.command_line.output import discard_output, in_words
 
 
 class Terminated(BaseException):
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         discard_output()
         return 141
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     except MemoryError:
         print("error: there is not enough memory; are the sizes in the model's configuration right?", file=sys.stderr)

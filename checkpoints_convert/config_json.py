@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipedec_jax.config import LlamaConfig, RopeScaling
-from pipedec_jax.small_files import read_small
+from pipedec_jax.small_files import json_kind, read_small
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 """Spellings of the one architecture that is converted (the second in the first LLaMA conversions)."""
@@ -38,7 +38,7 @@ def read_json(path: Path) -> Json:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, not {json_kind(values)}")
     return values
 
 

@@ -17,6 +17,8 @@ CONFIGS = ("config.json", *COPIED)
 SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 META = ("consolidated.*.pth",)
+TIMEOUT = 20.0
+"""Seconds for the hub to say what a repository holds."""
 
 
 def local_directory(source: str | Path) -> Path:
@@ -66,7 +68,9 @@ def _download(name: str, lacking: str | None) -> Path:
 
     formats = (SAFETENSORS, PICKLES, META)
     try:
-        files = huggingface_hub.HfApi().list_repo_files(name)
+        # Asked once: a list of files is asked for five times more, over half a minute, where there is no network.
+        listed = huggingface_hub.HfApi().model_info(name, timeout=TIMEOUT).siblings
+        files = [file.rfilename for file in listed or ()]
         present = [kind for kind in formats if any(fnmatchcase(file, pattern) for file in files for pattern in kind)]
         snapshot = None
         if present:

@@ -7,6 +7,7 @@ process stays below 1 GB (tests/checkpoints_convert/test_hostile_memory.py).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 MOST_BYTES = {"tokenizer.json": 2**26, "tokenizer.model": 5 * 2**20}
 """Most bytes of a file by name. LLaMA 3's have 9 to 17 MB and 2 MB."""
@@ -49,6 +50,14 @@ def check_json(data: bytes, name: str) -> None:
         raise ValueError(f"{name} holds about {values:,} JSON values; at most {JSON_VALUES:,} are read")
     if (keys := data.count(b":")) > JSON_KEYS:
         raise ValueError(f"{name} holds about {keys:,} JSON keys; at most {JSON_KEYS:,} are read")
+
+
+def json_kind(value: Any) -> str:
+    """What JSON calls a value, for messages to who wrote it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
 
 
 def _most_bytes(file: Path) -> int:

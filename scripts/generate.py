@@ -8,13 +8,13 @@ from pipedec_jax.command_line.running import main
 from pipedec_jax.disk_cache import use_compilation_cache
 
 
-def start() -> None:
-    """Find the compiled programs, and run."""
+def start() -> int:
+    """Find the compiled programs, and run; the status to end with."""
     try:
         use_compilation_cache()
     except ValueError as error:
         fail(error)
-    main()
+    return main()
 
 
 if __name__ == "__main__":

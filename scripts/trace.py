@@ -4,7 +4,8 @@ python scripts/trace.py --out DIR [--ticks 1 40] [--tree-ticks 6 7 8] [options o
 
 DIR then holds `timeline.svg` (ranks against ticks), `tree.svg` (the tree in a few ticks) and `trace.json` (open it at
 https://ui.perfetto.dev, or in chrome://tracing). All is counted in ticks, which are not time; with `--time modeled` and
-`--calibration FILE` the trace's times are modeled. Pictures need the extra `plots` (matplotlib).
+`--calibration FILE` the trace's times are modeled. Pictures need the extra `plots` (matplotlib); without
+it they are left out, and said to be.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
     try:
         use_compilation_cache()
         trace(own, rest)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         fail(error)
 
 

@@ -6,35 +6,94 @@ import argparse
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipedec_jax.command_line import tracing
 from pipedec_jax.command_line.tracing import trace
 from tests.plots.test_perfetto import checked
+from tests.recording.test_recording import CHEAP, recorded
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "trace.py"
+
+
+def own(out: Path, /, **changes: Any) -> argparse.Namespace:
+    """The script's own options."""
+    options = {"ticks": (1, 40), "tree_ticks": None, "tree_nodes": 20, "format": "svg", "time": "ticks"}
+    return argparse.Namespace(**{"out": out, "no_pictures": False, **options, **changes})
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is not installed."""
+    for name in ("matplotlib", "matplotlib.pyplot"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        (["--method", "pipespec"], "not for --method pipespec: it has steps, and no tree"),
+        (["--method", "pp", "--prompt", ""], "the prompt is empty"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number"),
+        (["--seed", "-1"], "seed must be"),
         (["--json"], "--json is not for trace.py"),
         (["--prompts", "x.jsonl"], "--prompts is not for trace.py"),
         (["--method", "all"], "method must be one of"),
     ],
 )
-def test_options_without_a_use_are_refused_at_once(tmp_path: Path, rest: list[str], message: str) -> None:
-    own = argparse.Namespace(out=tmp_path / "out", time="ticks", tree_ticks=[1], no_pictures=True)
+@pytest.mark.usefixtures("no_matplotlib")
+def test_bad_options_are_refused_at_once_with_matplotlib_and_without(
+    tmp_path: Path, rest: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=message):
-        trace(own, rest)
-    assert not own.out.exists()
+        trace(own(tmp_path / "out"), rest)
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ""
 
 
-def test_modeled_time_asks_for_a_calibration(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--time modeled needs --calibration"):
-        trace(argparse.Namespace(out=tmp_path, time="modeled", tree_ticks=None, no_pictures=True), [])
+@pytest.mark.parametrize(
+    ("changes", "rest", "message"),
+    [
+        ({"tree_ticks": [1]}, ["--method", "pipespec"], "not for --method pipespec: it has steps, and no tree"),
+        ({"time": "modeled"}, [], "--time modeled needs --calibration"),
+        ({"out": Path(__file__)}, [], "--out must be a directory"),
+        ({"ticks": (9, 3)}, [], "--ticks must be two numbers from 1, the smaller one first, not 9 3"),
+        ({"tree_ticks": [3, 0]}, [], "--tree-ticks are counted from 1, not 0"),
+        ({"tree_nodes": 1}, [], "--tree-nodes must be at least 2, not 1"),
+    ],
+)
+def test_bad_options_of_its_own_are_refused_at_once(
+    tmp_path: Path, changes: dict[str, Any], rest: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trace(own(tmp_path / "out", **changes), rest)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_the_trace_and_the_counts_are_there_and_the_pictures_are_said_to_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, recording = recorded(CHEAP[0])
+    decoder = types.SimpleNamespace(
+        request=lambda *_, **__: None,
+        generate=lambda *_, **__: types.SimpleNamespace(text="the answer"),
+        recording=lambda: recording,
+        report=list,
+    )
+    monkeypatch.setattr(tracing, "open_decoder", lambda *_, **__: decoder)
+    trace(own(tmp_path / "out"), [])
+    shown = capsys.readouterr()
+    assert shown.err.startswith("left out: timeline.svg, tree.svg (pictures need matplotlib: pip install ")
+    assert f"{len(recording.tokens)} tokens in {len(recording.ticks)} ticks (counted)" in shown.out
+    assert shown.out.endswith(f"written to {tmp_path / 'out'}: trace.json\n")
+    assert checked(json.loads((tmp_path / "out" / "trace.json").read_text()))
+    capsys.readouterr()
+    trace(own(tmp_path / "out", no_pictures=True), [])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

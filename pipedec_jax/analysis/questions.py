@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipedec_jax.small_files import json_kind
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -111,7 +113,7 @@ def json_object(line: str | bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"no JSON ({error})") from error
     if not isinstance(found, dict):
-        raise ValueError(f"must be a JSON object, not {type(found).__name__}")
+        raise ValueError(f"must be a JSON object, not {json_kind(found)}")
     return found
 
 

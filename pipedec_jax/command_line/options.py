@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipedec_jax.command_line.output import in_words
 from pipedec_jax.decoding import batch
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.hosts.group import PATIENCE, START_PATIENCE
 from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+from pipedec_jax.small_files import json_kind
 
 DESCRIPTION = (
     "Decode a prompt with a pipelined LLaMA, streaming the text; without arguments, a sample with the demo family."
+)
+STATUSES = (
+    "Ends with status 0; 1 where every prompt of --prompts is bad, now or before, or nobody reads the output any more; "
+    "2 for bad input; 75 when another process is gone; 130 when interrupted."
 )
 METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
 SAMPLE = "def quicksort(items):\n"
@@ -56,13 +62,19 @@ class Failed(SystemExit):
 
 def fail(message: object) -> NoReturn:
     """Say what is wrong with the input, and stop."""
-    print(f"error: {message}", file=sys.stderr)
-    raise Failed(str(message))
+    reason = in_words(message)
+    print(f"error: {reason}", file=sys.stderr)
+    raise Failed(reason)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of the command's arguments; ends the process where they are wrong."""
-    parser = Parser(description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        description=DESCRIPTION,
+        epilog=STATUSES,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (a sample when there is none)")
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="read the prompt from a UTF-8 file")
@@ -185,7 +197,7 @@ def read_prompt(options: argparse.Namespace) -> str:
     """
     if options.prompt_file is not None:
         try:
-            return options.prompt_file.read_bytes().decode()
+            return options.prompt_file.read_bytes().decode("utf-8-sig")  # editors of Windows put a mark first
         except UnicodeDecodeError as error:
             raise ValueError(f"{options.prompt_file} is not UTF-8 text: {error}") from error
     return SAMPLE if options.prompt is None else options.prompt
@@ -196,13 +208,13 @@ def read_calibration(path: Path | None) -> dict[str, float] | None:
     if path is None:
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"there is no calibration {path}; scripts/calibrate.py writes one") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one JSON object of seconds, not {type(values).__name__}")
+        raise ValueError(f"{path} must hold one JSON object of seconds, not {json_kind(values)}")
     return values
 
 

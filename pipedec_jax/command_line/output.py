@@ -28,6 +28,14 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(status)
 
 
+def in_words(error: object) -> str:
+    """What an error says, without the number that the system gives it."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' to '.join(files)}: {error.strerror}" if files else error.strerror
+
+
 def discard_output() -> None:
     """Send what is left of standard output nowhere: Python flushes it at exit and would complain again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

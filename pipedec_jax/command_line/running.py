@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import Failed, fail, parse, paths_as_text, read_prompt, request_options
 from pipedec_jax.command_line.output import discard_output
 from pipedec_jax.command_line.printing import show
 from pipedec_jax.decoding import batch
+from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.hosts.group import Alone, Group, join
 from pipedec_jax.hosts.watch import STATUS
 
@@ -27,17 +28,21 @@ OF_A_PLACE = ("target", "draft", "models", "calibration", "prompt_file", "prompt
 """What may differ between processes: names of files, whose content is compared."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Run, and end quietly when interrupted (status 130) or when nobody reads the output any more.
 
     Of several processes, one that ends early tells the others why, and they end with status 75.
+
+    Returns:
+        The status to end with: 0, or 1 where every prompt of a file is bad.
     """
     options = parse(arguments)
     group = Alone()
     try:
         group = join_others(options)
-        run(options, group)
+        status = run(options, group)
         group.leave()
+        return status
     except Failed as error:
         group.stop(error.reason, 2)
         raise
@@ -68,21 +73,25 @@ def join_others(options: argparse.Namespace) -> Alone:
         fail(error)
 
 
-def lost(group: Alone, error: Exception) -> None:
+def lost(group: Alone, error: Exception) -> NoReturn:
     """End after an error that another process may be the cause of; on its own, a process raises it."""
     if not isinstance(group, Group):
         raise error
     reason = group.explain(error)
     print(f"error: process {group.index} of {group.count}: {reason}", file=sys.stderr)
     group.stop(reason, STATUS)
+    sys.exit(STATUS)  # a group's `stop` has ended the process
 
 
-def run(options: argparse.Namespace, group: Alone) -> None:
-    """Do what the options say."""
+def run(options: argparse.Namespace, group: Alone) -> int:
+    """Do what the options say; the status to end with."""
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        check_request_options(**request_options(options))
+    except ValueError as error:
+        fail(error)
     if options.prompts or options.out:
-        run_batch(options, group)
-        return
+        return run_batch(options, group)
     try:
         prompt = read_prompt(options)
         if not prompt:
@@ -119,6 +128,7 @@ def run(options: argparse.Namespace, group: Alone) -> None:
         fail(error)
     if error is not None:
         raise error
+    return 0
 
 
 def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyDecoder:
@@ -143,8 +153,8 @@ def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyD
     return decoder
 
 
-def run_batch(options: argparse.Namespace, group: Alone) -> None:
-    """Decode the prompts of a file."""
+def run_batch(options: argparse.Namespace, group: Alone) -> int:
+    """Decode the prompts of a file; the status to end with."""
     if options.prompts is None or options.out is None:
         fail("--prompts FILE and --out FILE need each other")
     if options.memory:
@@ -178,3 +188,4 @@ def run_batch(options: argparse.Namespace, group: Alone) -> None:
             print(json.dumps(dataclasses.asdict(done) | {"chosen": decoder.report()}))
         else:
             print(*decoder.report(), done, sep="\n")
+    return done.status

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
-import pipedec_jax
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import parse, read_prompt, request_options
+from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.plots import style
 from pipedec_jax.plots.passes import draw_passes, pass_events
@@ -22,17 +23,17 @@ UNUSED = ("prompts", "out", "memory", "json", "chat")
 
 
 def trace(own: argparse.Namespace, rest: list[str]) -> None:
-    """Do what the options say.
+    """Do what the options say. Without matplotlib there are no pictures, and standard error says so.
 
     Args:
         own: the script's.
         rest: those of `generate.py`.
 
     Raises:
-        ValueError: for options that do not go together.
+        ValueError: for options that do not go together, before anything is decoded.
         OSError: when a file cannot be read or written.
-        ImportError: when matplotlib is missing.
     """
+    check_own(own)
     options = parse(rest)
     for name in UNUSED:
         if getattr(options, name):
@@ -41,29 +42,58 @@ def trace(own: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"--time and --tree-ticks are not for --method {options.method}: it has steps, and no tree")
     if own.time == "modeled" and options.calibration is None:
         raise ValueError("--time modeled needs --calibration FILE: without it a tick's cost is bytes, not seconds")
-    if not own.no_pictures:
-        style.pyplot()  # before the work
+    given = request_options(options)
+    check_request_options(**given)
+    prompt = read_prompt(options)
     decoder = open_decoder(options, record=True)
-    answer = decoder.generate(read_prompt(options), **request_options(options))
+    decoder.request(prompt, **given)
+    pictures = pictures_of(own, hierarchical=options.method in hierarchy.METHODS)
+    answer = decoder.generate(prompt, **given)
     own.out.mkdir(parents=True, exist_ok=True)
-    if isinstance(decoder, pipedec_jax.HierarchyDecoder):
-        passes = decoder.recording()
-        if not own.no_pictures:
-            style.save(draw_passes(passes, *own.ticks), own.out / f"timeline.{own.format}")
-        written, told = pass_events(passes), summary_of_passes(passes, answer.text)
+    recording = decoder.recording()
+    if isinstance(recording, PassRecording):
+        written, told = pass_events(recording), summary_of_passes(recording, answer.text)
     else:
-        recording = decoder.recording()
-        if not own.no_pictures:
-            write_pictures(own, recording)
         seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
         written, told = trace_events(recording, seconds), summary(recording, answer.text)
     (own.out / "trace.json").write_text(json.dumps(written), encoding="utf-8")
+    if pictures:
+        write_pictures(own, recording)
     print(told, *decoder.report(), sep="\n")
-    print(f"written to {own.out}: {', '.join(sorted(path.name for path in own.out.iterdir()))}")
+    print(f"written to {own.out}: {', '.join((*pictures, 'trace.json'))}")
 
 
-def write_pictures(own: argparse.Namespace, recording: Recording) -> None:
-    """The timeline and the tree."""
+def check_own(own: argparse.Namespace) -> None:
+    """Raise `ValueError` where the script's own options cannot be met by any answer."""
+    if own.out.exists() and not own.out.is_dir():
+        raise ValueError(f"--out must be a directory: {own.out} is a file")
+    first, last = own.ticks
+    if not 1 <= first <= last:
+        raise ValueError(f"--ticks must be two numbers from 1, the smaller one first, not {first} {last}")
+    if own.tree_ticks and min(own.tree_ticks) < 1:
+        raise ValueError(f"--tree-ticks are counted from 1, not {min(own.tree_ticks)}")
+    if own.tree_nodes < 2:
+        raise ValueError(f"--tree-nodes must be at least 2, not {own.tree_nodes}")
+
+
+def pictures_of(own: argparse.Namespace, hierarchical: bool) -> list[str]:
+    """The pictures that can be drawn, by their files; of those that are wanted and cannot, standard error tells."""
+    wanted = [f"{name}.{own.format}" for name in (("timeline",) if hierarchical else ("timeline", "tree"))]
+    if own.no_pictures:
+        return []
+    try:
+        style.pyplot()
+    except ImportError as error:
+        print(f"left out: {', '.join(wanted)} ({error}); the trace and the counts are complete", file=sys.stderr)
+        return []
+    return wanted
+
+
+def write_pictures(own: argparse.Namespace, recording: Recording | PassRecording) -> None:
+    """The timeline, and the tree where there is one."""
+    if isinstance(recording, PassRecording):
+        style.save(draw_passes(recording, *own.ticks), own.out / f"timeline.{own.format}")
+        return
     last = min(own.ticks[1], len(recording.ticks))
     style.save(draw_timeline(recording, own.ticks[0], last), own.out / f"timeline.{own.format}")
     wanted = own.tree_ticks or telling_ticks(recording)

@@ -7,6 +7,7 @@ line and a digest of what stands there. The first line holds the settings: with 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.hosts.group import Alone
+from pipedec_jax.small_files import json_kind
 from pipedec_jax.soundness import NotFiniteError
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ class Summary:
     """In the file."""
     found: int
     """Of them, finished before."""
+    found_bad: int
+    """Of these, with an error."""
     answered: int
     """Now."""
     bad: int
@@ -69,6 +74,11 @@ class Summary:
     seconds: float
     """Of decoding, compiling and making caches included."""
     compile_s: float
+
+    @property
+    def status(self) -> int:
+        """For a command to end with: 1 where there are prompts and all are bad, now or before, else 0."""
+        return int(0 < self.prompts == self.found_bad + self.bad)
 
     def __str__(self) -> str:
         rate = f", {self.new_tokens / self.seconds:.1f} tokens/s" if self.new_tokens else ""
@@ -105,18 +115,20 @@ def decode_file(
         **options: as for `Decoder.request`, for prompts that do not set their own.
 
     Raises:
-        ValueError: when `out` holds answers of other settings or to other prompts, or is damaged or no such file.
+        ValueError: when an option is out of its range, before `out` is made; when `out` holds answers of other settings
+            or to other prompts, or is damaged or no such file.
         OSError: when a file cannot be read or written, or another process writes to `out`.
     """
     group = group or Alone()
+    check_request_options(**{name: options[name] for name in OPTIONS if name in options})
     lines = read_lines(Path(prompts))
     if Path(out).exists() and Path(out).samefile(prompts):
         raise ValueError(f"the answers must go to another file than the prompts: {out}")
     begun, answered, bad, tokens, compiling = time.perf_counter(), 0, 0, 0, 0.0
     with contextlib.ExitStack() as held:
-        answers = held.enter_context(open_answers(Path(out), settings, lines)) if group.leads else Answers(None, set())
-        answers.finished.update(group.share("finished", sorted(answers.finished)))
-        found = sum(line.number in answers.finished for line in lines)
+        answers = held.enter_context(open_answers(Path(out), settings, lines)) if group.leads else Answers(None, {})
+        answers.finished.update(group.share("finished", sorted(answers.finished.items())))
+        found, found_bad = len(answers.finished), sum(answers.finished.values())
         with tqdm(total=len(lines), initial=found, unit="prompt", disable=None if group.leads else True) as bar:
             for line in lines:
                 if line.number in answers.finished:
@@ -129,7 +141,7 @@ def decode_file(
                 compiling += answer.get("compile_s", 0.0)
                 bar.update()
                 bar.set_postfix(bad=bad, tokens=tokens)
-    return Summary(len(lines), found, answered, bad, tokens, time.perf_counter() - begun, compiling)
+    return Summary(len(lines), found, found_bad, answered, bad, tokens, time.perf_counter() - begun, compiling)
 
 
 def decode_line(
@@ -163,8 +175,8 @@ def decode_line(
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of the prompts' file that are not empty."""
-    content = path.read_bytes().split(b"\n")
+    """The lines of the prompts' file that are not empty; editors of Windows put a mark before the first."""
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [Line(number, line.strip()) for number, line in enumerate(content, start=1) if line.strip()]
 
 
@@ -185,7 +197,7 @@ def read_prompt(line: Line) -> dict[str, Any]:
     if isinstance(asked, str):
         asked = {"prompt": asked}
     if not isinstance(asked, dict):
-        raise ValueError(f"a line must be a JSON string or object, not {type(asked).__name__}")
+        raise ValueError(f"a line must be a JSON string or object, not {json_kind(asked)}")
     for name in asked:
         if name not in KEYS:
             near = difflib.get_close_matches(name, KEYS, 1)
@@ -195,7 +207,7 @@ def read_prompt(line: Line) -> dict[str, Any]:
     if ("prompt" in asked) == ("messages" in asked):
         raise ValueError("a line needs either prompt or messages")
     if "prompt" in asked and not isinstance(asked["prompt"], str | list):
-        raise ValueError(f"prompt must be text or a list of token ids, not {type(asked['prompt']).__name__}")
+        raise ValueError(f"prompt must be text or a list of token ids, not {json_kind(asked['prompt'])}")
     if "messages" in asked:
         _check_messages(asked["messages"])
     return asked
@@ -218,10 +230,10 @@ class Answers:
 
     Args:
         file: its descriptor, at the end of the last whole line; `None` where another process writes.
-        finished: numbers of the prompts' lines that have an answer.
+        finished: by the numbers of the prompts' lines that have an answer, whether that is an error.
     """
 
-    def __init__(self, file: int | None, finished: set[int]) -> None:
+    def __init__(self, file: int | None, finished: dict[int, bool]) -> None:
         self._file = file
         self.finished = finished
 
@@ -229,7 +241,7 @@ class Answers:
         """Write an answer; when this returns, the disk has it."""
         if self._file is not None:
             _write(self._file, {"line": line.number, "digest": line.digest, **answer})
-        self.finished.add(line.number)
+        self.finished[line.number] = "error" in answer
 
 
 @contextlib.contextmanager
@@ -250,8 +262,8 @@ def open_answers(path: Path, settings: Mapping[str, Any], lines: Sequence[Line])
             content += piece
         whole = content[: content.rfind(b"\n") + 1]
         if not whole and not _encode(header).startswith(content):
-            raise ValueError(f"{path} is no file of answers: give another --out, or remove it")
-        finished = _check_answers(path, whole.splitlines(), header, lines) if whole else set()
+            raise ValueError(f"{path} is no file of answers: give another --out")
+        finished = _check_answers(path, whole.splitlines(), header, lines) if whole else {}
         if len(whole) < len(content):
             os.ftruncate(file, len(whole))
         if not whole:
@@ -262,20 +274,29 @@ def open_answers(path: Path, settings: Mapping[str, Any], lines: Sequence[Line])
         os.close(file)
 
 
-def _check_answers(path: Path, held: Sequence[bytes], header: Mapping[str, Any], lines: Sequence[Line]) -> set[int]:
-    """The numbers of the prompts that have an answer."""
+def _check_answers(
+    path: Path, held: Sequence[bytes], header: Mapping[str, Any], lines: Sequence[Line]
+) -> dict[int, bool]:
+    """The numbers of the prompts that have an answer, and whether that is an error."""
+    try:
+        first = json.loads(held[0])
+    except (ValueError, RecursionError):
+        first = None
+    if not isinstance(first, dict) or "pipedec_jax_answers" not in first:
+        raise ValueError(f"{path} is no file of answers: give another --out")
+    if first["pipedec_jax_answers"] != VERSION or not isinstance(first.get("settings"), dict):
+        raise ValueError(f"{path} is no file of answers of this version: give another --out")
     records = []
-    for number, line in enumerate(held, start=1):
+    for number, line in enumerate(held[1:], start=2):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or (number > 1 and not isinstance(record["line"], int)):
+            if not isinstance(record, dict) or not isinstance(record["line"], int):
                 raise ValueError("no answer")
         except (ValueError, KeyError) as error:
-            raise ValueError(f"line {number} of {path} is damaged ({error}): remove it, and start again") from error
+            raise ValueError(
+                f"line {number} of {path} is damaged ({error}): remove that line, or give another --out"
+            ) from error
         records.append(record)
-    first = records[0]
-    if first.get("pipedec_jax_answers") != VERSION or not isinstance(first.get("settings"), dict):
-        raise ValueError(f"{path} is no file of answers (of this version): give another --out, or remove it")
     old, new = first["settings"], header["settings"]
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if differing:
@@ -284,14 +305,14 @@ def _check_answers(path: Path, held: Sequence[bytes], header: Mapping[str, Any],
         )
         raise ValueError(f"{path} was begun with {what}: give the same settings, or another --out")
     prompts = {line.number: line.digest for line in lines}
-    finished: set[int] = set()
-    for record in records[1:]:
+    finished: dict[int, bool] = {}
+    for record in records:
         number = record["line"]
         if number in finished:
             raise ValueError(f"{path} has two answers to line {number}: remove one")
         if prompts.get(number) != record.get("digest"):
             raise ValueError(f"line {number} of the prompts has changed since {path} was begun: give another --out")
-        finished.add(number)
+        finished[number] = "error" in record
     return finished
 
 

@@ -14,6 +14,7 @@ from pipedec_jax.analysis import cost
 from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.decoding.devices import check_devices, pick_devices
 from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
+from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.drafters.base import Drafter
@@ -34,7 +35,6 @@ from pipedec_jax.pipeline.settings import (
     make_split,
 )
 from pipedec_jax.recording.history import Recording
-from pipedec_jax.sampling import Sampling
 from pipedec_jax.tokenizer import check_same_tokens
 
 Prompt = str | Sequence[int]
@@ -337,11 +337,9 @@ class Decoder:
         tokens = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)
         if drafter_params is not None and isinstance(self.drafter, str):
             raise ValueError(f"drafter_params are for a drafter of your own; this decoder's is {self.drafter!r}")
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
-        for text in stops:
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"a stop string must be text and not empty, not {text!r}")
+        sampling, stops = check_request_options(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        )
         return Request(
             prompt=tuple(tokens),
             max_new_tokens=max_new_tokens,

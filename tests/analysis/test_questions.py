@@ -54,7 +54,7 @@ def test_every_line_of_a_text_is_a_prompt_but_blank_ones(tmp_path):
 GOOD = '{"prompt": "a"}\n'
 BAD = {
     "no JSON": (GOOD + "{", "line 2: no JSON"),
-    "a list": (GOOD + "\n[1]", "line 3: must be a JSON object, not list"),
+    "a list": (GOOD + "\n[1]", "line 3: must be a JSON object, not a list"),
     "no prompt": ('{"text": "a"}', "line 1: neither turns (Spec-Bench) nor prompt (HumanEval) among its keys: text"),
     "no turns": ('{"turns": []}', "line 1: turns must be a list of texts"),
     "a turn that is none": ('{"turns": ["a", 7]}', "line 1: a prompt must be a text and not empty, not 7"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 
 import pytest
@@ -119,8 +120,9 @@ def serve(
     asked, snapshot_download = {}, huggingface_hub.snapshot_download
 
     class Api:
-        def list_repo_files(self, name):
-            return ["config.json", "tokenizer.json", *files]
+        def model_info(self, name, *, timeout):
+            names = ["config.json", "tokenizer.json", *files]
+            return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=file) for file in names])
 
     def download(name, *, local_files_only=False, allow_patterns=None):
         if local_files_only:

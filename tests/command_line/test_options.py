@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from pipedec_jax.command_line.options import parse, read_prompt
 from tests.command_line.commands import OPTIONS, SIZES, expect_error
 from tests.conftest import write_byte_level
 
@@ -13,7 +14,8 @@ BAD = {
     "prompts without out": (["--prompts", "/nowhere"], "--prompts FILE and --out FILE need each other"),
     "out without prompts": (["--out", "/nowhere"], "--prompts FILE and --out FILE need each other"),
     "no prompts": (["--prompts", "/nowhere/prompts", "--out", "/nowhere/out"], "No such file"),
-    "no prompt file": (["--prompt-file", "/nowhere/prompt.txt"], "No such file"),
+    "no prompt file": (["--prompt-file", "/nowhere/prompt.txt"], "error: /nowhere/prompt.txt: No such file"),
+    "a folder of prompts": (["--prompts", "/", "--out", "/nowhere/out"], "error: /: Is a directory"),
     "too long": (["--max-new-tokens", "128"], "exceed the target's context of 128 tokens"),
     "no new tokens": (["--max-new-tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
     "no number": (["--stages", "many"], "argument --stages: invalid int value: 'many'"),
@@ -80,6 +82,19 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_line_on_standard_error(script, models, no_engine, capsys, arguments, message):
     expect_error(script, capsys, [*models, *SIZES, *arguments], message)
+
+
+JOB_WIDE = ("no new tokens", "temperature", "temperature nan", "top-p", "top-k", "seed", "an empty stop string")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [BAD[name] for name in JOB_WIDE], ids=JOB_WIDE)
+def test_settings_of_a_job_are_refused_before_a_model_is_read_and_the_answers_file_is_made(
+    script, capsys, tmp_path, arguments, message
+):
+    (tmp_path / "prompts.jsonl").write_text('"x = 1"\n', encoding="utf-8")
+    job = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--target", "/nowhere"]
+    expect_error(script, capsys, [*job, *arguments], message)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 EXITS = {
@@ -155,10 +170,16 @@ def test_a_prompt_file_that_is_no_text_is_an_error(script, models, no_engine, ca
     expect_error(script, capsys, [*models, "--prompt-file", str(tmp_path / "prompt")], "is not UTF-8 text")
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_a_prompt_file(tmp_path):
+    (tmp_path / "prompt").write_bytes(b"\xef\xbb\xbfdef f(x):\r\n")
+    assert read_prompt(parse(["--prompt-file", str(tmp_path / "prompt")])) == "def f(x):\r\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ("null", "must hold one JSON object of seconds, not null"),
         ("[1]", "must hold one JSON object"),
         ('{"layer": 1}', "calibration lacks 'head'"),
         ('{"layer": "x", "head": 1, "draft": 1}', "cost layer must be a finite number"),

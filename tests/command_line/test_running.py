@@ -218,7 +218,7 @@ def test_nan_is_an_error_after_what_was_committed(script, models, capsys, monkey
 def test_prompts_of_a_file_go_on_with_the_same_settings_alone(script, models, capsys, tmp_path):
     (tmp_path / "prompts").write_text('"for x in"\n{"prompt": ""}\n', encoding="utf-8")
     options = [*models, *SIZES, "--prompts", str(tmp_path / "prompts"), "--out", str(tmp_path / "out")]
-    script.main(options)
+    assert script.main(options) == 0
     assert capsys.readouterr().out.startswith("2 prompts: 0 finished before, 1 answered, 1 bad; ")
     (tmp_path / "prompts").write_text('"for x in"\n{"prompt": ""}\n"x = 1"', encoding="utf-8")
     script.main([*options, "--json"])
@@ -230,6 +230,14 @@ def test_prompts_of_a_file_go_on_with_the_same_settings_alone(script, models, ca
     assert json.loads(capsys.readouterr().out)["token_ids"] == answers[2]["token_ids"]
     message = "was begun with temperature 0.0 and not 1.0: give the same settings, or another --out"
     expect_error(script, capsys, [*options, "--temperature", "1"], message)
+
+
+def test_a_file_of_bad_prompts_alone_ends_with_status_1(script, models, no_engine, capsys, tmp_path):
+    (tmp_path / "prompts").write_text('7\n{"prompt": ""}\n', encoding="utf-8")
+    job = [*models, *SIZES, "--prompts", str(tmp_path / "prompts"), "--out", str(tmp_path / "out")]
+    for found, bad in ((0, 2), (2, 0)):
+        assert script.main(job) == 1
+        assert capsys.readouterr().out.startswith(f"2 prompts: {found} finished before, 0 answered, {bad} bad; ")
 
 
 def test_modeled_time_follows_a_calibration(script, models, capsys, tmp_path):

@@ -151,11 +151,12 @@ def test_nan_in_the_target_is_reported_in_its_line(prompts, out):
 BAD = {
     b"{": "not JSON",
     b"\xff": "not UTF-8",
-    b"7": "a JSON string or object, not int",
+    b"7": "a JSON string or object, not a number",
+    b"null": "a JSON string or object, not null",
     b"[" * 100000: "nested too deeply",
     b"{}": "either prompt or messages",
     b'{"prompt": "a", "messages": []}': "either prompt or messages",
-    b'{"prompt": 5}': "prompt must be text or a list of token ids, not int",
+    b'{"prompt": 5}': "prompt must be text or a list of token ids, not a number",
     b'{"prompt": ""}': "the prompt is empty",
     b'{"prompt": "a", "max_tokens": 5}': "unknown key 'max_tokens', perhaps max_new_tokens; allowed: prompt, messages",
     b'{"prompt": "a", "max_new_tokens": 0}': "max_new_tokens must be",
@@ -196,6 +197,49 @@ def test_other_settings_are_an_error_that_names_them(prompts, out):
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -4},
+        {"top_k": -3},
+        {"top_p": 7},
+        {"seed": -1},
+        {"stop": [""]},
+    ],
+    ids=str,
+)
+def test_settings_that_are_bad_for_every_prompt_are_refused_before_anything_is_written(prompts, out, bad):
+    decoder = FakeDecoder()
+    with pytest.raises(ValueError, match=f"{'stop string' if 'stop' in bad else next(iter(bad))} must be"):
+        run(decoder, prompts, out, **bad)
+    assert not out.exists()
+    assert decoder.decoded == []
+
+
+def test_the_status_is_1_only_where_every_prompt_is_bad_now_or_before(prompts, out):
+    assert run(FakeDecoder(), prompts, out).status == 0
+    out.unlink()
+    prompts.write_bytes(b'{\n{"prompt": ""}\n')
+    assert run(FakeDecoder(), prompts, out).status == 1
+    again = run(FakeDecoder(), prompts, out)
+    assert (again.found, again.found_bad, again.bad, again.status) == (2, 2, 0, 1)
+    prompts.write_bytes(prompts.read_bytes() + b'"good"')
+    assert run(FakeDecoder(), prompts, out).status == 0
+    out.unlink()
+    prompts.write_bytes(b"\n")
+    assert run(FakeDecoder(), prompts, out).status == 0, "no prompt is no bad one"
+
+
+def test_a_mark_of_the_encoding_before_the_first_prompt_is_none_of_it(prompts, out):
+    run(FakeDecoder(), prompts, out)
+    plain = out.read_bytes()
+    out.unlink()
+    prompts.write_bytes(b"\xef\xbb\xbf" + prompts.read_bytes().replace(b"\n", b"\r\n"))
+    run(FakeDecoder(), prompts, out)
+    assert out.read_bytes() == plain
+
+
 def test_another_prompt_in_an_answered_line_is_an_error(prompts, out):
     run(FakeDecoder(), prompts, out)
     prompts.write_text(prompts.read_text().replace("two", "2"))
@@ -205,8 +249,9 @@ def test_another_prompt_in_an_answered_line_is_an_error(prompts, out):
 
 HELD = {
     "some text": (b"hello", "is no file of answers"),
-    "lines of text": (b"hello\nthere\n", "line 1 of .* is damaged"),
-    "lines of JSON": (b'{"text": 1}\n{"text": 2}\n', "damaged|no file of answers"),
+    "lines of text": (b"hello\nthere\n", "is no file of answers: give another --out$"),
+    "lines of JSON": (b'{"text": 1}\n{"text": 2}\n', "is no file of answers: give another --out$"),
+    "lines of numbers": (b"[1]\n2\n", "is no file of answers: give another --out$"),
     "another version": (b'{"pipedec_jax_answers": 0, "settings": {}}\n', "no file of answers"),
 }
 
