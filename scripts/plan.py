@@ -2,7 +2,8 @@ r"""Choose a method, stages and width for a target, a draft and so many devices,
 
 Everything it prints is predicted: the parts' seconds come from a calibration (scripts/calibrate.py) or, without one,
 from a device's memory bandwidth and peak operations; ticks per token from a hit curve, by default the demo family's;
-the links from the command line. Beside this software's methods stand what the same devices could do instead.
+the links from the command line. Beside this software's methods stand what the same devices could do instead. Ends with
+status 1 where nothing fits.
 
 python scripts/plan.py --target configs/llama-3.1-70b.json --draft configs/llama-3.2-1b.json --devices 15 \
     --bandwidth 2800 --peak 800 --memory 80 --link-bandwidth 10 --link-latency 15
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
 from pipedec_jax.analysis.prediction import Device, Prediction, Problem, cache_costs, roofline_costs, rows_needed
 from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import in_words, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
+from pipedec_jax.tokenizer import Tokenizer, check_same_tokens
 
 DEMO_CURVE = Path(__file__).resolve().parent.parent / "configs" / "demo_hit_curve.json"
 GIGA = 1e9
@@ -51,14 +54,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raise `ValueError`, naming the option and what was given, for a number that no device, link or text has."""
+    for name in ("devices", "context"):
+        if (value := getattr(args, name)) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {value}")
+    for name, unit in (("bandwidth", "GB/s"), ("peak", "TFLOP/s"), ("memory", "GB"), ("link_bandwidth", "GB/s")):
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number over 0 ({unit}), not {value:g}")
+    if not 0 <= args.link_latency < math.inf:
+        raise ValueError(
+            f"--link-latency must be a finite number of at least 0 (microseconds), not {args.link_latency:g}"
+        )
+
+
 def read_object(path: str | Path, what: str) -> dict[str, Any]:
     """A JSON file's object."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"there is no {what} {path}") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{what} {path} cannot be read: {error}") from None
+        raise ValueError(f"{what} {path} cannot be read: {in_words(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{what} {path} must hold a JSON object")
     return values
@@ -66,13 +83,39 @@ def read_object(path: str | Path, what: str) -> dict[str, Any]:
 
 def geometry(name: str, what: str) -> LlamaConfig:
     """Of a JSON file, or of a model's directory."""
+    return with_tokenizer(name, what)[0]
+
+
+def with_tokenizer(name: str, what: str) -> tuple[LlamaConfig, Tokenizer | None]:
+    """The same, with the tokenizer of a model's directory."""
     if not name.endswith(".json"):
-        return pipedec_jax.load(name).config
+        model = pipedec_jax.load(name)
+        return model.config, model.tokenizer
     values = read_object(name, what)
     try:
-        return LlamaConfig.from_dict(values.get("model", values))
+        return LlamaConfig.from_dict(values.get("model", values)), None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} {name} is no geometry: {error}") from None
+
+
+def pair(target: str, draft: str | None) -> tuple[LlamaConfig, LlamaConfig | None]:
+    """The geometries of a target and of a draft that may guess for it.
+
+    Raises:
+        ValueError: where they have not the same tokens, as far as can be told.
+    """
+    config, tokens = with_tokenizer(target, "target")
+    if draft is None:
+        return config, None
+    other, drafts = with_tokenizer(draft, "draft")
+    if tokens is not None and drafts is not None:
+        check_same_tokens(tokens, drafts)
+    elif config.vocab_size != other.vocab_size:
+        raise ValueError(
+            f"--draft {draft} has a vocabulary of {other.vocab_size} and --target {target} one of {config.vocab_size}, "
+            "but a pair must share its tokenizer: give a draft of the target's family, or none"
+        )
+    return config, other
 
 
 def costs_of(
@@ -169,12 +212,12 @@ def table(predictions: list[Prediction], baseline: float) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse arguments, predict, print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Parse arguments, predict, print; 1 where nothing fits, else 0."""
     args = parse(arguments)
     try:
-        target = geometry(args.target, "target")
-        draft = geometry(args.draft, "draft") if args.draft is not None else None
+        check(args)
+        target, draft = pair(args.target, args.draft)
         curve = read_hit_curve(read_object(args.hit_curve, "hit curve"))
         costs, per_slot, source = costs_of(args, target, draft, curve)
         problem = Problem(
@@ -198,13 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"links: {args.link_bandwidth:g} GB/s and {args.link_latency:g} us a message, between any two devices alike",
         f"ticks per token: {Path(args.hit_curve).name}: {curve.about or 'it does not say where it is from'}",
     ]
-    if draft is not None and draft.vocab_size != target.vocab_size:
-        basis.append(
-            f"vocabularies differ ({target.vocab_size} and {draft.vocab_size}): a pair must share its tokenizer"
-        )
     if args.memory is None:
         basis.append("memory: not checked, as --memory was not given")
-    words = verdict(plan, problem)
+    words, status = verdict(plan, problem), int(plan.chosen is None and plan.best_alternative is None)
     if args.json:
         groups = {name: [x.to_dict() for x in getattr(plan, name)] for name in ("methods", "alternatives")}
         chosen = plan.chosen and plan.chosen.to_dict()
@@ -213,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = {"kind": "predicted", "from": basis, "argv": sys.argv[1:] if arguments is None else arguments, **groups}
         found |= {"chosen": chosen, "best_alternative": best, "pipedec_needs_hit_rate": need, "verdict": words}
         print(json.dumps(found, indent=1))
-        return
+        return status
     baseline = plan.methods[0].seconds
     print(
         f"PREDICTED, nothing here was measured as a whole. {args.devices} devices, {args.dtype}, {args.context} tokens."
@@ -225,6 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     table(list(plan.alternatives), baseline)
     print()
     print("\n".join(words))
+    return status
 
 
 if __name__ == "__main__":

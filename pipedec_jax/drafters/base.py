@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pipedec_jax.cache import Rows, tree_rows
@@ -115,6 +116,20 @@ def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
                 f"{type(drafter).__name__}.propose() must give {name} as {kind.__name__} numbers "
                 f"[{rows}, {drafter.children}] (nodes of the frontier, children), not {found.dtype} {list(found.shape)}"
             )
+
+
+def check_drafter(drafter: Drafter) -> None:
+    """Raise `ValueError` unless an object of a drafter's class has what every drafter must have."""
+    name = type(drafter).__name__
+    if type(drafter).propose is Drafter.propose:
+        raise ValueError(f"{name} must define propose(), which guesses (see pipedec_jax.drafters)")
+    children = getattr(drafter, "children", None)
+    if isinstance(children, bool) or not isinstance(children, int | np.integer) or children < 1:
+        raise ValueError(
+            f"{name}.children must be a whole number of at least 1, the guesses for each node, not {children!r}"
+        )
+    if drafter.ranks not in (0, 1):
+        raise ValueError(f"{name}.ranks must be 0 or 1 (ranks behind the target's stages), not {drafter.ranks!r}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.drafters.base import Drafter, NoDrafter
+from pipedec_jax.drafters.base import Drafter, NoDrafter, check_drafter
 from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.exit import ExitDrafter
@@ -42,6 +42,9 @@ EXIT_TOO = ("pipedec", "best-first")
 DRAFTERS = ("model", "ngram", "both")
 """Who guesses: the draft model (with an exit layer, the exit head), look-up in the text so far, or both into the same
 tree."""
+
+SHARPNESS = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))
+"""The least and the greatest: logits are multiplied in float32."""
 
 MOST_PLACES = 16384
 """Places of a tree: what says who is above whom is as many bytes squared, on every device."""
@@ -129,8 +132,8 @@ class EngineSettings:
             other = "use method best-first for more" if self.method == "pipedec" else "its depth says how many"
             raise ValueError(f"draft_steps is not for {self.method}, {other}")
         self._check_exit()
-        if not 0 < self.sharpness < math.inf:
-            raise ValueError(f"sharpness must be a finite number over 0, not {self.sharpness!r}")
+        if not SHARPNESS[0] <= self.sharpness <= SHARPNESS[1]:
+            raise ValueError(f"sharpness must be over 0 and finite, in float32, not {self.sharpness!r}")
         for name in ("adaptive", "record"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -196,6 +199,8 @@ def check_fit(
             raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or a drafter of your own, not {drafter!r}")
     elif not isinstance(drafter, Drafter):
         raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or an object of a Drafter, not {drafter!r}")
+    else:
+        check_drafter(drafter)
     places = tree_slots(settings)
     if not has_places(settings):
         raise ValueError(

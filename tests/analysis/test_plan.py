@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.analysis.planning import (
     problem,
     results,
 )
+from tests.conftest import write_byte_level
 
 # Time.
 
@@ -258,7 +260,7 @@ ROOFLINE = ["--bandwidth", "900", "--peak", "150"]
 
 
 def test_the_script_says_what_it_predicts_and_from_what(capsys):
-    script.main([*BASIC, *ROOFLINE, "--memory", "12", "--link-bandwidth", "1", "--link-latency", "50"])
+    assert script.main([*BASIC, *ROOFLINE, "--memory", "12", "--link-bandwidth", "1", "--link-latency", "50"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("PREDICTED, nothing here was measured as a whole. 5 devices, bfloat16, 4096 tokens.")
     assert "a roofline of 900 GB/s and 150 TFLOP/s" in said
@@ -267,6 +269,21 @@ def test_the_script_says_what_it_predicts_and_from_what(capsys):
     assert "does not fit: one device needs at least 16.6 GB a device, of 12" in said
     assert "would choose: best-first, drafter both, 4 stages, width" in said
     assert "it wins: " in said
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "JSON"])
+def test_the_status_is_1_where_nothing_fits(capsys, form):
+    assert script.main([*BASIC, *ROOFLINE, "--memory", "0.001", *form]) == 1
+    assert "nothing fits" in capsys.readouterr().out
+
+
+def test_a_pair_of_models_may_differ_in_padded_rows_but_not_in_tokens(family, tmp_path):
+    target, draft = str(family["target"]), shutil.copytree(family["draft"], tmp_path / "draft")
+    found, other = script.pair(target, str(draft))
+    assert other.vocab_size > found.vocab_size
+    write_byte_level(draft, extra=("<|extra|>",))
+    with pytest.raises(ValueError, match="must have the same tokens"):
+        script.pair(target, str(draft))
 
 
 TIMES = {"layer": {"1": 0.001, "8": 0.002}, "head": 0.002, "draft": 0.001}
@@ -306,9 +323,20 @@ def test_json_holds_the_same(capsys, tmp_path):
         ([*BASIC, *ROOFLINE, "--target", "missing.json"], "there is no target missing.json"),
         ([*BASIC, *ROOFLINE, "--target", str(CONFIGS / "demo_hit_curve.json")], "is no geometry: unknown key 'about'"),
         ([*BASIC, *ROOFLINE, "--target", str(CONFIGS / "demo_records.json")], "must hold a JSON object"),
-        ([*BASIC, *ROOFLINE, "--devices", "0"], "devices must be a whole number of at least 1, not 0"),
-        ([*BASIC, *ROOFLINE, "--link-bandwidth", "0"], "links' bandwidth must be a finite number over 0"),
-        ([*BASIC, "--bandwidth", "nan", "--peak", "1"], "device's bandwidth must be a finite number over 0"),
+        ([*BASIC, "--devices", "0"], "--devices must be at least 1, not 0"),
+        ([*BASIC, "--context", "0"], "--context must be at least 1, not 0"),
+        (
+            [*BASIC, *ROOFLINE, "--link-bandwidth", "-1"],
+            "--link-bandwidth must be a finite number over 0 (GB/s), not -1",
+        ),
+        ([*BASIC, *ROOFLINE, "--link-latency", "-5"], "--link-latency must be a finite number of at least 0 (micro"),
+        ([*BASIC, *ROOFLINE, "--link-latency", "-5"], "(microseconds), not -5\n"),
+        ([*BASIC, *ROOFLINE, "--memory", "-1"], "--memory must be a finite number over 0 (GB), not -1\n"),
+        ([*BASIC, "--bandwidth", "nan", "--peak", "1"], "--bandwidth must be a finite number over 0 (GB/s), not nan"),
+        (
+            [*BASIC, *ROOFLINE, "--draft", str(CONFIGS / "llama-2-7b.json")],
+            "has a vocabulary of 32000 and --target",
+        ),
         ([*BASIC, *ROOFLINE, "--context", "200000"], "context must be 1 to the target's 131072 tokens"),
         ([*BASIC, *ROOFLINE, "--dtype", "int4"], "invalid choice"),
     ],

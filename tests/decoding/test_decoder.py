@@ -1,17 +1,32 @@
 """The decoder over the real engine and tiny random models, and every check it makes before decoding."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import pipedec_jax
 from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayDrafter
 from pipedec_jax.pipeline.settings import has_places
 from tests.conftest import DEVICES, write_byte_level
 
 PROMPTS = ["def quicksort(items):\n    if len", "for index, value", "x"]
+
+
+class NoChildren(Drafter):
+    """A drafter that lacks what a user may forget."""
+
+    def propose(self, params, state, view):
+        raise AssertionError("asked")
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(NoChildren):
+    children: object
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +176,15 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
             r"the calibration lacks exit_head",
         ),
         ({"drafter": NGramDrafter, "draft": None}, r"drafter must be one of .* an object of a Drafter, not <class"),
+        (
+            {"drafter": NoChildren(), "draft": None},
+            r"NoChildren.children must be a whole number .* each node, not None",
+        ),
+        ({"drafter": Own(children=0), "draft": None}, r"Own.children must be a whole number of at least 1, .* not 0"),
+        ({"drafter": Own(children=2.0), "draft": None}, r"Own.children must be a whole number .* not 2.0"),
+        ({"drafter": Drafter(), "draft": None}, r"Drafter must define propose\(\)"),
+        ({"sharpness": 1e308}, r"sharpness must be over 0 and finite, in float32, not 1e\+308"),
+        ({"sharpness": 1e-50}, r"sharpness must be over 0 and finite, in float32, not 1e-50"),
         ({"width": 5000}, r"the tree would need \d+ places, and 16384 are the most"),
     ],
 )
