@@ -19,6 +19,8 @@ TENSOR = "tensor"
 """Name of the mesh axis over which the layers of a stage are split."""
 AXES = (AXIS, TENSOR)
 """All devices, those of a stage one after the other."""
+SMALL = 64 * 1024
+"""Bytes of all stages' activations up to which they travel in a broadcast (`pass_on`)."""
 
 
 def vary(tree: Any) -> Any:
@@ -72,6 +74,39 @@ def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
         received.append(_from_words(everyone[start : start + word.size].reshape(word.shape), leaf.dtype))
         start += word.size
     return jax.tree.unflatten(structure, received)
+
+
+def to_next_stage(x: jax.Array, stages: int) -> jax.Array:
+    """What the stage before has given; the first stage and ranks that are none get zeros."""
+    return lax.ppermute(x, AXIS, [(k, k + 1) for k in range(stages - 1)]) if stages > 1 else jnp.zeros_like(x)
+
+
+def pass_on(
+    x: jax.Array, stages: int, parts: Sequence[tuple[Any, jax.Array]]
+) -> tuple[jax.Array, jax.Array, list[Any]]:
+    """Activations one stage on, those of the last stage to all, and with them what else one device each knows.
+
+    Where all stages' rows together are small (`SMALL`), sending them costs nothing but a collective's latency, so they
+    travel in the broadcast that there is in any case, and each stage takes the ones it needs.
+
+    Args:
+        x: `[W, D]`, what this rank's stage has given.
+        stages: how many there are (N).
+        parts: as `broadcast` takes them.
+
+    Returns:
+        `[W, D]` of the stage before (`to_next_stage`), `[W, D]` of the last stage, and the parts.
+    """
+    rank = lax.axis_index(AXIS)
+    together = stages * _to_words(x).size * 4 <= SMALL
+    senders = range(stages) if together else (stages - 1,)
+    rows = [(x, leads() & (rank == k)) for k in senders]
+    known = broadcast([*rows, *parts])
+    rows, parts = known[: len(rows)], known[len(rows) :]
+    if not together:
+        return to_next_stage(x, stages), rows[-1], parts
+    before = jnp.where((rank > 0) & (rank < stages), rank - 1, stages)
+    return vary(jnp.stack(rows).at[before].get(mode="fill", fill_value=0)), rows[-1], parts
 
 
 def gather_over_devices(tree: Any) -> Any:

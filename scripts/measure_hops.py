@@ -63,14 +63,17 @@ def measure(options: argparse.Namespace) -> None:
 def print_head(width: int) -> None:
     print(
         f"Measured: hop and broadcast of {width} rows of 192 floats, least of 5 calls of {LOOPS} each; ticks of "
-        f"best-first with look-up, the middle model. The share is that of the hop and {SUMS} broadcasts, alone.\n"
+        f"best-first with look-up, the middle model. The share is that of passing on (hop and broadcast as a tick has "
+        f"them) and {SUMS} more broadcasts, alone.\n"
     )
-    print("| processes x devices | ranks | hop (us) | broadcast (us) | tick (us) | share of the tick |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| processes x devices | ranks | hop (us) | broadcast (us) | passing on (us) | tick (us) | share of the tick |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
 
 
 def print_row(shape: str, row: Hops) -> None:
-    times = " | ".join(f"{seconds * 1e6:.0f}" for seconds in (row.hop, row.broadcast, row.tick))
+    times = " | ".join(f"{seconds * 1e6:.0f}" for seconds in (row.hop, row.broadcast, row.passing_on, row.tick))
     print(f"| {shape} | {row.ranks} | {times} | {row.share:.0%} |", flush=True)
 
 

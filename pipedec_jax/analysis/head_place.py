@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from pipedec_jax import vocabulary
 from pipedec_jax.analysis.cost import Costs, at_rows, stage_cost
 from pipedec_jax.cache import Rows
-from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, vary
+from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, to_next_stage, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
@@ -101,7 +101,7 @@ def head_loop(
             logit = vocabulary.head_part(target.config, params.final_norm, params.output, hidden, target.vocab_size)
             part = vocabulary.choice_part(mode, GREEDY.arrays(), logit, jnp.zeros_like(logit), target.vocab_size)
             choice, _ = vocabulary.choose(gather_over_devices(part))
-        moved = lax.ppermute(y, AXIS, [(k, k + 1) for k in range(stages - 1)])
+        moved = to_next_stage(y, stages)
         # Every tick needs the one before, and activations do not grow.
         return cache, x + 0 * (moved + choice[:, None].astype(x.dtype)), choice
 

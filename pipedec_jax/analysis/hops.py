@@ -15,12 +15,12 @@ from jax import lax
 from jax.sharding import Mesh
 
 from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.exchange import AXIS, sum_over_devices, vary
+from pipedec_jax.exchange import pass_on, sum_over_devices, to_next_stage, vary
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN
 
-SUMS = 3
-"""Sums over all devices in a tick: the embeddings, the broadcast, the parts of the choices."""
+SUMS = 2
+"""Sums over all devices in a tick beside what passes activations on: the embeddings, the parts of the choices."""
 LOOPS = 300
 """Exchanges in one call, so that the host's own time is not in it."""
 REPEATS = 5
@@ -35,14 +35,16 @@ class Hops:
     hop: float
     """A `ppermute` of a batch's activations, from each stage to the next."""
     broadcast: float
-    """A sum over all devices of a batch's activations, as the tick's broadcast is."""
+    """A sum over all devices of a batch's activations."""
+    passing_on: float
+    """A hop and a broadcast as a tick has them, which is a broadcast alone of small batches (`exchange.pass_on`)."""
     tick: float
     """A whole tick of the decoder."""
 
     @property
     def exchange(self) -> float:
-        """Of a tick: its hop and its sums, if each costs what it costs alone."""
-        return self.hop + SUMS * self.broadcast
+        """Of a tick: passing on and its sums, if each costs what it costs alone."""
+        return self.passing_on + SUMS * self.broadcast
 
     @property
     def share(self) -> float:
@@ -60,10 +62,16 @@ def measure_hops(decoder: Decoder, prompt: str, new_tokens: int = 96) -> Hops:
     """
     engine = decoder.engine
     ranks, shape = engine.mesh.size, (decoder.width, decoder.target.config.width)
-    shift = [(k, k + 1) for k in range(decoder.stages - 1)]
-    hop = _seconds(engine.mesh, shape, lambda x: lax.ppermute(x, AXIS, shift) if shift else x)
+    stages = decoder.stages
+
+    def both(x: jax.Array) -> jax.Array:
+        received, last, _ = pass_on(x, stages, ())
+        return 0.5 * (received + last)
+
+    hop = _seconds(engine.mesh, shape, lambda x: to_next_stage(x, stages))
     # Scaled, so that what is summed again and again stays finite.
     broadcast = _seconds(engine.mesh, shape, lambda x: vary(sum_over_devices(x) / ranks))
+    passing_on = _seconds(engine.mesh, shape, both)
     engine.start(decoder.target.tokenizer.encode(prompt), max_new_tokens=2 * new_tokens)
     engine.run(new_tokens // 2)
     before = engine.run(1).ticks[-1]
@@ -71,7 +79,7 @@ def measure_hops(decoder: Decoder, prompt: str, new_tokens: int = 96) -> Hops:
     after = engine.run(new_tokens).ticks[-1]
     tick = (time.perf_counter() - begun) / (after - before)
     processes = len({device.process_index for device in engine.mesh.devices.flat})
-    return Hops(processes, ranks, hop, broadcast, tick)
+    return Hops(processes, ranks, hop, broadcast, passing_on, tick)
 
 
 def _seconds(mesh: Mesh, shape: tuple[int, int], exchange: Callable[[jax.Array], jax.Array]) -> float:

@@ -55,8 +55,9 @@ def exchange_seconds(link: Link, ranks: int, rows: int, width: int, item_bytes: 
     """Seconds of the collectives of one tick of the engine (`pipedec_jax.pipeline.tick`), one after the other.
 
     The batch's embeddings are summed over the ranks; the last stage's rows and the guesses (a token and its
-    log-probability each) are broadcast; activations move one stage on; four numbers a row of every rank's slice of the
-    head are gathered. Filters of sampling (top-k, top-p) gather more, and are not charged.
+    log-probability each) are broadcast; activations move one stage on (small ones too, though these are in the
+    broadcast then); four numbers a row of every rank's slice of the head are gathered. Filters of sampling (top-k,
+    top-p) gather more, and are not charged.
 
     Args:
         link: between any two devices.

@@ -23,7 +23,7 @@ from jax import lax
 
 from pipedec_jax import soundness, vocabulary
 from pipedec_jax.cache import Rows, chunk_rows
-from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices
+from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_over_devices
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
 from pipedec_jax.pipeline.prefill import Request
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
@@ -224,9 +224,8 @@ def compute(
     rows = chunk_rows(start, W, start + count, T)
     cache, x = over_live_rows(pipe.sizes, row < count, stage, local.cache, (rows, x))
     found = soundness.to_bits(soundness.not_finite(x, row < count), rank, pipe.stages)
-    hidden, found = broadcast([(x, leads() & (rank == pipe.stages - 1)), (found, leads())])
-    shift = [(k, k + 1) for k in range(pipe.stages - 1)]
-    local = local.replace(x=lax.ppermute(x, AXIS, shift) if shift else x, cache=cache)
+    received, hidden, (found,) = pass_on(x, pipe.stages, [(found, leads())])
+    local = local.replace(x=received, cache=cache)
     after, live = state.start[-1] + 1 + row, row < state.count[-1]
     part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, pipe.sizes)
     choice, log_prob = vocabulary.choose(gather_over_devices(part))

@@ -15,7 +15,7 @@ from jax import lax
 
 from pipedec_jax import soundness, transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
-from pipedec_jax.exchange import AXIS, gather_over_devices, sum_over_devices, vary
+from pipedec_jax.exchange import AXIS, gather_over_devices, sum_over_devices, to_next_stage, vary
 from pipedec_jax.pipeline.stage import run_stage_where
 from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays
@@ -86,7 +86,7 @@ def prefill(system: System, width: int, weights: Weights, request: Request, loca
         else:
             given, take, which = token, (rank == stages) & (count < chunks) & (drafter.ranks > 0), count
         state = lax.cond(take, take_chunk, lambda state, *_: state, vary(local.drafter), given, which)
-        x = lax.ppermute(x, AXIS, system.shift) if system.shift else x
+        x = to_next_stage(x, stages)
         return count + 1, bad, x, local.replace(cache=cache, drafter=state)
 
     def more(carry: tuple[jax.Array, jax.Array, jax.Array, Local]) -> jax.Array:

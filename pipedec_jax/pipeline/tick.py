@@ -3,8 +3,8 @@
     send      the schedule's next batch enters the pipe; its embeddings are summed over the devices
     compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
               (an exit head right after the layers of its stage, on their rows)
-    exchange  activations move one stage on (ppermute); the guesses and the last stage's rows are broadcast, and the
-              rows meet every rank's slice of the head
+    exchange  activations move one stage on; the guesses and the last stage's rows are broadcast, and the rows meet
+              every rank's slice of the head
     update    the same on all ranks: add the guesses, record the target's choices, walk the root, prune
 
 The tree, the text and the pipe's bookkeeping are replicated, so all ranks agree without a coordinator. Only caches
@@ -26,7 +26,7 @@ from jax import lax
 from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals
-from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, sum_over_devices, vary
+from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_over_devices, vary
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
@@ -74,11 +74,6 @@ class System:
     def drafting_rank(self) -> int:
         """The drafter's rank: its own, or the exit path's last; the first one where all ranks do the same."""
         return self.stages if self.drafter.ranks else max(0, self.exit - 1)
-
-    @property
-    def shift(self) -> list[tuple[int, int]]:
-        """Where activations go: from each stage to the next."""
-        return [(k, k + 1) for k in range(self.stages - 1)]
 
 
 class Shared(struct.PyTreeNode):
@@ -166,9 +161,8 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
     # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one. The bits of
     # the stages do not overlap, so that all ranks know a part of them.
     found = soundness.to_bits(soundness.not_finite(x, live), rank, system.stages)
-    last, drafting = (rank == place for place in (system.stages - 1, system.drafting_rank))
-    hidden, drafts, found = broadcast([(x, leads() & last), (drafts, leads() & drafting), (found, leads())])
-    received = lax.ppermute(x, AXIS, system.shift) if system.shift else x
+    known = [(drafts, leads() & (rank == system.drafting_rank)), (found, leads())]
+    received, hidden, (drafts, found) = pass_on(x, system.stages, known)
     leaving = shared.pipe[-1]
     part = run_head(
         target,
