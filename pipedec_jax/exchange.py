@@ -71,7 +71,7 @@ def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
     everyone = lax.psum(jnp.concatenate([vary(word).ravel() for word in words]), AXES)
     received, start = [], 0
     for leaf, word in zip(leaves, words, strict=True):
-        received.append(_from_words(everyone[start : start + word.size].reshape(word.shape), leaf.dtype))
+        received.append(_from_words(everyone[start : start + word.size].reshape(word.shape), leaf))
         start += word.size
     return jax.tree.unflatten(structure, received)
 
@@ -125,23 +125,27 @@ def gather_over_devices(tree: Any) -> Any:
     gathered, start = [], 0
     for leaf, word in zip(leaves, words, strict=True):
         part = everyone[:, start : start + word.size].reshape(devices, *word.shape)
-        gathered.append(_from_words(part, leaf.dtype))
+        gathered.append(_from_words(part, leaf))
         start += word.size
     return jax.tree.unflatten(structure, gathered)
 
 
 def _to_words(x: jax.Array) -> jax.Array:
-    """An array as int32 words: two each of 64 bits (along a new last axis), a whole one each of 16 or fewer."""
+    """An array as int32 words: two each of 64 bits (along a new last axis), one each of 16 bits, one for 32 bools."""
     if x.dtype == jnp.bool_:
-        return x.astype(jnp.int32)
+        bits = jnp.pad(x.ravel(), (0, -x.size % 32)).reshape(-1, 32).astype(jnp.int32)
+        return jnp.sum(bits << lax.broadcasted_iota(jnp.int32, bits.shape, 1), axis=1, dtype=jnp.int32)
     if x.dtype.itemsize == 2:
         return lax.bitcast_convert_type(x, jnp.int16).astype(jnp.int32)
     return x if x.dtype == jnp.int32 else lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _from_words(words: jax.Array, dtype: Any) -> jax.Array:
-    if dtype == jnp.bool_:
-        return words != 0
-    if jnp.dtype(dtype).itemsize == 2:
-        return lax.bitcast_convert_type(words.astype(jnp.int16), dtype)
-    return words if dtype == jnp.int32 else lax.bitcast_convert_type(words, dtype)
+def _from_words(words: jax.Array, like: jax.Array) -> jax.Array:
+    """The array, or with more axes in front several, of which these are the words; each is as large as `like`."""
+    if like.dtype == jnp.bool_:
+        ahead, place = words.shape[:-1], lax.broadcasted_iota(jnp.int32, (*words.shape, 32), words.ndim)
+        bits = ((words[..., None] >> place) & 1).reshape(*ahead, 32 * words.shape[-1])
+        return bits[..., : like.size].reshape(*ahead, *like.shape) != 0
+    if like.dtype.itemsize == 2:
+        return lax.bitcast_convert_type(words.astype(jnp.int16), like.dtype)
+    return words if like.dtype == jnp.int32 else lax.bitcast_convert_type(words, like.dtype)

@@ -24,6 +24,11 @@ from jax import lax
 NO_SLOT = 2**31 - 1
 """Slot of a node that has none: past the end of every cache, so a write to it is dropped."""
 
+DRAFTING = (
+    *("token", "parent", "rank", "position", "log_prob", "alive", "slot", "sent_tick", "drafted", "known", "ancestor"),
+)
+"""The fields of a tree that draft steps change, but for the guesses."""
+
 SUREST = -1e-4
 """Log-probability of a guess at most. A path is thus always less likely than what it extends, and comes after it in any
 order by probability, also where a drafter's chance is rounded to 1."""
@@ -122,7 +127,7 @@ def select(mask_C: jax.Array, size: int) -> jax.Array:
 
 def at(array: jax.Array, index: jax.Array, fill: bool | int | float) -> jax.Array:
     """`array[index]`, with `fill` where the index is "none"."""
-    return array.at[index].get(mode="fill", fill_value=fill)
+    return jnp.asarray(array).at[index].get(mode="fill", fill_value=fill)
 
 
 def guess(tree: PredictionTree, node_W: jax.Array, token_WK: jax.Array, log_prob_WK: jax.Array) -> PredictionTree:
@@ -159,25 +164,23 @@ def add(tree: PredictionTree, parent_M: jax.Array, rank_M: jax.Array) -> tuple[P
     valid = at(tree.alive & tree.drafted, parent_M, False)
     free = select(~tree.alive, M)
     index = jnp.where(valid, at(free, jnp.cumsum(valid, dtype=jnp.int32) - 1, C), C)
-    path = at(tree.ancestor, parent_M, False) | (index[:, None] == jnp.arange(C, dtype=jnp.int32)[None, :])
-    token = tree.guess_token.at[parent_M, rank_M].get(mode="fill", fill_value=0)
-    log_prob = tree.guess_log_prob.at[parent_M, rank_M].get(mode="fill", fill_value=0)
-
-    def put(array: jax.Array, value: object) -> jax.Array:
-        return array.at[index].set(jnp.asarray(value, array.dtype), mode="drop")
-
+    # By place, not by row: reading where to write from fuses, where a write for every field would be a kernel each.
+    row = jnp.full(C, M, jnp.int32).at[index].set(jnp.arange(M, dtype=jnp.int32), mode="drop")
+    new = row < M
+    parent, rank = at(parent_M, row, 0), at(rank_M, row, 0)
+    itself = jnp.eye(C, dtype=bool)
     tree = tree.replace(
-        token=put(tree.token, token),
-        parent=put(tree.parent, parent_M),
-        rank=put(tree.rank, rank_M),
-        position=put(tree.position, at(tree.position, parent_M, 0) + 1),
-        log_prob=put(tree.log_prob, at(tree.log_prob, parent_M, 0.0) + log_prob),
-        alive=put(tree.alive, True),
-        slot=put(tree.slot, NO_SLOT),
-        sent_tick=put(tree.sent_tick, 0),
-        drafted=put(tree.drafted, False),
-        known=put(tree.known, False),
-        ancestor=put(tree.ancestor, path),
+        token=jnp.where(new, tree.guess_token[parent, rank], tree.token),
+        parent=jnp.where(new, parent, tree.parent),
+        rank=jnp.where(new, rank, tree.rank),
+        position=jnp.where(new, tree.position[parent] + 1, tree.position),
+        log_prob=jnp.where(new, tree.log_prob[parent] + tree.guess_log_prob[parent, rank], tree.log_prob),
+        alive=tree.alive | new,
+        slot=jnp.where(new, NO_SLOT, tree.slot),
+        sent_tick=jnp.where(new, 0, tree.sent_tick),
+        drafted=tree.drafted & ~new,
+        known=tree.known & ~new,
+        ancestor=jnp.where(new[:, None], tree.ancestor[parent] | itself, tree.ancestor),
     )
     return tree, index
 

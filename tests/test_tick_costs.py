@@ -67,7 +67,8 @@ def test_so_many_are_sent_that_their_chances_exceed_what_they_cost_by_most(
     # The root and a batch of as many of its children are in flight.
     nodes = tree.plant(W + 1, W, jnp.int32(0), jnp.int32(0))
     nodes = tree.guess(nodes, np.zeros(1, np.int32), np.arange(W, dtype=np.int32)[None], -np.ones((1, W), np.float32))
-    nodes, children = tree.add(nodes, np.zeros(flying, np.int32), np.arange(flying, dtype=np.int32))
+    parent = np.where(np.arange(W) < flying, 0, nodes.capacity).astype(np.int32)
+    nodes, children = tree.add(nodes, parent, np.arange(W, dtype=np.int32))
     nodes = tree.send(tree.send(nodes, np.zeros(1, np.int32), jnp.int32(1)), children, jnp.int32(2))
 
     kept = np.asarray(BestFirstSchedule(W, price=price).worthwhile(nodes, jnp.asarray(score)))

@@ -200,11 +200,11 @@ def simulate(
         shared = send(system, shared)
         here = jnp.sum(shared.pipe < shared.tree.capacity, axis=1, dtype=jnp.int32)
         rows = rows.at[shared.tick - 1].set(here, mode="drop")
-        state, drafts = draft_here(system, params, state, shared)
+        state, nodes, steps = draft_here(system, params, state, shared)
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
-        return update(system, shared, drafts, choice, jnp.zeros(choice.shape, jnp.float32)), state, rows
+        return update(system, shared, nodes, steps, choice, jnp.zeros(choice.shape, jnp.float32)), state, rows
 
     rows = jnp.zeros((most_ticks, system.stages), jnp.int32)
     shared, _, rows = lax.while_loop(more, step, (begin(system, request, jnp.zeros((), jnp.int32)), state, rows))

@@ -56,7 +56,7 @@ def work_loop(system: System, weights: Weights, shared: Shared, local: Local, co
         now = shared.replace(pipe=pipe)
         live = (place_W < count_N[jnp.minimum(rank, system.stages - 1)]) & (rank < system.stages)
         cache, x = over_live_rows(system.costs.stage.sizes(W), live, stage, local.cache, (rows, local.x))
-        state, drafts = draft(system, weights.drafter, local.drafter, now, x)
+        state, (_, steps) = draft(system, weights.drafter, local.drafter, now, x)
         part = run_head(
             system.target,
             weights.target,
@@ -69,7 +69,7 @@ def work_loop(system: System, weights: Weights, shared: Shared, local: Local, co
         )
         # What was found is fed back, so that nothing is dropped, and activations do not grow.
         used = jnp.zeros((), jnp.float32)
-        for leaf in jax.tree.leaves((x, part, [proposals.log_prob for proposals in drafts])):
+        for leaf in jax.tree.leaves((x, part, steps.guess_log_prob)):
             used += jnp.sum(jnp.nan_to_num(leaf.astype(jnp.float32), posinf=0.0, neginf=0.0))
         used = sum_over_devices(used)
         return vary(Local(x=local.x + (0 * used).astype(local.x.dtype), cache=cache, drafter=state))

@@ -3,9 +3,9 @@
     send      the schedule's next batch enters the pipe; its embeddings are summed over the devices
     compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
               (an exit head right after the layers of its stage, on their rows)
-    exchange  activations move one stage on; the guesses and the last stage's rows are broadcast, and the rows meet
-              every rank's slice of the head
-    update    the same on all ranks: add the guesses, record the target's choices, walk the root, prune
+    exchange  activations move one stage on; the tree as the drafter has grown it and the last stage's rows are
+              broadcast, and the rows meet every rank's slice of the head
+    update    the same on all ranks: record the target's choices, walk the root, prune
 
 The tree, the text and the pipe's bookkeeping are replicated, so all ranks agree without a coordinator. Only caches
 and activations differ between ranks. Collectives over the stages stand at the top level of `tick`, never inside a
@@ -25,7 +25,7 @@ from jax import lax
 
 from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
-from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals
+from pipedec_jax.drafters.base import Drafter, View, check_proposals
 from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_over_devices, vary
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
@@ -69,6 +69,11 @@ class System:
     def drafts_alone(self) -> bool:
         """Whether one rank drafts; otherwise all do the same."""
         return bool(self.drafter.ranks or self.exit)
+
+    @property
+    def drafts_ahead(self) -> bool:
+        """Whether draft steps may extend what was not sent, and so change the tree by more than guesses."""
+        return self.draft_steps > 0 and not self.exit and self.schedule.drafts_ahead
 
     @property
     def drafting_rank(self) -> int:
@@ -116,15 +121,27 @@ class Weights(struct.PyTreeNode):
     drafter: Any
 
 
+class DraftSteps(struct.PyTreeNode):
+    """What the draft steps of a tick extend, and with what: R steps of F nodes, K guesses for each."""
+
+    node: jax.Array
+    """[R, F] int32: the frontiers; C for none."""
+    token: jax.Array
+    """[R, F] int32: their tokens. A node that a later step drops leaves its place to another."""
+    position: jax.Array
+    """[R, F] int32: their positions in the text."""
+    guess_token: jax.Array
+    """[R, F, K] int32: what is guessed to follow."""
+    guess_log_prob: jax.Array
+    """[R, F, K] float32: the log-probabilities of that given the node; minus infinity for none."""
+
+
 class Moment(struct.PyTreeNode):
     """What passes in a tick and is gone afterwards: for those who look (`recording`). It is the same on all ranks."""
 
     sent: Shared
     """After sending: what every stage has in this tick."""
-    drafted: tuple[PredictionTree, ...]
-    """The tree of each draft step, with its guesses."""
-    frontier: tuple[jax.Array, ...]
-    """[W] int32 each: the nodes that the step extended; C for none."""
+    steps: DraftSteps
     grown: Shared
     """With all guesses and the target's choices, before the root walks."""
 
@@ -156,13 +173,13 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
 
     live = (batch < shared.tree.capacity) & (rank < system.stages)
     cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))
-    state, drafts = draft(system, weights.drafter, local.drafter, shared, x)
+    state, (fields, steps) = draft(system, weights.drafter, local.drafter, shared, x)
 
-    # Exchange. What every rank has drafted alike is broadcast too: a few integers, and the path is one. The bits of
-    # the stages do not overlap, so that all ranks know a part of them.
+    # Exchange. What every rank has drafted alike is broadcast too: it is small, and the path is one. The bits of the
+    # stages do not overlap, so that all ranks know a part of them.
     found = soundness.to_bits(soundness.not_finite(x, live), rank, system.stages)
-    known = [(drafts, leads() & (rank == system.drafting_rank)), (found, leads())]
-    received, hidden, (drafts, found) = pass_on(x, system.stages, known)
+    known = [((fields, steps), leads() & (rank == system.drafting_rank)), (found, leads())]
+    received, hidden, ((fields, steps), found) = pass_on(x, system.stages, known)
     leaving = shared.pipe[-1]
     part = run_head(
         target,
@@ -177,22 +194,31 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
     choice, log_prob = vocabulary.choose(gather_over_devices(part))
 
     shared = note_unsound(shared, soundness.from_bits(found, system.stages), log_prob)
-    grown, drafted, frontier = grow(system, shared, drafts, choice, log_prob)
-    moment = Moment(sent=shared, drafted=tuple(drafted), frontier=tuple(frontier), grown=grown)
+    nodes = keep_guesses(shared.tree, steps).replace(**fields)
+    grown = record(system, shared, nodes, steps, choice, log_prob)
+    moment = Moment(sent=shared, steps=steps, grown=grown)
     return walk(system.schedule, grown), Local(x=received, cache=cache, drafter=state), moment
 
 
-def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, list[Proposals]]:
-    """The tick's draft steps, on the drafter's rank alone if it has one; `x [W, D]` is what this rank's stage gave."""
+def draft(
+    system: System, params: Any, state: Any, shared: Shared, x: jax.Array
+) -> tuple[Any, tuple[dict[str, jax.Array], DraftSteps]]:
+    """The tick's draft steps, on the drafter's rank alone if it has one; `x [W, D]` is what this rank's stage gave.
+
+    Returns:
+        The drafter's state; the tree's fields that may have changed, but for the guesses; and the steps, which hold
+        these. Elsewhere than on that rank they are zeros.
+    """
 
     @jax.jit
-    def run(state: Any) -> tuple[Any, list[Proposals]]:
-        return draft_here(system, params, state, shared, x)
+    def run(state: Any) -> tuple[Any, tuple[dict[str, jax.Array], DraftSteps]]:
+        state, nodes, steps = draft_here(system, params, state, shared, x)
+        return state, ({name: getattr(nodes, name) for name in tree.DRAFTING if system.drafts_ahead}, steps)
 
     if not system.drafts_alone or not system.draft_steps:
         return run(state)
 
-    def rest(state: Any) -> tuple[Any, list[Proposals]]:
+    def rest(state: Any) -> Any:
         shapes = jax.eval_shape(run, state)[1]
         return state, jax.tree.map(lambda leaf: vary(jnp.zeros(leaf.shape, leaf.dtype)), shapes)
 
@@ -202,9 +228,9 @@ def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array)
 
 def draft_here(
     system: System, params: Any, state: Any, shared: Shared, x: jax.Array | None = None
-) -> tuple[Any, list[Proposals]]:
-    """The tick's draft steps, each over the tree that the one before has grown."""
-    nodes, drafts = shared.tree, []
+) -> tuple[Any, PredictionTree, DraftSteps]:
+    """The tick's draft steps, each over the tree that the one before has grown; the state, that tree, and the steps."""
+    nodes, steps = shared.tree, []
     # An exit head is part of its stage, and has its rows.
     costs = system.costs.stage if system.exit else system.costs.draft
     for step in range(system.draft_steps):
@@ -222,33 +248,62 @@ def draft_here(
         state, proposals = system.drafter.propose(params, state, view)
         check_proposals(system.drafter, proposals, frontier.shape[0])
         nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
-        drafts.append(proposals)
-    return state, drafts
+        steps.append(
+            DraftSteps(
+                node=frontier,
+                token=tree.at(nodes.token, frontier, 0),
+                position=tree.at(nodes.position, frontier, 0),
+                guess_token=tree.at(nodes.guess_token, frontier, 0),
+                guess_log_prob=tree.at(nodes.guess_log_prob, frontier, -jnp.inf),
+            )
+        )
+    if not steps:
+        none = jnp.zeros((0, system.schedule.width), jnp.int32)
+        guess = jnp.zeros((*none.shape, nodes.children), jnp.int32)
+        return state, nodes, DraftSteps(none, none, none, guess, guess.astype(jnp.float32))
+    return state, nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
+
+
+def keep_guesses(nodes: PredictionTree, steps: DraftSteps) -> PredictionTree:
+    """A tree with the guesses of all draft steps."""
+    node = steps.node.ravel()
+    # A place may have changed hands between two steps: the last one has it. Writes to one place come in any order.
+    again = jnp.triu(node[:, None] == node[None, :], k=1).any(axis=1)
+    K = nodes.children
+    return tree.guess(
+        nodes,
+        jnp.where(again, nodes.capacity, node),
+        steps.guess_token.reshape(-1, K),
+        steps.guess_log_prob.reshape(-1, K),
+    )
 
 
 def update(
-    system: System, shared: Shared, drafts: list[Proposals], choice_W: jax.Array, log_prob_W: jax.Array
+    system: System,
+    shared: Shared,
+    nodes: PredictionTree,
+    steps: DraftSteps,
+    choice_W: jax.Array,
+    log_prob_W: jax.Array,
 ) -> Shared:
-    """End a tick, on every rank alike: add the guesses, record the target's choices, walk the root, prune."""
-    return walk(system.schedule, grow(system, shared, drafts, choice_W, log_prob_W)[0])
+    """End a tick, on every rank alike, with the tree that was drafted: record the target's choices, walk the root."""
+    return walk(system.schedule, record(system, shared, nodes, steps, choice_W, log_prob_W))
 
 
-def grow(
-    system: System, shared: Shared, drafts: list[Proposals], choice_W: jax.Array, log_prob_W: jax.Array
-) -> tuple[Shared, list[PredictionTree], list[jax.Array]]:
-    """Add the guesses and the target's choices; also the tree after each draft step, and what the step extended."""
-    nodes, drafting = shared.tree, jnp.zeros((), jnp.float32)
-    drafted, frontiers = [], []
-    for step, proposals in enumerate(drafts):
-        nodes, frontier = extend(system, shared, nodes, step)
-        nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
-        drafting += system.costs.draft.of(jnp.sum(frontier < nodes.capacity, dtype=jnp.int32))
-        drafted.append(nodes)
-        frontiers.append(frontier)
+def record(
+    system: System,
+    shared: Shared,
+    nodes: PredictionTree,
+    steps: DraftSteps,
+    choice_W: jax.Array,
+    log_prob_W: jax.Array,
+) -> Shared:
+    """The drafted tree with the target's choices, and what the tick has cost."""
+    extended = jnp.sum(steps.node < nodes.capacity, axis=1, dtype=jnp.int32)
+    drafting = jnp.sum(system.costs.draft.of(extended))
     rows = jnp.sum(shared.pipe < nodes.capacity, axis=1, dtype=jnp.int32)
     cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1])
-    nodes = tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W)
-    return shared.replace(tree=nodes, cost=cost), drafted, frontiers
+    return shared.replace(tree=tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W), cost=cost)
 
 
 def note_unsound(shared: Shared, place_NW: jax.Array, log_prob_W: jax.Array) -> Shared:

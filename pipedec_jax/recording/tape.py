@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from pipedec_jax import tree
 from pipedec_jax.pipeline.tick import Local, Moment, Shared, System, Weights, loop, watched_tick
 
 TICKS = 64
@@ -59,26 +58,16 @@ class Frame(struct.PyTreeNode):
 
 def frame(moment: Moment, after: Shared) -> Frame:
     """What to keep of a tick that ended so."""
-    nodes = moment.grown.tree
-    width = moment.frontier[0].shape[0] if moment.frontier else 0
-    row = jnp.zeros((0, width), jnp.int32)
-    guess = jnp.zeros((0, width, nodes.children))
-
-    def of_steps(values: list[jax.Array], none: jax.Array) -> jax.Array:
-        return jnp.stack(values) if values else none
-
-    steps = list(zip(moment.drafted, moment.frontier, strict=True))
+    nodes, steps = moment.grown.tree, moment.steps
     return Frame(
         tick=after.tick,
         cost=after.cost,
         pipe=moment.sent.pipe,
-        frontier=of_steps([node for _, node in steps], row),
-        frontier_token=of_steps([tree.at(grown.token, node, 0) for grown, node in steps], row),
-        frontier_position=of_steps([tree.at(grown.position, node, 0) for grown, node in steps], row),
-        guess_token=of_steps([tree.at(grown.guess_token, node, 0) for grown, node in steps], guess.astype(jnp.int32)),
-        guess_log_prob=of_steps(
-            [tree.at(grown.guess_log_prob, node, -jnp.inf) for grown, node in steps], guess.astype(jnp.float32)
-        ),
+        frontier=steps.node,
+        frontier_token=steps.token,
+        frontier_position=steps.position,
+        guess_token=steps.guess_token,
+        guess_log_prob=steps.guess_log_prob,
         token=nodes.token,
         parent=nodes.parent,
         position=nodes.position,

@@ -34,6 +34,11 @@ class Schedule:
         """Places the tree needs (C): what is in flight, the batch being sent, the pool and the root."""
         return (stages + 1) * self.width + self.pool + 1
 
+    @property
+    def drafts_ahead(self) -> bool:
+        """Whether the frontier may hold nodes that were not sent."""
+        return self.pool > 0
+
     def ready(self, tree: PredictionTree) -> jax.Array:
         """`[]` bool: whether the root may follow the target's choices at the end of this tick; here, at any."""
         return jnp.ones((), bool)

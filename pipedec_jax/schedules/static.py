@@ -35,6 +35,11 @@ class StaticSchedule(Schedule):
         """The nodes sent, those that were extended in vain, and the next root."""
         return 2 * self.width + 1
 
+    @property
+    def drafts_ahead(self) -> bool:
+        """It drafts a whole tree before it sends any of it."""
+        return True
+
     def score(self, tree: PredictionTree) -> jax.Array:
         """All that was guessed; nothing while a tree is in flight."""
         return jnp.where(tree.sent[tree.root], -jnp.inf, super().score(tree))
