@@ -67,14 +67,22 @@ def noise_part(
 
 
 def choice_part(
-    mode: SamplingMode, sampling: SamplingArrays, logit_WVr: jax.Array, noise_WVr: jax.Array, vocab_size: int
+    mode: SamplingMode,
+    sampling: SamplingArrays,
+    logit_WVr: jax.Array,
+    noise_WVr: jax.Array,
+    vocab_size: int,
+    live_W: jax.Array,
 ) -> ChoicePart:
-    """Pick this rank's best tokens. With top-k or top-p this holds a collective: call it at the top level."""
+    """Pick this rank's best tokens. With top-k or top-p this holds a collective: call it at the top level.
+
+    Where no row lives, nothing is filtered: its choices mean nothing.
+    """
     score = logit_WVr
     if mode.sampled:
         score = scale(sampling, score)
         if mode.filtered:
-            score = jnp.where(_kept_part(sampling, score, vocab_size), score, -jnp.inf)
+            score = jnp.where(_kept_part(sampling, score, vocab_size, live_W), score, -jnp.inf)
         score = score + noise_WVr
     token = jnp.argmax(score, axis=-1).astype(jnp.int32)
     pick = token[:, None]
@@ -86,12 +94,13 @@ def choice_part(
     )
 
 
-def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int) -> jax.Array:
+def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int, live_W: jax.Array) -> jax.Array:
     """This rank's slice of the filters' mask, which needs all logits: the one thing that is gathered whole."""
     W, Vr = scaled_WVr.shape
     whole = gather_over_devices(scaled_WVr)
     whole = jnp.moveaxis(whole, 0, 1).reshape(W, -1)[:, :vocab_size]
-    return _my_columns(keep(sampling, whole), Vr)
+    kept = lax.cond(jnp.any(live_W), lambda: keep(sampling, whole), lambda: jnp.ones(whole.shape, bool))
+    return _my_columns(kept, Vr)
 
 
 def _my_columns(whole_WV: jax.Array, size: int) -> jax.Array:

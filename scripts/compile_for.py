@@ -25,7 +25,7 @@ HIERARCHIES = ("pipespec", "speculative")
 METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", *HIERARCHIES)
 COLUMNS = (
     *("method", "program", "compiled in, s (of processor)", "weights and caches", "all", "all / those", "temporaries"),
-    *("copies of them", "collectives", "GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
+    *("copies of them", "collectives", "kernels", "GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
 )
 
 
@@ -118,6 +118,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
         f"{row['temporary_bytes'] / MIB:.0f}",
         copies,
         collectives,
+        str(row["kernels"]),
         over(row["flops"], 1e9),
         over(row["bytes_accessed"], MIB),
         over(row["read_ahead_bytes"], MIB),

@@ -1,5 +1,7 @@
 """What passes between devices, against arrays put together in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pipedec_jax import exchange
-from pipedec_jax.exchange import AXES, AXIS, leads, pass_on, vary
+from pipedec_jax.exchange import AXES, AXIS, broadcast, gather_over_devices, leads, pass_on, vary
 from pipedec_jax.pipeline.placement import make_mesh
 
 
@@ -43,3 +45,27 @@ def test_activations_move_one_stage_on_and_the_last_ones_are_known_to_all(
     assert received.tobytes() == np.repeat(jnp.stack(before), parts, axis=0).tobytes()
     assert last.tobytes() == np.asarray(rows[stages - 1]).tobytes()
     assert note.tolist() == [7, -3]
+
+
+def test_bits_of_any_shape_arrive_beside_other_kinds():
+    kinds = {"bits": (5, 13), "flag": (), "none": (0, 3), "word": (32,), "words": (2, 33)}
+    keys = jax.random.split(jax.random.key(1), len(kinds))
+    sent = {
+        name: jax.random.bernoulli(key, shape=shape) for key, (name, shape) in zip(keys, kinds.items(), strict=True)
+    }
+    sent |= {"half": jnp.arange(3, dtype=jnp.bfloat16) - 1, "count": jnp.asarray([-(2**31), 5], jnp.int32)}
+
+    def run(sent: Any) -> tuple[Any, Any]:
+        rank = jax.lax.axis_index(AXIS)
+        mine = jax.tree.map(lambda leaf: vary(jnp.where(rank == 2, leaf, jnp.zeros_like(leaf))), sent)
+        (received,) = broadcast([(mine, leads() & (rank == 2))])
+        return received, gather_over_devices(mine)
+
+    mesh = make_mesh(3, jax.devices()[:3])
+    received, gathered = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P(),), out_specs=P()))(sent)
+    assert jax.tree.map(lambda leaf: leaf.dtype, received) == jax.tree.map(lambda leaf: leaf.dtype, sent)
+    for name, leaf in sent.items():
+        assert np.array_equal(received[name], leaf), name
+        assert gathered[name].shape == (3, *leaf.shape)
+        assert np.array_equal(gathered[name][2], leaf), name
+        assert not np.any(gathered[name][:2]), name

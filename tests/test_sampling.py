@@ -113,7 +113,7 @@ def sharded_choice(rows: int, vocab: int, ranks: int, mode: SamplingMode) -> Any
         token = jax.lax.axis_index(AXES) * size + jnp.arange(size, dtype=jnp.int32)
         logit_WVr = jnp.where((token < vocab)[None, :], logit_WVr, -jnp.inf)
         noise = noise_part(mode, sampling, logit_WVr, position_W, vocab)
-        return choose(gather_over_devices(choice_part(mode, sampling, logit_WVr, noise, vocab)))
+        return choose(gather_over_devices(choice_part(mode, sampling, logit_WVr, noise, vocab, position_W >= 0)))
 
     return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P(), P(None, AXES), P()), out_specs=P()))
 

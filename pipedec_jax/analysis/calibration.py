@@ -83,7 +83,7 @@ def measure_parts(
     few = dataclasses.replace(config, layers=layers)
     make = jax.jit(lambda: initialize(few, jax.random.key(0), dtype), out_shardings=NamedSharding(mesh, SAME))
     params = make()
-    cache = placement.place_caches(mesh, config, layers, slots, dtype)
+    cache = placement.cache_maker(mesh, config, layers, slots, dtype)()
     wanted: dict[tuple[str, int], Callable[[], Callable[[int], float]]] = {}
     for size in rows:
         wanted["layer", size] = functools.partial(_program, mesh, few, _layers, params, cache, size)

@@ -20,6 +20,8 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes
 from pipedec_jax.model.parameters import Part, fixed_dtype, nest, parameter_shapes
 
+BOOKKEEPING = ("bitcast", "constant", "get-tuple-element", "parameter", "tuple")
+"""Operations of HLO that nothing runs for."""
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 """Operations in which devices wait for each other."""
 NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64", "s8": "int8", "s32": "int32"}
@@ -66,6 +68,9 @@ class Report:
     copied_bytes: int
     collectives: Mapping[str, int]
     """Operations by kind; those of a loop's body count once."""
+    kernels: int
+    """Operations of the program's largest loop over ticks that are not bookkeeping; what a loop or branch in it holds
+    counts as one."""
     flops: float | None
     """Of one tick (of a loop's body once), as the compiler estimates them; `None` where it does not."""
     bytes_accessed: float | None
@@ -103,10 +108,21 @@ def report(program: Any, held: Any) -> Report:
         copies=len(copied),
         copied_bytes=sum(copied),
         collectives=dict(Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text))),
+        kernels=_kernels(text),
         flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
         read_ahead_bytes=_read_ahead(text),
     )
+
+
+def _kernels(text: str) -> int:
+    """Operations that run, of the HLO computation with the collectives that has most of them."""
+    counts = [0]
+    for part in re.split(r"\n(?=[%\w][^\n]*\{\n)", text):
+        names = re.findall(r"^ +(?:ROOT )?%?[\w.\-]+ = .*? ([a-z\-]+)\(", part, flags=re.MULTILINE)
+        if any(name.removesuffix("-start") in COLLECTIVES for name in names):
+            counts.append(sum(name not in BOOKKEEPING and not name.endswith("-done") for name in names))
+    return max(counts)
 
 
 def _distinct(tree: Any) -> list[Any]:

@@ -99,7 +99,8 @@ def head_loop(
         else:
             (hidden,) = broadcast([(y, leads() & last)])
             logit = vocabulary.head_part(target.config, params.final_norm, params.output, hidden, target.vocab_size)
-            part = vocabulary.choice_part(mode, GREEDY.arrays(), logit, jnp.zeros_like(logit), target.vocab_size)
+            every = jnp.ones(logit.shape[0], bool)
+            part = vocabulary.choice_part(mode, GREEDY.arrays(), logit, jnp.zeros_like(logit), target.vocab_size, every)
             choice, _ = vocabulary.choose(gather_over_devices(part))
         moved = to_next_stage(y, stages)
         # Every tick needs the one before, and activations do not grow.
@@ -143,7 +144,7 @@ def measure_places(
         programs[place] = jax.jit(spread)
 
     def run(place: Place) -> tuple[float, Any]:
-        cache = placement.place_caches(mesh, config, split.longest, slots, dtype)
+        cache = placement.cache_maker(mesh, config, split.longest, slots, dtype)()
         start = placement.per_device(mesh, x.shape, dtype, lambda _: x)
         jax.block_until_ready((cache, start))
         begun = time.perf_counter()

@@ -188,12 +188,13 @@ class Stream(Iterator[str]):
     def _generation(self, progress: Progress, text: str, count: int, reason: FinishReason) -> Generation:
         """The answer of the first `count` tokens; how far the pipe had got beyond them leaves no trace in it."""
         guessed = 0 if self._method == "pp" else count - 1
+        hits = progress.hits
         tokens = tuple(
             Token(
                 id=progress.tokens[i],
                 tick=progress.ticks[i],
-                hit=progress.hits[i] if i < guessed else None,
-                delay=progress.delays[i] if i < guessed and progress.hits[i] else None,
+                hit=hits[i] if i < guessed else None,
+                delay=progress.delays[i] if i < guessed and hits[i] else None,
                 logprob=progress.logprobs[i] if self._request.logprobs else None,
             )
             for i in range(count)

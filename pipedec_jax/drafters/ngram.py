@@ -53,7 +53,11 @@ class NGramDrafter(Drafter):
         missed = jnp.cumprod(1.0 - chance, axis=1) / (1.0 - chance)
         log_prob, best = lax.top_k(jnp.log(chance * missed), min(self.children, size))
         token = jnp.take_along_axis(token, best, axis=1)
-        return state, Proposals(token=token, log_prob=log_prob.astype(jnp.float32))
+        missing = ((0, 0), (0, self.children - best.shape[1]))  # of a text that is shorter than that
+        return state, Proposals(
+            token=jnp.pad(token, missing),
+            log_prob=jnp.pad(log_prob.astype(jnp.float32), missing, constant_values=-jnp.inf),
+        )
 
     def _chance(self, length: jax.Array) -> jax.Array:
         table = jnp.asarray((0.0, *self.chances), jnp.float32)
@@ -62,10 +66,10 @@ class NGramDrafter(Drafter):
 
 def last_tokens(view: View, count: int) -> jax.Array:
     """The last tokens `[W, count]` of every frontier node's path, the node's own first; -1 before the text begins."""
-    node, tokens = view.frontier, []
-    for back in range(count):
-        position = at(view.tree.position, view.frontier, 0) - back
-        text = jnp.where(position >= 0, at(view.text.token, jnp.maximum(position, 0), -1), -1)
-        tokens.append(jnp.where(node < view.tree.capacity, at(view.tree.token, node, -1), text))
-        node = at(view.tree.parent, node, view.tree.capacity)
-    return jnp.stack(tokens, axis=1)
+    nodes, text = view.tree, view.text
+    position_WM = at(nodes.position, view.frontier, 0)[:, None] - jnp.arange(count, dtype=jnp.int32)[None, :]
+    path_WC = at(nodes.ancestor, view.frontier, False)
+    there = path_WC[:, None, :] & (nodes.position[None, None, :] == position_WM[:, :, None])
+    guessed = jnp.max(jnp.where(there, nodes.token[None, None, :], -1), axis=2)
+    written = jnp.where(position_WM >= 0, at(text.token, jnp.maximum(position_WM, 0), -1), -1)
+    return jnp.where(guessed >= 0, guessed, written)

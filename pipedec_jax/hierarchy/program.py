@@ -91,6 +91,7 @@ class ModelProgram:
         self.place_weights(source, vocab_size)
         self.compile_seconds = 0.0
         self._programs: dict[Any, Programs] = {}
+        self._makers: dict[int, Any] = {}
         self._prefills: dict[Any, Any] = {}
         self._local: tuple[int, Local] | None = None
         self._request: Request | None = None
@@ -207,9 +208,11 @@ class ModelProgram:
             return Local(x=placement.per_device(self.mesh, (1, 1), np.float32, _zeros((1, 1))), cache=(), drafter=())
         config, split = self.target.config, self.target.split
         shape = (self.width, config.width)
+        if capacity not in self._makers:
+            self._makers[capacity] = placement.cache_maker(self.mesh, config, split.longest, capacity, self.dtype)
         return Local(
             x=placement.per_device(self.mesh, shape, self.dtype, _zeros(shape)),
-            cache=placement.place_caches(self.mesh, config, split.longest, capacity, self.dtype),
+            cache=self._makers[capacity](),
             drafter=(),
         )
 

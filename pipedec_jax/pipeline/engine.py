@@ -22,7 +22,7 @@ from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.compiler_options import compiler_options
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
-from pipedec_jax.pipeline.progress import Progress, check_sound, read_progress
+from pipedec_jax.pipeline.progress import NOTHING, Progress, check_sound, read_progress
 from pipedec_jax.pipeline.settings import (
     EngineSettings,
     cache_slots,
@@ -123,11 +123,12 @@ class Engine:
         self.compile_seconds = 0.0
         self._programs: dict[Any, Programs] = {}
         self._prefills: dict[Any, Any] = {}
+        self._makers: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
         self._local: tuple[int, Local] | None = None
         self._shared: Shared | None = None
         self._run: Any = None
         self._start_length = 0
-        self._made = 0
+        self._progress = NOTHING
         self._frames: list[Frame] = []
         if exit_head is not None:
             params = placement.place_exit_head(self.mesh, exit_head, target, settings.dtype)
@@ -172,7 +173,7 @@ class Engine:
         shared, local = programs.prefill(self.weights, request, local)
         self._shared, self._local, self._run = shared, (capacity, local), programs.run
         self._start_length = len(prompt)
-        self._made = 0
+        self._progress = NOTHING
         self._frames = []
 
     def programs(self, length: int, mode: SamplingMode = GREEDY.mode) -> Programs:
@@ -215,8 +216,8 @@ class Engine:
         run = self._run_recorded if self.settings.record else self._run
         shared, local = run(self.weights, shared, local, np.int32(new_tokens), np.int32(max_ticks))
         self._shared, self._local = shared, (capacity, local)
-        progress = read_progress(shared, self._start_length)
-        made, self._made = len(progress.tokens) - self._made, len(progress.tokens)
+        before, self._progress = self._progress, read_progress(shared, self._start_length, self._progress)
+        progress, made = self._progress, len(self._progress.tokens) - len(before.tokens)
         if made < new_tokens and not progress.done:
             check_sound(shared, self.target, progress)
             raise RuntimeError(
@@ -235,7 +236,7 @@ class Engine:
             raise ValueError("nothing is recorded: give record=True")
         if self._shared is None:
             raise RuntimeError("call start() first; after an interrupt nothing can be told")
-        progress = read_progress(self._shared, self._start_length)
+        progress = self._progress
         layout = Layout(
             method=self.settings.method,
             stages=self.settings.stages,
@@ -298,13 +299,18 @@ class Engine:
     def new_local(self, capacity: int) -> Local:
         """Fresh caches and activations for this many cache slots."""
         config, dtype = self.target.config, self.settings.dtype
-        make = jax.shard_map(
-            lambda: vary(for_platform(self._drafter.new_state(capacity, dtype), placement.platform(self.mesh))),
-            mesh=self.mesh,
-            in_specs=(),
-            out_specs=OWN,
-        )
-        state = placement.make_per_device(self.mesh, make)
+        if capacity not in self._makers:
+            new_state = jax.shard_map(
+                lambda: vary(for_platform(self._drafter.new_state(capacity, dtype), placement.platform(self.mesh))),
+                mesh=self.mesh,
+                in_specs=(),
+                out_specs=OWN,
+            )
+            self._makers[capacity] = (
+                placement.cache_maker(self.mesh, config, self.target.split.longest, capacity, dtype),
+                placement.maker(self.mesh, new_state),
+            )
+        make_cache, make_state = self._makers[capacity]
         return Local(
             x=placement.per_device(
                 self.mesh,
@@ -312,8 +318,8 @@ class Engine:
                 dtype,
                 lambda _: np.zeros((self._schedule.width, config.width), dtype),
             ),
-            cache=placement.place_caches(self.mesh, config, self.target.split.longest, capacity, dtype),
-            drafter=state,
+            cache=make_cache(),
+            drafter=make_state(),
         )
 
     def _compile(self, mode: SamplingMode, request: Request, local: Local) -> Programs:

@@ -207,22 +207,25 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def place_caches(mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
-    """Empty caches for `layers` layers of every rank, made on the devices."""
+def cache_maker(
+    mesh: Mesh, config: LlamaConfig, layers: int, capacity: int, dtype: Any
+) -> Callable[[], tuple[LayerCache, ...]]:
+    """A function that makes empty caches for `layers` layers of every rank, on the devices."""
     part = part_config(config, mesh.shape[TENSOR])
     shapes = jax.eval_shape(lambda: for_platform(empty_layers(part, layers, capacity, dtype), platform(mesh)))
 
     def make() -> tuple[LayerCache, ...]:
         return jax.tree.map(lambda one: jnp.zeros((one.shape[0] * mesh.size, *one.shape[1:]), one.dtype), shapes)
 
-    return make_per_device(mesh, make)
+    return maker(mesh, make)
 
 
-def make_per_device(mesh: Mesh, make: Callable[[], Any]) -> Any:
-    """A pytree of arrays that every device has its own of, made on the devices by a traceable function."""
+def maker(mesh: Mesh, make: Callable[[], Any]) -> Callable[[], Any]:
+    """A traceable function, compiled once, that makes a pytree of arrays that every device has its own of."""
     if only_described(mesh):
-        return jax.tree.map(lambda leaf: _described(mesh, leaf, OWN), jax.eval_shape(make))
-    return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))()
+        described = jax.tree.map(lambda leaf: _described(mesh, leaf, OWN), jax.eval_shape(make))
+        return lambda: described
+    return jax.jit(make, out_shardings=NamedSharding(mesh, OWN))
 
 
 def _described(mesh: Mesh, like: Any, spec: P) -> Any:

@@ -37,16 +37,23 @@ class Progress:
         return [delay != MISS for delay in self.delays]
 
 
-def read_progress(shared: Shared, prompt_length: int) -> Progress:
-    """What the devices have committed after a prompt of so many tokens; waits for them."""
+NOTHING = Progress([], [], [], [], [], nodes=0, done=False)
+"""Before the first token."""
+
+
+def read_progress(shared: Shared, prompt_length: int, before: Progress = NOTHING) -> Progress:
+    """What the devices have committed after a prompt of so many tokens; waits for them.
+
+    What was read `before` is not read again: looks at a long answer would take longer and longer.
+    """
     text, nodes = jax.device_get((shared.text, shared.sent))
-    new = slice(prompt_length, int(text.length))
+    new = slice(prompt_length + len(before.tokens), int(text.length))
     return Progress(
-        tokens=text.token[new].tolist(),
-        ticks=text.tick[new].tolist(),
-        costs=text.cost[new].tolist(),
-        delays=text.delay[new].tolist(),
-        logprobs=text.log_prob[new].tolist(),
+        tokens=before.tokens + text.token[new].tolist(),
+        ticks=before.ticks + text.tick[new].tolist(),
+        costs=before.costs + text.cost[new].tolist(),
+        delays=before.delays + text.delay[new].tolist(),
+        logprobs=before.logprobs + text.log_prob[new].tolist(),
         nodes=int(nodes),
         done=bool(text.done),
     )

@@ -125,7 +125,7 @@ def run_head(
         return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
 
     _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))
-    return vocabulary.choice_part(mode, sampling, logit, noise, target.vocab_size)
+    return vocabulary.choice_part(mode, sampling, logit, noise, target.vocab_size, live_W)
 
 
 def run_stage_where(

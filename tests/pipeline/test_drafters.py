@@ -183,6 +183,14 @@ def test_n_grams_are_those_a_search_of_the_text_finds(text: list[int], path: lis
         assert guessed == pytest.approx(expected, abs=1e-5)
 
 
+def test_more_n_grams_than_a_text_has_places_are_asked_for() -> None:
+    view, few, many = view_of([1, 2, 3, 1, 2], []), NGramDrafter(children=3), NGramDrafter(children=PLACES + 5)
+    (_, some), (_, found) = (jax.jit(drafter.propose)(None, (), view) for drafter in (few, many))
+    assert found.token.shape == found.log_prob.shape == (WIDTH, PLACES + 5)
+    assert np.array_equal(found.token[0, :1], some.token[0, :1])
+    assert np.array_equal(np.isfinite(found.log_prob), np.pad(np.isfinite(some.log_prob), ((0, 0), (0, PLACES + 2))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Fixed(Drafter):
     """Proposes the same for every node."""

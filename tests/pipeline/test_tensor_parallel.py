@@ -79,7 +79,7 @@ def test_parts_put_together_are_the_layer(parts, int8):
         cache, x = run_stage(Target(source.config, StageSplit((2,)), 50, parts=parts), params, cache, rows, x)
         return jax.lax.pmean(vary(x), AXES)
 
-    cache = placement.place_caches(mesh, source.config, 2, 8, np.float32)
+    cache = placement.cache_maker(mesh, source.config, 2, 8, np.float32)()
     spec = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
     program = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(spec, placement.OWN, P()), out_specs=P()))
     found = program(params, cache, x)
