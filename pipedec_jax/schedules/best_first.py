@@ -47,5 +47,7 @@ class BestFirstSchedule(Schedule):
 def widest_in_flight(tree: PredictionTree) -> jax.Array:
     """Living rows of the widest batch in the pipe, at least 1."""
     flying = tree.alive & tree.sent & ~tree.known
-    together = flying[:, None] & flying[None, :] & (tree.sent_tick[:, None] == tree.sent_tick[None, :])
-    return jnp.maximum(jnp.max(jnp.sum(together, axis=1, dtype=jnp.int32)), 1)
+    # Nothing flies for longer than there are stages, of which the tree has more places.
+    age = jnp.max(tree.sent_tick) - tree.sent_tick
+    rows = jnp.zeros(tree.capacity, jnp.int32).at[jnp.where(flying, age, tree.capacity)].add(1, mode="drop")
+    return jnp.maximum(jnp.max(rows), 1)
