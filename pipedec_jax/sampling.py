@@ -127,8 +127,8 @@ def keep(sampling: SamplingArrays, scaled_WV: jax.Array) -> jax.Array:
     k = jnp.minimum(sampling.top_k, V)
     kth = lax.cond(k > 0, lambda: _highest(rank_WV, count, k), lambda: none)
     left_WV = rank_WV >= kth[:, None]
-    scaled_WV = scaled_WV.astype(jnp.promote_types(scaled_WV.dtype, jnp.float32))
-    probability = jax.nn.softmax(jnp.where(left_WV, scaled_WV, -jnp.inf), axis=-1)
+    left = jnp.where(left_WV, scaled_WV, -jnp.inf)
+    probability = jax.nn.softmax(left.astype(jnp.float32) if left.dtype.itemsize < 4 else left, axis=-1)
     p = sampling.top_p.astype(probability.dtype)
 
     def mass(mask_WV: jax.Array) -> jax.Array:
