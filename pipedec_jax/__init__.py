@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipedec_jax.decoding.result import Generation, Token
     from pipedec_jax.decoding.stream import Stream
     from pipedec_jax.loading import Model, load, load_demo
+    from pipedec_jax.model.module import Llama
     from pipedec_jax.recording.history import Recording
     from pipedec_jax.sampling import Sampling
     from pipedec_jax.soundness import NotFiniteError
@@ -31,6 +32,7 @@ _HOMES = {
     "Decoder": "pipedec_jax.decoding.decoder",
     "Generation": "pipedec_jax.decoding.result",
     "HierarchyDecoder": "pipedec_jax.decoding.hierarchy",
+    "Llama": "pipedec_jax.model.module",
     "LlamaConfig": "pipedec_jax.config",
     "Model": "pipedec_jax.loading",
     "NotFiniteError": "pipedec_jax.soundness",
@@ -48,6 +50,7 @@ __all__ = [
     "Decoder",
     "Generation",
     "HierarchyDecoder",
+    "Llama",
     "LlamaConfig",
     "Model",
     "NotFiniteError",

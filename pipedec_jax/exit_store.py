@@ -26,6 +26,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes
 from pipedec_jax.model.parameters import Parameters, ParameterSource, flatten, nest, parameter_shapes
+from pipedec_jax.whole_files import write_whole
 
 FOLDER = "exits"
 WEIGHTS = "head.safetensors"
@@ -100,9 +101,7 @@ def save_exit_head(
         "agreement": dict(agreement or {}),
         "training": dict(training or {}),
     }
-    partial = folder / f"{DESCRIPTION}.partial"
-    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    partial.replace(description)
+    write_whole(description, json.dumps(values, indent=1) + "\n")
     return folder
 
 

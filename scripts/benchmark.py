@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -249,7 +248,8 @@ def report(
 ) -> None:
     """Write and print what was found."""
     from pipedec_jax.analysis import benchmark_summary
-    from pipedec_jax.analysis.answer_file import write_whole
+    from pipedec_jax.hosts.processes import usable_cores
+    from pipedec_jax.whole_files import write_whole
 
     who = {
         name: described(decoder, benchmark.models[name], reports.get(name, []))
@@ -257,7 +257,7 @@ def report(
     }
     summary = benchmark_summary.summarize(who, benchmark.rows(), benchmark.warm_ups.rows, start_ups)
     device = next(iter(benchmark.decoders.values())).devices[0]
-    cores = os.cpu_count()
+    cores = usable_cores()
     where = f"{device.platform}, {device.device_kind}" if device.platform != "cpu" else f"CPU, {cores} cores"
     exact = EXACT.format(len(who), summary["answers"])
     summary = {

@@ -29,6 +29,7 @@ from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.whole_files import write_whole
 
 
 def geometry(name: str | None, demo: str) -> LlamaConfig:
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         times["measured"] |= {"link_latency_s": link.latency, "link_bytes_per_s": link.bandwidth}
     show(times, target, draft, args)
     if args.out is not None:
-        args.out.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.out, json.dumps(times, indent=1) + "\n")
 
 
 def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.whole_files import write_whole
 
 PLAIN, PP = "plain, one device", "pp, two ranks"
 
@@ -114,7 +115,7 @@ def main() -> None:
             flush=True,
         )
     if args.out is not None:
-        args.out.write_text(json.dumps({"argv": sys.argv[1:], "seconds": times, "rows": rows}, indent=1))
+        write_whole(args.out, json.dumps({"argv": sys.argv[1:], "seconds": times, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.whole_files import write_whole
 
 
 def settings(trees: list[int], lengths: list[int]) -> Iterator[dict[str, Any]]:
@@ -100,7 +101,7 @@ def main() -> None:
                     extra |= {"exit_stages": decoder.split.exit, "draft_length": decoder.settings.draft_length}
                     found.append(row.to_dict() | extra)
     if args.out is not None:
-        args.out.write_text(json.dumps({"argv": sys.argv[1:], "rows": found}, indent=1))
+        write_whole(args.out, json.dumps({"argv": sys.argv[1:], "rows": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

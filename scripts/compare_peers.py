@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,8 @@ from tqdm import tqdm
 import pipedec_jax
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.hosts.processes import usable_cores
+from pipedec_jax.whole_files import write_whole
 
 PLAIN = "ours: plain, one device"
 
@@ -36,7 +37,7 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="that draws them (0)")
     add("--max-new-tokens", metavar="M", type=int, default=128, help="tokens of each answer (128)")
     add("--rounds", metavar="R", type=int, default=1, help="over all prompts (1)")
-    add("--threads", metavar="T", type=int, default=os.cpu_count(), help="of the peers (all cores)")
+    add("--threads", metavar="T", type=int, default=usable_cores(), help="of the peers (all cores that it may use)")
     add("--only", metavar="TEXT", nargs="+", help="only those whose name holds one of these, and our plain decoding")
     add("--profile", metavar="K", type=int, default=0, help="also show the K longest operations of ours, a tick (0)")
     add("--out", metavar="FILE", type=Path, help="also write the rows as JSON")
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
             print_profile(options, name, peer, prompts[-1])
     if options.out is not None:
         about = {"argv": sys.argv[1:], "rows": [vars(row) for row in rows]}
-        options.out.write_text(json.dumps(about, indent=1))
+        write_whole(options.out, json.dumps(about, indent=1) + "\n")
     wrong = [row.name for row in rows if row.name.startswith("ours") and row.same < row.answers]
     if wrong:
         raise SystemExit(f"tokens of ours differ from plain decoding's: {', '.join(wrong)}")

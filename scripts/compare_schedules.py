@@ -24,6 +24,7 @@ from typing import Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.whole_files import write_whole
 
 DRAFTERS = ("model", "both")
 """The draft model alone, and with look-up beside it."""
@@ -128,7 +129,9 @@ def main() -> None:
             ticks = [sum(oracle_ticks(stages, answer, steps) for answer in right) / tokens for steps in (1, 2, 4)]
             print(f"| {stages} | {drafter} | {share:.3f} | " + " | ".join(f"{count:.2f}" for count in ticks) + " |")
     if args.out is not None:
-        args.out.write_text(json.dumps({"argv": sys.argv[1:], "rows": [row.to_dict() for row in rows]}, indent=1))
+        write_whole(
+            args.out, json.dumps({"argv": sys.argv[1:], "rows": [row.to_dict() for row in rows]}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

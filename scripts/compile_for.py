@@ -19,6 +19,7 @@ from typing import Any
 
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.whole_files import write_whole
 
 MIB = 2**20
 HIERARCHIES = ("pipespec", "speculative")
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
                     print(f"warning: that is more than a device's {memory} GiB", file=sys.stderr)
         if options.out:
             values = {"argv": sys.argv[1:], "kind": "compiled, not run", "device": kind, "rows": found}
-            options.out.write_text(json.dumps(values, indent=1) + "\n")
+            write_whole(options.out, json.dumps(values, indent=1) + "\n")
     except (ValueError, OSError) as error:
         fail(error)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.training import prefer_fast_products
+from pipedec_jax.whole_files import write_whole
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     settings = EvaluationConfig(**{name: getattr(options, name) for name in names})
     report = evaluate_directory(options.family, settings, options.library)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(report, indent=1) + "\n")
     print(table(report))
     for sample in report["samples"][: options.samples_shown]:
         print("\n--- prompt\n" + sample["prompt"] + "\n--- the target's greedy text\n" + sample["text"])

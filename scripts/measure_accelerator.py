@@ -22,6 +22,7 @@ from pipedec_jax.command_line.output import run_command
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline.settings import EngineSettings
+from pipedec_jax.whole_files import write_whole
 from plan import geometry
 
 COLUMNS = ("width", "ticks per token", "tick, ms", "layers and head, ms", "fixed, ms", "tokens/s", "GB/s", "of copying")
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         for width, seen in profiles.items():
             print_profile(width, seen, options.tokens)
     if options.out is not None:
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_whole(options.out, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def row(found: DecodeTime, copy: float) -> str:

@@ -7,7 +7,6 @@ known text, so that any geometry and any width can be timed without a checkpoint
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from pipedec_jax.analysis.tick_cost import compute_program, replay, replay_engine
+from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
@@ -153,7 +153,7 @@ def measure_decoding(
         return compute
 
     computes = [compile_all(engines[0])]  # alone, so that what the compiler times is not disturbed
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         computes.extend(threads.map(compile_all, engines[1:]))
     engines[0].start(prompt, max_new_tokens=tokens)
     answer = engines[0].run(tokens).tokens

@@ -59,14 +59,6 @@ class LineFile:
             raise ValueError(f"{self.path}, line {number}: {error}; delete the line to go on") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def accept_lengths(hits: Sequence[bool | None]) -> list[int]:
     """Tokens that came out of each filling of the pipe: the first one, and one more after each miss.
 

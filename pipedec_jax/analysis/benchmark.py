@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line, write_whole
+from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line
 from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.analysis.questions import Question
 from pipedec_jax.decoding.decoder import Decoder
@@ -25,6 +25,7 @@ from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.exit_store import description_path
 from pipedec_jax.loading import Model, short_names
+from pipedec_jax.whole_files import write_whole
 
 AnyDecoder = Decoder | HierarchyDecoder
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from pipedec_jax.analysis.tick_cost import measure_tick_cost
 from pipedec_jax.cache import LayerCache, Rows, at_least
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, vary
+from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits, initialize_head
 from pipedec_jax.model.parameters import Parameters, initialize
@@ -94,7 +94,7 @@ def measure_parts(
         both = {"target": params, "exit": own}
         for size in rows:
             wanted["exit_head", size] = functools.partial(_program, mesh, few, _exit(exit_head), both, cache, size)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         programs = dict(zip(wanted, threads.map(lambda make: make(), wanted.values()), strict=True))
     counts = {key: _count(run) for key, run in programs.items()}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in programs}

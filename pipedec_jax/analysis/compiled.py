@@ -78,11 +78,6 @@ class Report:
     read_ahead_bytes: int
     """Brought into a nearer memory beside other work, so that the product that needs them does not wait."""
 
-    @property
-    def overhead(self) -> float:
-        """Total bytes over those of weights and caches."""
-        return self.total_bytes / self.own_bytes
-
 
 def report(program: Any, held: Any) -> Report:
     """Read a compiled program.

@@ -248,14 +248,6 @@ def pp_token_cost(costs: Costs, layers: int, stages: int) -> float:
     return layers * at_rows(costs.layer, 1) + at_rows(costs.head, 1) / stages + stages * costs.exchange
 
 
-def ticks_filled_pipe(stages: int, hits: int, misses: int) -> int:
-    """Ticks of an answer when every hit is on time: the fill, one per hit, a refill per miss.
-
-    Hits and misses are counted after every token but the last, so the answer has `hits + misses + 1` tokens.
-    """
-    return stages + hits + stages * misses
-
-
 def speedup_filled_pipe(hit_rate: float, stages: int) -> float:
     """Limit of PP's ticks over a filled pipe's for long answers: `1 / (h / n + 1 - h)`.
 

@@ -22,6 +22,7 @@ from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.replay import random_text
 from pipedec_jax.pipeline.settings import make_schedule
 from pipedec_jax.schedules.static import StaticSchedule
+from pipedec_jax.whole_files import write_whole
 
 DEPTHS = (2, 4, 6, 8, 10, 12, 16, 24)
 """Levels of the trees that are tried."""
@@ -184,8 +185,5 @@ class TreeFile:
         self.rows.append(row)
         if self._path is not None:
             content = {"about": self._about, "trees": [dataclasses.asdict(row) for row in self.rows]}
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_name(f".{self._path.name}.part")
-            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            part.replace(self._path)
+            write_whole(self._path, json.dumps(content, indent=1) + "\n")
         return row

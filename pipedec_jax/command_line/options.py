@@ -124,7 +124,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="most guesses sent in a tick (16; of ppsd and eesd 1; of pipespec by passes)",
     )
     parser.add_argument(
-        "--children", metavar="K", type=int, help="most guesses of the draft after each token (16; of ppsd and eesd 1)"
+        "--children",
+        metavar="K",
+        type=int,
+        help="most guesses of the draft after each token (16; of ppsd as --width, at most 16; of eesd 1)",
     )
     parser.add_argument(
         "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"

@@ -17,6 +17,7 @@ from pipedec_jax.plots.timeline import draw_timeline
 from pipedec_jax.plots.tree import draw_tree, telling_ticks
 from pipedec_jax.recording.history import Recording
 from pipedec_jax.recording.passes import PassRecording
+from pipedec_jax.whole_files import write_whole
 
 UNUSED = ("prompts", "out", "memory", "json", "chat")
 """Options of generate.py that mean nothing here."""
@@ -56,7 +57,7 @@ def trace(own: argparse.Namespace, rest: list[str]) -> None:
     else:
         seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
         written, told = trace_events(recording, seconds), summary(recording, answer.text)
-    (own.out / "trace.json").write_text(json.dumps(written), encoding="utf-8")
+    write_whole(own.out / "trace.json", json.dumps(written))
     if pictures:
         write_pictures(own, recording)
     print(told, *decoder.report(), sep="\n")

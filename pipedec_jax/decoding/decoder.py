@@ -61,7 +61,8 @@ class Decoder:
             is whole on each of its own.
         width: most guesses that a tick sends into the pipe; by default 16, and 1 for `ppsd` (the paper's chain) and
             `eesd`.
-        children: most guesses of the draft after each token; beside a draft, look-up adds a few. By default as `width`.
+        children: most guesses of the draft after each token; beside a draft, look-up adds a few. By default 16; of
+            `ppsd` as many as `width`, at most 16, and of `eesd` 1.
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage, and in
             the tree's places.
         depth: levels of a tree of STPP.
@@ -132,13 +133,18 @@ class Decoder:
         if drafter is None:
             drafter = "model" if chain else "both"
         # The dtype comes last: it depends on the devices, which the other checks must come before.
+        if children is None:
+            # PPSD's chain is a tree where a width is given, which without siblings it could not fill.
+            children = 1 if chain else 16
+            if method == "ppsd" and isinstance(width, int | np.integer):
+                children = int(max(1, min(16, width)))
         settings_at = functools.partial(
             EngineSettings,
             method=method,
             stages=stages,
             tensor_parallel=tensor_parallel,
             width=(1 if chain else 16) if width is None else width,
-            children=(1 if chain else 16) if children is None else children,
+            children=children,
             draft_steps=1 if draft_steps is None else draft_steps,
             depth=depth,
             exit_stages=exit_stages,

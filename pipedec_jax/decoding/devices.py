@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax
 
-from pipedec_jax.hosts.processes import cores_in_all, process_count
+from pipedec_jax.hosts.processes import cores_in_all, process_count, usable_cores
 
 _FLAG = "--xla_force_host_platform_device_count"
 
@@ -98,8 +98,7 @@ def room(devices: Sequence[jax.Device]) -> int:
     """
     if devices[0].platform != "cpu":
         return len(devices)
-    cores = os.cpu_count() or 1
-    return min(len(devices), cores) if process_count() == 1 else cores_in_all(devices, cores)
+    return min(len(devices), usable_cores()) if process_count() == 1 else cores_in_all(devices)
 
 
 def pick_room(ranks: int) -> list[jax.Device]:
@@ -111,7 +110,7 @@ def pick_room(ranks: int) -> list[jax.Device]:
         picked = pick_devices(max(ranks, process_count()))
         every = jax.devices() if picked[0].platform == jax.devices()[0].platform else picked
         return sorted(every, key=lambda device: device.process_index)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     with contextlib.suppress(RuntimeError):  # JAX has started
         use_cpu_devices(max(ranks, cores))
     devices = jax.devices()

@@ -23,7 +23,7 @@ from pipedec_jax.hierarchy.exchange import TOLD, BufferExchange, Told, pack_told
 from pipedec_jax.hierarchy.free import run_free
 from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Programs, Source
 from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
-from pipedec_jax.pipeline.engine import make_request
+from pipedec_jax.pipeline.engine import INTERRUPTED, make_request
 from pipedec_jax.pipeline.progress import Progress, not_finite_error
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request
 from pipedec_jax.recording.passes import PassRecording, read_passes
@@ -170,10 +170,12 @@ class HierarchyEngine:
         Raises:
             NotFiniteError: when fewer tokens can be had, because the target gives NaN or infinity. What the smaller
                 models give is only guesses.
-            RuntimeError: when called before `start`.
+            RuntimeError: when called before `start`, or after an interrupt inside a model's step.
         """
         if not self._published:
             raise RuntimeError("call start() before run()")
+        if any(model.lost for model in self.models):
+            raise RuntimeError(INTERRUPTED)
         goal = self._length(self._published[-1]) + new_tokens
         if self.settings.method == "speculative":
             self._take_turns(goal)

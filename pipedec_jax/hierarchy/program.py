@@ -191,6 +191,11 @@ class ModelProgram:
         self._local = (capacity, local)
         return packed
 
+    @property
+    def lost(self) -> bool:
+        """Whether an interrupt inside a step has left it without its caches, until it is made ready again."""
+        return self.here and self._local is None
+
     def bytes_per_device(self) -> dict[str, dict[jax.Device, int]]:
         """Bytes of weights and of the cache on each of its devices."""
         cache = self._local[1].cache if self._local else ()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import zlib
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ import jax
 import numpy as np
 from jax._src import distributed  # where JAX keeps what jax.distributed.initialize made; there is no public way to it
 from jax.experimental import multihost_utils
+
+MOST_CORES = 4096
+"""Of a machine; those beyond are not counted where several processes share it."""
 
 
 def process_count() -> int:
@@ -38,19 +42,30 @@ def store() -> Any:
     return client
 
 
-def cores_in_all(devices: Sequence[jax.Device], cores: int) -> int:
-    """How many CPU devices of all processes work at the same time: of a machine, no more than it has cores.
+def usable_cores() -> int:
+    """Processor cores that this process may run on, by its affinity (as `taskset` and containers set it)."""
+    return len(_core_numbers())
+
+
+def cores_in_all(devices: Sequence[jax.Device]) -> int:
+    """How many CPU devices of all processes work at the same time: of a machine, no more than cores that these may use.
 
     Args:
-        devices: of all processes.
-        cores: of this machine. All processes call it alike.
+        devices: of all processes. All processes call it alike.
     """
-    machine = zlib.crc32(socket.gethostname().encode())
-    facts = multihost_utils.process_allgather(np.asarray([machine, cores], np.int64).view(np.int32))
-    told = np.ascontiguousarray(facts).reshape(-1, 4).view(np.int64)
-    found: dict[int, list[int]] = {}
-    for process, (name, count) in enumerate(told.tolist()):
-        here = sum(device.process_index == process for device in devices)
-        before = found.get(name, [count, 0])
-        found[name] = [min(count, before[0]), before[1] + here]
-    return sum(min(count, held) for count, held in found.values())
+    machine = np.asarray([zlib.crc32(socket.gethostname().encode())], np.uint32)
+    usable = np.isin(np.arange(MOST_CORES), _core_numbers())
+    mine = np.concatenate((machine.view(np.int32), np.packbits(usable).view(np.int32)))
+    facts = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, len(mine))
+    cores: dict[int, np.ndarray] = {}
+    held: dict[int, int] = {}
+    for process, (name, *mask) in enumerate(facts.tolist()):
+        cores[name] = cores.get(name, 0) | np.asarray(mask, np.int32)
+        held[name] = held.get(name, 0) + sum(device.process_index == process for device in devices)
+    return sum(min(int(np.bitwise_count(mask.view(np.uint32)).sum()), held[name]) for name, mask in cores.items())
+
+
+def _core_numbers() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))  # not Linux

@@ -16,7 +16,8 @@ from pipedec_jax.model.parameters import Parameters, initialize
 class Llama(nn.Module):
     """LLaMA as a Flax module: `Llama(config).apply({"params": tree}, token_BT)` gives logits `[B, T, V]`.
 
-    Its parameters are the tree of `pipedec_jax.model.parameters`, the one that converted checkpoints hold.
+    Its parameters are the tree of `pipedec_jax.model.parameters`, the one that converted checkpoints hold: all of it is
+    `checkpoints_convert.open_any(DIRECTORY).read_all()`.
     """
 
     config: LlamaConfig

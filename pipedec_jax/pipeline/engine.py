@@ -57,6 +57,13 @@ def make_request(
     return Request(**fields)
 
 
+INTERRUPTED = (
+    "this answer cannot go on: it was interrupted while the devices worked on it; begin a new one (generate() or "
+    "stream() of a decoder, start() of an engine), and see partial() of the stream for what there is of this one"
+)
+"""Of what a run has taken and not given back, such as caches, nothing can be used."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """Compiled for one capacity and sampling mode."""
@@ -203,10 +210,11 @@ class Engine:
         Raises:
             NotFiniteError: when fewer tokens can be had, because the target gives NaN or infinity. It has
                 what was committed before; the engine can go on to another prompt.
-            RuntimeError: when called before `start`, or when the pipe makes no progress (a bug).
+            RuntimeError: when called before `start` or after an interrupt inside `run`, or when the pipe makes no
+                progress (a bug).
         """
         if self._shared is None or self._local is None:
-            raise RuntimeError("call start() before run()")
+            raise RuntimeError("call start() before run()" if self._run is None else INTERRUPTED)
         (capacity, local), shared = self._local, self._shared
         self._local = self._shared = None  # donated: not to be used again, also when interrupted
         # A token takes at most one walk through all stages (EESD's after a chain through the exit path); more ticks

@@ -14,6 +14,8 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pipedec_jax.whole_files import write_whole
+
 EXCLUDED_FOLDERS = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data")
 """Folders that are left out wherever they appear: foreign packages, tests, and one large generated text."""
 
@@ -102,8 +104,7 @@ def read_text(root: Path, file: SourceFile) -> str:
 
 def write_list(path: Path, files: Iterable[SourceFile]) -> None:
     """Write a list, one `sha256  path` per line, as `sha256sum` prints it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{file.sha256}  {file.path}\n" for file in files), encoding="utf-8")
+    write_whole(path, "".join(f"{file.sha256}  {file.path}\n" for file in files))
 
 
 def read_list(path: Path) -> list[SourceFile]:
@@ -170,7 +171,7 @@ def write_overlap(path: Path, report: Sequence[Overlap], limit: float) -> None:
         "share_of_kept_text": round(shared / total, 4) if total else 0.0,
         "report": rows,
     }
-    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary, indent=1) + "\n")
 
 
 def prepare(root: Path, directory: Path, limit: float = 0.2) -> tuple[list[SourceFile], list[SourceFile]]:

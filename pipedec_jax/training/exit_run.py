@@ -26,6 +26,7 @@ from pipedec_jax.training.exits import ExitPlan, Heads, train_exit_heads
 from pipedec_jax.training.loop import Log
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
 from pipedec_jax.training.trainer import Batches
+from pipedec_jax.whole_files import write_whole
 
 Agreement = dict[str, dict[str, float]]
 """For every head's name, the agreement with the target by shortlist size."""
@@ -164,11 +165,8 @@ class ExitRun:
                     f"{self.directory} holds a run for other weights than {self.target.name} has; name another (--run)"
                 )
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self._identity_file.with_suffix(".partial")
         values = self.identity | {"fingerprint": weights}
-        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._identity_file)
+        write_whole(self._identity_file, json.dumps(values, indent=1) + "\n")
 
     def _check_directory(self) -> None:
         """Raise `ValueError` when the folder holds another run."""

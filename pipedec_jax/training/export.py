@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from checkpoints_convert import open_any
 from checkpoints_convert.hugging_face import export_hugging_face
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
+from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.training.tokenizer import BEGIN, END, save_tokenizer
+from pipedec_jax.whole_files import write_whole
 
 
 def export(config: LlamaConfig, params: Parameters, tokenizer: Tokenizer, directory: Path) -> None:
@@ -24,11 +25,10 @@ def export(config: LlamaConfig, params: Parameters, tokenizer: Tokenizer, direct
     export_hugging_face(config, tree, directory, "bfloat16", bos_token_id=begin, eos_token_id=end)
     save_tokenizer(tokenizer, directory, config.context)
     generation = {"bos_token_id": begin, "eos_token_id": end, "do_sample": False}
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    write_whole(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 
 
 def load_exported(directory: Path) -> tuple[LlamaConfig, Parameters]:
     """Geometry and weights, as float32, of a model directory (or a converted checkpoint)."""
     checkpoint = open_any(directory)
-    config = checkpoint.config
-    return config, nest({path: jnp.asarray(checkpoint.read(path), jnp.float32) for path in parameter_shapes(config)})
+    return checkpoint.config, jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), checkpoint.read_all())

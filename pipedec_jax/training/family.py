@@ -37,6 +37,7 @@ from pipedec_jax.training.tokenizer import (
     train_tokenizer,
 )
 from pipedec_jax.training.trainer import TrainingConfig, train
+from pipedec_jax.whole_files import write_whole
 
 STAGES = ("text", "target", "records", "middle", "draft", "export", "evaluate")
 """In the order they run."""
@@ -159,7 +160,7 @@ class Family:
     def evaluate(self, settings: EvaluationConfig) -> dict[str, Any]:
         """Measure the exported family on the held-out files and write `evaluation.json`."""
         report = evaluate_directory(self.family, settings, self.root)
-        (self.family / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_whole(self.family / "evaluation.json", json.dumps(report, indent=1) + "\n")
         return report
 
     def run(self, stage: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from pipedec_jax.whole_files import write_whole
+
 BEGIN, END, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (BEGIN, END, USER, ASSISTANT)
 
@@ -47,9 +49,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, context: int) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    """Write `tokenizer_config.json`, `special_tokens_map.json` and `tokenizer.json`, each as a whole.
+
+    `tokenizer.json` comes last: where it is, all are.
+    """
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
@@ -61,7 +64,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, context: int) -> None:
     }
     special = {"bos_token": BEGIN, "eos_token": END, "additional_special_tokens": [USER, ASSISTANT]}
     for name, values in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_whole(directory / name, json.dumps(values, indent=2) + "\n")
+    write_whole(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

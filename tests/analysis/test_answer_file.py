@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line, write_whole
+from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line
 from pipedec_jax.analysis.questions import Question
 
 ROWS = [{"text": "a\nb"}, {"text": "ü\r\u2028"}, {"number": 3}]
@@ -44,14 +44,6 @@ def test_a_whole_line_that_is_no_object_is_an_error_with_file_and_line(tmp_path,
     with pytest.raises(ValueError, match=rf"rows.jsonl, line 2: {message}.*; delete the line to go on"):
         LineFile(path)
     assert path.read_text() == "{}\n" + line + "\n{}\n"
-
-
-def test_a_file_is_written_as_a_whole(tmp_path):
-    path = tmp_path / "new" / "summary.json"
-    write_whole(path, "old")
-    write_whole(path, "new")
-    assert path.read_text() == "new"
-    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ def test_an_engine_without_weights_compiles_and_is_reported(monkeypatch, small):
         == sum(size for size in engine.bytes_per_device()[0].values() if isinstance(size, int)) + caches + 4 * 8
     )  # the last norm
     assert found.total_bytes >= found.own_bytes
-    assert found.overhead == found.total_bytes / found.own_bytes
     assert 40 < found.kernels < 150
     # Embeddings, what the last stage knows, and the choices: the sums of a tick; and a hop, if in none of them.
     assert found.collectives == {"all-reduce": 3} | ({} if small else {"collective-permute": 1})

@@ -108,23 +108,15 @@ def test_bad_calibrations_are_refused(seconds):
         cost.calibrated_costs(seconds)
 
 
-@given(stages=st.integers(1, 32), hits=st.integers(0, 1000), misses=st.integers(0, 1000))
-def test_ticks_of_a_filled_pipe(stages, hits, misses):
-    """Against the pipe played tick by tick: a hit is one tick behind its parent, a miss a whole pipe."""
-    tick = stages
-    for step in [1] * hits + [stages] * misses:
-        tick += step
-    assert cost.ticks_filled_pipe(stages, hits, misses) == tick
-
-
 def test_the_speedup_of_a_filled_pipe():
     assert cost.speedup_filled_pipe(0.0, 14) == 1
     assert cost.speedup_filled_pipe(1.0, 14) == 14
     # Headlines of the papers and the hit rates they need.
     assert cost.speedup_filled_pipe(0.835, 14) == pytest.approx(4.46, abs=0.02)
     assert cost.speedup_filled_pipe(0.939, 14) == pytest.approx(7.79, abs=0.05)
+    # Played: the fill, a tick for each hit, a refill for each miss.
     n, tokens = 8, 10**6
-    long = cost.ticks_filled_pipe(n, round(0.9 * tokens), round(0.1 * tokens))
+    long = n + round(0.9 * tokens) + n * round(0.1 * tokens)
     assert math.isclose(n * tokens / long, cost.speedup_filled_pipe(0.9, n), rel_tol=1e-4)
     for hit_rate, stages in ((1.1, 4), (-0.1, 4), (0.5, 0)):
         with pytest.raises(ValueError, match="hit rate from 0 to 1"):

@@ -72,6 +72,24 @@ def test_streams_and_token_prompts_give_what_generate_gives(pipedec, target):
     assert pipedec.generate(array, max_new_tokens=20).token_ids == whole.token_ids
 
 
+def test_an_interrupt_inside_the_engine_leaves_what_came_before_and_says_what_can_be_done(pipedec, monkeypatch):
+    whole = pipedec.generate(PROMPTS[0], max_new_tokens=20)
+    stream = pipedec.stream(PROMPTS[0], max_new_tokens=20, chunk=3)
+    shown = next(stream)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipedec.engine, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    with pytest.raises(RuntimeError, match=r"begin a new one \(generate\(\) or stream\(\) of a decoder"):
+        next(stream)
+    assert whole.text.startswith(stream.partial().text)
+    assert stream.partial().text.startswith(shown)
+    assert pipedec.generate(PROMPTS[0], max_new_tokens=20).token_ids == whole.token_ids
+
+
 def test_an_abandoned_stream_does_not_disturb_the_next_answer(pipedec):
     whole = pipedec.generate(PROMPTS[1], max_new_tokens=20)
     abandoned = pipedec.stream(PROMPTS[0], max_new_tokens=20, chunk=1)
@@ -192,6 +210,23 @@ def test_bad_settings_are_refused_before_weights_are_read(target, draft, options
     blind = [pipedec_jax.Model(m.config, m.tokenizer, lambda: pytest.fail("read weights")) for m in (target, draft)]
     with pytest.raises(ValueError, match=message):
         Decoder(blind[0], **{"draft": blind[1], **options})
+
+
+def test_how_many_children_there_are_by_default(target, draft):
+    """PPSD's follow its width, so that a width is never without effect; a number that is given stays."""
+
+    def children(**options):
+        return Decoder(target, stages=2, **options).children
+
+    exit_ = {"exit_layer": 2, "exit_head": "target"}
+    assert [children(draft=draft, width=width) for width in (None, 4, 32)] == [16, 16, 16]
+    assert [children(method="ppsd", width=width, **exit_) for width in (None, 1, 4, 32)] == [1, 1, 4, 16]
+    assert children(method="ppsd", width=np.int64(4), **exit_) == 4
+    assert children(method="ppsd", width=4, children=1, **exit_) == 1
+    assert children(method="eesd", **exit_) == 1
+    for bad in (0, 2.5, "4"):
+        with pytest.raises(ValueError, match="width must be a whole number of at least 1"):
+            children(method="ppsd", width=bad, **exit_)
 
 
 def test_automatic_draft_steps_are_no_more_than_the_tree_has_places_for(target, draft):

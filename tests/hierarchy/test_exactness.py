@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -136,6 +137,22 @@ def test_drafting_and_verifying_in_turns() -> None:
         assert figures[1].passes * (lookahead + 1) >= NEW
         assert figures[1].passes == progress.ticks[-1]
         assert figures[1].passes < NEW
+
+
+def test_after_an_interrupt_inside_a_step_the_next_prompt_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = engine(TWO)
+    decoder.start(prompt_of(17, 0), max_new_tokens=NEW)
+    decoder.run(2)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoder.models[0], "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.run(4)
+    with pytest.raises(RuntimeError, match=r"begin a new one \(generate\(\) or stream\(\) of a decoder"):
+        decoder.run(4)
+    run(TWO, DRAWN, 1, 3)
 
 
 def test_an_end_token_ends_the_answer() -> None:

@@ -2,17 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
 from pipedec_jax.command_line.running import main
 from pipedec_jax.hosts.faults import FAULTS, answers, job, read_answers, strike, write_prompts
 from pipedec_jax.hosts.grid import cases, check, decode
 from pipedec_jax.hosts.launch import finish, launch
-from pipedec_jax.hosts.processes import cores_in_all
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
 
@@ -40,17 +36,6 @@ def test_two_processes_go_on_with_the_answers_of_one(models, tmp_path):
 
 def tokens(line):
     return json.loads(line)["line"], json.loads(line)["token_ids"]
-
-
-def test_devices_of_a_machine_that_work_at_the_same_time_are_no_more_than_its_cores(monkeypatch):
-    names, devices = ["one", "one", "two"], [0, 0, 0, 1, 1, 1, 2]
-    told = []
-    for name in names:
-        monkeypatch.setattr("socket.gethostname", lambda name=name: name)
-        monkeypatch.setattr(multihost_utils, "process_allgather", lambda facts: told.append(facts) or facts[None])
-        cores_in_all([], 2 if name == "one" else 8)
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: np.stack(told))
-    assert cores_in_all([SimpleNamespace(process_index=index) for index in devices], 2) == 2 + 1
 
 
 @pytest.mark.slow
@@ -90,7 +75,7 @@ import dataclasses, os, sys
 
 import numpy as np
 
-os.cpu_count = lambda: 8
+os.sched_getaffinity = lambda _: set(range(8))
 from pipedec_jax.command_line.running import main
 from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 

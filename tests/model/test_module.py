@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+import checkpoints_convert
+from pipedec_jax import Llama
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import forward
-from pipedec_jax.model.module import Llama
 from pipedec_jax.model.parameters import flatten, initialize, parameter_shapes
 
 CONFIG = LlamaConfig(vocab_size=31, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=32)
@@ -23,3 +24,12 @@ def test_module_computes_what_the_pure_function_computes():
     logits = Llama(CONFIG).apply({"params": params}, token_BT)
     assert logits.shape == (2, 5, 31)
     assert jnp.array_equal(logits, forward(CONFIG, params, token_BT))
+
+
+def test_a_checkpoint_is_applied_as_it_is_read(family):
+    checkpoint = checkpoints_convert.open_any(family["draft"])
+    token_BT = jnp.asarray([[3, 1, 4, 1, 5]], jnp.int32)
+    params = checkpoint.read_all()
+    logits = Llama(checkpoint.config).apply({"params": params}, token_BT)
+    assert logits.shape == (1, 5, checkpoint.config.vocab_size)
+    assert jnp.array_equal(logits, forward(checkpoint.config, jax.tree.map(jnp.asarray, params), token_BT))

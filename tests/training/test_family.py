@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import open_any
+from pipedec_jax.training import tokenizer as tokenizers
 from pipedec_jax.training.evaluate import EvaluationConfig, held_out_windows, step_weights, table
 from pipedec_jax.training.family import STAGES, Family, ModelPlan, read_portions, thin
+from pipedec_jax.whole_files import write_whole
 from tests.training.test_corpus import make_library
 
 SIZES = {"heads": 2, "kv_heads": 1, "head_size": 8, "context": 64, "vocab_size": 300}
@@ -86,3 +88,33 @@ def test_a_plan_with_an_unknown_key_is_refused(tmp_path):
     path.write_text(json.dumps({"model": {}, "training": {}, "optimizer": {}}))
     with pytest.raises(ValueError, match="optimizer"):
         ModelPlan.read(path)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_kill_while_the_tokenizer_is_written_is_made_good_by_the_next_run(
+    tmp_path, plans, portions, monkeypatch, number, late
+):
+    """Before or after any of its three files: the stage is skipped only where all are there."""
+    root = make_library(tmp_path / "lib")
+    whole = Family(tmp_path / "whole", plans, portions, root)
+    whole.text()
+    files = {path.name: path.read_bytes() for path in (whole.family / "target").iterdir()}
+    assert set(files) == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    written = []
+
+    def killed(path, text):
+        written.append(path)
+        if len(written) < number or late:
+            write_whole(path, text)
+        if len(written) == number:
+            raise KeyboardInterrupt
+
+    again = Family(tmp_path / "again", plans, portions, root)
+    monkeypatch.setattr(tokenizers, "write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again.text()
+    monkeypatch.undo()
+    again.text()
+    assert {path.name: path.read_bytes() for path in (again.family / "target").iterdir()} == files
+    assert again.tokenizer.get_vocab_size() == whole.tokenizer.get_vocab_size()
