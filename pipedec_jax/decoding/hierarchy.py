@@ -53,8 +53,9 @@ class HierarchyDecoder:
         width: most tokens that a verification reads; by default as many as the smaller models give in a tick.
         select: choose among the models as well, and, of pipespec, the stages of each and the form: the best
             predictions are run beside plain decoding (`pipedec_jax.hierarchy.race`), and the fastest is used, be it
-            plain decoding. `raced` tells. Of several processes the first one's prediction is used, in lockstep, on the
-            devices of all; what it takes to pass between them is measured by all together.
+            plain decoding; what gives other tokens there (a near tie, in float32 or bfloat16) is not. `raced` tells. Of
+            several processes the first one's prediction is used, in lockstep, on the devices of all; what it takes to
+            pass between them is measured by all together.
         dtype: as for `Decoder`.
         devices: the smallest model's first.
         prefill_width: prompt tokens that prefill takes in one step.
