@@ -22,6 +22,7 @@ from checkpoints_convert.library import as_json, library, table
 from checkpoints_convert.paths import is_cloud
 from checkpoints_convert.report import as_text, describe
 from checkpoints_convert.store import is_converted, open_checkpoint
+from checkpoints_convert.tokenizer_check import padding
 from checkpoints_convert.verify import LOGIT_TOLERANCE, damage, differences, logit_difference
 from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.command_line.output import discard_output, in_words
@@ -83,6 +84,9 @@ def _convert(options: argparse.Namespace) -> int:
         options.source, options.destination, options.dtype, int8=options.int8, overwrite=options.overwrite
     )
     print(f"converted {options.source} to {destination}")
+    facts = describe(destination)
+    if line := padding(facts["model"]["vocab_size"], facts["tokens"]):
+        print(line)
     return 0
 
 
@@ -107,7 +111,10 @@ def _verify(options: argparse.Namespace) -> int:
         return 0
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"logits not compared: {' and '.join(missing)} not installed")
+        print(
+            f"passed WITHOUT the logits: {' and '.join(missing)} not installed (pip install 'pipedec_jax[torch]', and "
+            "run the same command again)"
+        )
         return 0
     difference = logit_difference(source, options.destination)
     rounded = open_checkpoint(options.destination).config.int8

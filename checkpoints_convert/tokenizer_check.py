@@ -9,6 +9,31 @@ from checkpoints_convert.checkpoint import Checkpoint
 from pipedec_jax.tokenizer import Tokenizer
 
 
+def read_tokenizer(files: dict[str, bytes], directory: Path) -> Tokenizer:
+    """The tokenizer in some files, by name.
+
+    Raises:
+        FileNotFoundError: when none of them is one.
+        ValueError: when it cannot be read; the message names `directory`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, data in files.items():
+            (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / name).write_bytes(data)
+        try:
+            return Tokenizer.load(scratch)
+        except ValueError as error:
+            raise ValueError(str(error).replace(scratch, str(directory))) from error
+
+
+def padding(rows: int, tokens: int | None) -> str | None:
+    """A line for a model with more rows of vocabulary than tokens; `None` for others, or where that is not known."""
+    if tokens is None or tokens >= rows:
+        return None
+    ids = f"id {tokens} is" if tokens == rows - 1 else f"ids {tokens} to {rows - 1} are"
+    return f"{rows} rows of vocabulary for {tokens} tokens of the tokenizer: {ids} padding, and never chosen"
+
+
 def check_tokenizer(checkpoint: Checkpoint, files: dict[str, bytes]) -> None:
     """Read a tokenizer from the very bytes that are to be stored, and compare its ids with the model's rows.
 
@@ -23,18 +48,13 @@ def check_tokenizer(checkpoint: Checkpoint, files: dict[str, bytes]) -> None:
         ValueError: when the tokenizer cannot be read, one of its own tokens has no row, or the token that begins or
             one that ends a text has none.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, data in files.items():
-            (Path(scratch) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(scratch) / name).write_bytes(data)
-        try:
-            tokenizer = Tokenizer.load(scratch)
-            own = tokenizer.backend.backend_tokenizer.get_vocab(with_added_tokens=False)
-        except ValueError as error:
-            raise ValueError(
-                f"{str(error).replace(scratch, str(checkpoint.directory))}; nothing was written: fetch the tokenizer "
-                "again, or put the one in that the model was trained with"
-            ) from error
+    try:
+        own = read_tokenizer(files, checkpoint.directory).backend.backend_tokenizer.get_vocab(with_added_tokens=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; nothing was written: fetch the tokenizer again, or put the one in that the model was trained "
+            "with"
+        ) from error
     rows = checkpoint.config.vocab_size
     if not own or max(own.values()) >= rows:
         raise ValueError(

@@ -14,19 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.analysis.accelerator import measure_bandwidth
 from pipedec_jax.analysis.calibration import calibrate, measure_link
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import check_place, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.whole_files import write_whole
@@ -75,10 +75,10 @@ def main() -> None:
                 raise ValueError(f"--{name} must be at least 1, not {value}")
         if min(args.rows) < 1:
             raise ValueError(f"--rows must be at least 1, not {min(args.rows)}")
+        if args.exchange is not None and not 0 <= args.exchange < math.inf:
+            raise ValueError(f"--exchange must be a finite number of at least 0 (seconds), not {args.exchange:g}")
         if args.out is not None:  # before anything is measured
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):
-                raise ValueError(f"--out {args.out} cannot be written")
+            check_place("--out", args.out)
         run(args)
     except (ValueError, OSError) as error:
         fail(error)
@@ -102,8 +102,11 @@ def run(args: argparse.Namespace) -> None:
         ranks=args.ranks,
         repeats=args.repeats,
     )
-    bandwidth = measure_bandwidth()
-    link = measure_link(jax.devices()[: args.ranks]) if args.ranks > 1 else None
+    with tqdm(total=2, desc="measuring memory and links", disable=None) as bar:
+        bandwidth = measure_bandwidth()
+        bar.update()
+        link = measure_link(jax.devices()[: args.ranks]) if args.ranks > 1 else None
+        bar.update()
     times["measured"] |= {"copy_bytes_per_s": bandwidth.copy, "read_bytes_per_s": bandwidth.read}
     if link is not None:
         times["measured"] |= {"link_latency_s": link.latency, "link_bytes_per_s": link.bandwidth}

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
+from tqdm import tqdm
 
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.tick_cost import measure_tick_cost
@@ -63,6 +64,7 @@ def measure_parts(
     dtype: Any = jnp.float32,
     ranks: int = 1,
     repeats: int = 5,
+    name: str = "parts",
 ) -> PartSeconds:
     """Measure a layer and the heads of a geometry.
 
@@ -75,6 +77,7 @@ def measure_parts(
         dtype: of weights, activations and caches.
         ranks: devices that run at once.
         repeats: of every measurement, in turn, after one that warms up.
+        name: of what is measured, for the progress bar (on a terminal).
 
     Raises:
         ValueError: when there are fewer devices.
@@ -94,13 +97,20 @@ def measure_parts(
         both = {"target": params, "exit": own}
         for size in rows:
             wanted["exit_head", size] = functools.partial(_program, mesh, few, _exit(exit_head), both, cache, size)
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        programs = dict(zip(wanted, threads.map(lambda make: make(), wanted.values()), strict=True))
-    counts = {key: _count(run) for key, run in programs.items()}
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in programs}
-    for _ in range(repeats):
-        for key, run in programs.items():
-            seconds[key].append(run(counts[key]) / counts[key])
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in wanted}
+    with tqdm(total=len(wanted) * (1 + repeats), desc=f"measuring {name}", disable=None) as bar:
+        bar.set_postfix_str("compiling")
+        programs: dict[tuple[str, int], Callable[[int], float]] = {}
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for key, run in zip(wanted, threads.map(lambda make: make(), wanted.values()), strict=True):
+                programs[key] = run
+                bar.update()
+        bar.set_postfix_str("timing")
+        counts = {key: _count(run) for key, run in programs.items()}
+        for _ in range(repeats):
+            for key, run in programs.items():
+                seconds[key].append(run(counts[key]) / counts[key])
+                bar.update()
     return PartSeconds(
         layer={size: statistics.median(seconds["layer", size]) / layers for size in rows},
         head={size: statistics.median(seconds["head", size]) for size in rows},
@@ -210,12 +220,12 @@ def calibrate(
     Returns:
         Seconds by part and rows, and under `measured` what they were measured of.
     """
-    parts = measure_parts(target, exit_head=exit_head, **options)
+    parts = measure_parts(target, exit_head=exit_head, name="the target's parts", **options)
     times: dict[str, Any] = {"layer": _never_falling(parts.layer), "head": _never_falling(parts.head)}
     if exit_head is not None:
         times["exit_head"] = _never_falling(parts.exit_head)
     if draft is not None:
-        small = measure_parts(draft, **options)
+        small = measure_parts(draft, name="the draft's parts", **options)
         whole = {size: draft.layers * small.layer[size] + small.head[size] for size in small.layer}
         times["draft"] = _never_falling(whole)
     dtype = jnp.dtype(options.get("dtype", jnp.float32))

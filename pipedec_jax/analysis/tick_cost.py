@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from tqdm import tqdm
 
 from pipedec_jax import vocabulary
 from pipedec_jax.cache import Rows
@@ -117,7 +118,7 @@ def measure_tick_cost(
     engine = replay_engine(target, settings, prompt, answer, 1.0, vocab_size=vocab_size)
     compute = compute_program(engine, len(prompt) + len(answer))
     tick_ms, compute_ms = [], []
-    for repeat in range(repeats + 1):
+    for repeat in tqdm(range(repeats + 1), desc="measuring ticks", disable=None):
         engine.start(prompt, max_new_tokens=len(answer))
         first = engine.run(1).ticks[-1]
         begun = time.perf_counter()

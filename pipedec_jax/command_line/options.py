@@ -229,6 +229,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is not for --method {options.method}, but for {', '.join(methods)}"
             )
+    if options.method == "pp" and options.draft is not None:
+        raise ValueError("--draft is not for --method pp, where nobody guesses: leave it out")
     for name in ("noise", "sharpness"):
         if options.drafter == "ngram" and getattr(options, name) != getattr(defaults, name):
             raise ValueError(f"--{name} is for guesses of a model: look-up (--drafter ngram) has no use for it")

@@ -5,9 +5,12 @@ https://docs.python.org/3/library/signal.html#note-on-sigpipe
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -34,6 +37,26 @@ def in_words(error: object) -> str:
         return str(error)
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     return f"{' to '.join(files)}: {error.strerror}" if files else error.strerror
+
+
+def check_place(option: str, path: Path) -> None:
+    """Look, before long work, whether a file can be written there after it; leaves nothing behind.
+
+    Folders that are not there are for the writer to make.
+
+    Raises:
+        ValueError: naming the option, when it cannot.
+    """
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{path.name}."):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written: {error.strerror or error}") from error
 
 
 def discard_output() -> None:

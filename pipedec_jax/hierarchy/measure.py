@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from pipedec_jax.analysis.clock import decode
 from pipedec_jax.hierarchy.buffers import FIGURES
@@ -129,16 +130,21 @@ def measure(
     requests = [make_request(prompt, capacity - len(prompt), capacity, sampling) for prompt in prompts]
     target = len(sources) - 1
     own = devices[target : target + 1]
+    staged = 0 if ticks is not None else sum(count > 1 for counts in stages for count in counts)
+    total = 1 + 2 + target * len(widths) + staged
+    bar = tqdm(total=total, desc="measuring the models", postfix="plain decoding", disable=None)
     plain, texts = _plain(sources[-1], prompts, capacity, vocab_size, own, dtype, new_tokens, sampling)
     packed = [_packed(prompt, text, capacity) for prompt, text in zip(prompts, texts, strict=True)]
 
     seconds: list[dict[int, float]] = []
     words: list[np.ndarray] = []
     dispatch = 0.0
+    bar.update()
     for index in range(len(sources)):
         model, times = _program(sources[index], devices[index : index + 1], dtype, vocab_size), dict[int, float]()
         # A pass of one row is one of a program that can read more, but of the smallest model, which never does.
         for width in sorted(widths) if index else (1, max(widths)):
+            bar.set_postfix_str(f"model {index + 1} of {len(sources)}, {width} row{'s' if width > 1 else ''}")
             model.set_width(width)
             if not times:
                 times[1] = _seconds(_one_row(model, requests[0], index < target, new_tokens, capacity), new_tokens)
@@ -148,6 +154,7 @@ def measure(
             if width > 1:
                 passes = max(1, new_tokens // width)
                 times[width] = _seconds(_wide(model, requests[0], packed[0], index < target, passes, capacity), passes)
+            bar.update()
         if index < target:  # in the widest program, the last one
             said = []
             for request, text in zip(requests, packed, strict=True):
@@ -156,10 +163,12 @@ def measure(
             words.append(_spans(said, prompts, new_tokens))
         seconds.append(times)
     if ticks is None:
+        bar.set_postfix_str("stages")
         ticks = staged_ticks(
             sources, prompts, stages, lambda count: devices[:count], vocab_size=vocab_size, dtype=dtype,
-            new_tokens=new_tokens, sampling=sampling, widths=widths,
+            new_tokens=new_tokens, sampling=sampling, widths=widths, done=bar.update,
         )  # fmt: skip
+    bar.close()
     # One token is in flight, so each tick one stage works, and all of them in turn.
     exchange = [
         {count: max(0.0, tick - own[1] / count) for count, tick in found.items()}
@@ -190,6 +199,7 @@ def staged_ticks(
     new_tokens: int = 96,
     sampling: Sampling = GREEDY,
     widths: Sequence[int] = WIDTHS,
+    done: Callable[[], object] = lambda: None,
 ) -> list[dict[int, float]]:
     """Seconds of a tick of each model's pipe, one token being in flight, by its number of stages, of those over one.
 
@@ -205,6 +215,7 @@ def staged_ticks(
         new_tokens: as for `measure`.
         sampling: as for `measure`.
         widths: as for `measure`.
+        done: called after each number of stages.
 
     Returns:
         Of each model; nothing of stages none of which are this process's.
@@ -220,6 +231,7 @@ def staged_ticks(
                 if program.here:
                     run = _one_row(program, request, index < len(sources) - 1, passes, capacity)
                     found[index][count] = _seconds(run, passes)
+                done()
     return found
 
 

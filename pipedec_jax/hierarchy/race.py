@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from tqdm import tqdm
+
 from pipedec_jax.analysis.clock import AnyEngine, decode
 from pipedec_jax.hierarchy.choice import Choice, placed
 from pipedec_jax.hierarchy.measure import Measured
@@ -78,10 +80,12 @@ def race(
     """
     answer: list[int] = []
     found: list[Entry] = []
+    bar = tqdm(total=1 + len(choices) * len(forms), desc="running the fastest", postfix="plain decoding", disable=None)
     for choice in (None, *choices):
         engine = make(choice)
         for form in forms if choice else forms[:1]:
             if choice:
+                bar.set_postfix_str(f"{len(choice.models)} models, {form}")
                 reform(engine, form)
             times, differs = [], None
             for _ in range(TURNS):
@@ -92,7 +96,9 @@ def race(
                 times.append(seconds / max(1, len(progress.tokens) - 1))
             predicted = choice.seconds if choice and form == "lockstep" else None
             found.append(Entry(choice, form, predicted, min(times[1:]), differs))
+            bar.update()
         del engine
+    bar.close()
     return sorted(found, key=lambda entry: (entry.differs_at is not None, entry.measured))
 
 

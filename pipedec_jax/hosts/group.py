@@ -166,7 +166,9 @@ def join(
         raise ValueError("--hosts finds the processes by itself: leave --coordinator and the numbers out")
     if hosts is None and missing:
         raise ValueError(f"{' and '.join(missing)} must be given too, or --hosts auto alone")
-    if processes is not None and (processes < 1 or not 0 <= (index or 0) < processes):
+    if processes is not None and processes < 1:
+        raise ValueError(f"--num-processes must be at least 1, not {processes}")
+    if processes is not None and not 0 <= (index or 0) < processes:
         raise ValueError(f"--process-id must be 0 to {processes - 1} for --num-processes {processes}, not {index}")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator must be HOST:PORT, not {coordinator!r}")

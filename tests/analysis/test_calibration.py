@@ -10,14 +10,17 @@ from pipedec_jax.analysis import calibration
 from pipedec_jax.analysis.cost import at_rows, calibrated_costs
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from tests.analysis.test_tick_cost import CONFIG
+from tests.progress_bars import Bars
 
 
 def test_every_part_is_measured_and_more_rows_never_cost_less(monkeypatch):
     monkeypatch.setattr(calibration, "SHORTEST", 0.0)
+    monkeypatch.setattr(calibration, "tqdm", bars := Bars())
     head = ExitHeadConfig(1, "block", width=8, feed_forward=8)
     times = calibration.calibrate(
         CONFIG, CONFIG, exit_head=head, exchange=0.5, rows=(1, 3), layers=1, slots=32, ranks=2, repeats=1
     )
+    bars.check(["measuring the target's parts", "measuring the draft's parts"])
     costs = calibrated_costs(times)
     for part in ("layer", "head", "draft", "exit_head"):
         assert set(times[part]) == {1, 3}

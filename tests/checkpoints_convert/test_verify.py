@@ -1,9 +1,11 @@
+import importlib.util
 import json
 import os
 import shutil
 
 import pytest
 
+from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import convert
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.verify import damage, differences, logit_difference
@@ -162,6 +164,30 @@ def test_command_reports_success_and_failure(pristine, pair, capsys):
     assert "wrong: cannot read array 'head'" in capsys.readouterr().err
     assert main(["verify", source, source]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_without_torch_the_last_line_says_that_logits_were_not_compared(pristine, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    assert main(["verify", *map(str, pristine)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("passed WITHOUT the logits: torch not installed (pip ")
+
+
+def test_rows_without_a_token_are_said_to_be_padding(source, tmp_path, capsys):
+    write_tokenizer(source, TINY.vocab_size)
+    assert main(["convert", str(source), str(tmp_path / "all")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    write_tokenizer(source, TINY.vocab_size - 2)
+    said = f"ids {TINY.vocab_size - 2} to {TINY.vocab_size - 1} are padding, and never chosen"
+    assert main(["convert", str(source), str(tmp_path / "fewer")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(said)
+    assert main(["inspect", str(tmp_path / "fewer")]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["inspect", "--json", str(source)]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == TINY.vocab_size - 2
+    (source / "tokenizer.json").write_text("{}")
+    assert main(["inspect", str(source)]) == 0
+    assert "the tokenizer cannot be read" in capsys.readouterr().out
 
 
 def test_inspect_works_on_both_sides(pristine, capsys):

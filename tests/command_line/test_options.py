@@ -69,6 +69,10 @@ BAD = {
         ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
         "--process-id must be 0 to 1 for --num-processes 2, not 2",
     ),
+    "no process": (
+        ["--coordinator", "localhost:1", "--num-processes", "0", "--process-id", "0"],
+        "--num-processes must be at least 1, not 0",
+    ),
     "a coordinator without a port": (
         ["--coordinator", "localhost", "--num-processes", "2", "--process-id", "0"],
         "--coordinator must be HOST:PORT, not 'localhost'",
@@ -95,6 +99,10 @@ def test_settings_of_a_job_are_refused_before_a_model_is_read_and_the_answers_fi
     job = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--target", "/nowhere"]
     expect_error(script, capsys, [*job, *arguments], message)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_plain_pipeline_parallelism_takes_no_draft(script, models, no_engine, capsys):
+    expect_error(script, capsys, [*models, "--method", "pp"], "--draft is not for --method pp, where nobody guesses")
 
 
 EXITS = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipedec_jax.command_line.output import check_place
+
 SCRIPTS = sorted((Path(__file__).parents[2] / "scripts").glob("*.py"))
 RUN = "import sys\nfrom pipedec_jax.command_line.output import run_command\n"
 
@@ -55,6 +57,22 @@ def test_a_list_and_a_help_may_be_cut_off():
     assert run([str(folder / "reproduce.py"), "--list"], unread=True) == (1, "", "")
     # argparse itself takes no notice of who has gone.
     assert run([str(folder / "generate.py"), "--help"], unread=True)[1:] == ("", "")
+
+
+def test_a_place_that_can_be_written_to_is_left_as_it_was(tmp_path):
+    for path in (tmp_path / "new.json", tmp_path / "no" / "such" / "folder" / "new.json"):
+        check_place("--out", path)
+    (tmp_path / "old.json").write_text("old")
+    check_place("--out", tmp_path / "old.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_to_is_an_error_also_for_who_may_do_all(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "new.json", Path("/proc/new.json")):
+        with pytest.raises(ValueError, match=f"^--out {path} cannot be written: [A-Z]"):
+            check_place("--out", path)
 
 
 def test_every_script_is_run_so():

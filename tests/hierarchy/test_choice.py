@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from pipedec_jax.hierarchy import choice as choices
+from pipedec_jax.hierarchy import measure as measuring
 from pipedec_jax.hierarchy import race as races
 from pipedec_jax.hierarchy.choice import Choice, choose, choose_in_turns, selections, tried
 from pipedec_jax.hierarchy.measure import Measured, measure
 from pipedec_jax.model.parameters import MemorySource, initialize
 from tests.analysis.test_tick_cost import CONFIG
+from tests.progress_bars import Bars
 
 
 def made_up(
@@ -228,7 +230,8 @@ def test_times_are_interpolated_and_go_on_beyond_the_widest():
     assert measured.pass_seconds(0, 32) == 1.0
 
 
-def test_the_words_of_models_are_what_they_say_along_the_targets_texts():
+def test_the_words_of_models_are_what_they_say_along_the_targets_texts(monkeypatch):
+    monkeypatch.setattr(measuring, "tqdm", bars := Bars())
     target = MemorySource(CONFIG, jax.tree.map(lambda x: 4 * x, initialize(CONFIG, jax.random.key(0))))
     measured = measure(
         [target, target],
@@ -240,6 +243,7 @@ def test_the_words_of_models_are_what_they_say_along_the_targets_texts():
         widths=(2,),
         stages=((1, 2), (1,)),
     )
+    bars.check(["measuring the models"])
     assert measured.words.shape == (2, 41)
     assert measured.words[1, 0] == 3
     assert measured.agreement(0) == 1

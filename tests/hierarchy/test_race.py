@@ -12,6 +12,7 @@ from pipedec_jax.hierarchy.choice import Choice
 from pipedec_jax.hierarchy.race import first_difference, race
 from pipedec_jax.hierarchy.report import lines
 from tests.hierarchy.test_choice import made_up
+from tests.progress_bars import Bars
 
 ANSWER = [5, 6, 7, 8]
 EXACT, OTHER = (Choice((model, 2), (2,), 4, 2.0, 1e-3, 2.0, (1, 1)) for model in (1, 0))
@@ -34,7 +35,9 @@ def raced(monkeypatch: pytest.MonkeyPatch, answers: dict[tuple[Any, str], list[l
 
 
 def test_the_fastest_comes_first_and_plain_decoding_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(racing, "tqdm", bars := Bars())
     found = raced(monkeypatch, {})
+    bars.check(["running the fastest"])
     assert len(found) == 5
     assert found[-1].choice is None
     assert {entry.differs_at for entry in found} == {None}
