@@ -279,7 +279,8 @@ class Decoder:
             ValueError: as `request` does.
         """
         request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
-        stream = self._begin(request, chunk=16 if request.stop else max_new_tokens)
+        # An interrupt is noticed where the host looks, at the end of a chunk.
+        stream = self._begin(request, chunk=16 if request.stop else 64)
         for _ in stream:
             pass
         return stream.result
