@@ -20,14 +20,14 @@ class Progress:
     ticks: list[int]
     """Tick in which each token was committed, counted from 1 at the root's entry into the pipe."""
     costs: list[float]
-    """What all ticks up to that one have cost (`EngineSettings.costs`)."""
+    """What all ticks up to that one have cost (`EngineSettings.costs`, `HierarchySettings.tick_cost`)."""
     delays: list[int]
     """Ticks between the sending of each token's parent and its own: 0 in one batch, 1 in the next, more for a late hit;
     -1 for a miss."""
     logprobs: list[float]
     """The target's log-probability of the token, at temperature 1 and without filters."""
     nodes: int
-    """Tree nodes sent into the pipe so far."""
+    """Rows sent into the pipe so far: nodes of the tree; of a hierarchy, tokens that the target read."""
     done: bool
     """Whether an end token or the length limit was reached."""
 

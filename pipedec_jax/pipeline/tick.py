@@ -57,7 +57,7 @@ class System:
 
     @property
     def ranks(self) -> int:
-        """Places on the stage axis (R): the stages, then the drafter's ranks."""
+        """Places on the stage axis: the stages, then the drafter's ranks."""
         return self.stages + self.drafter.ranks
 
     @property
