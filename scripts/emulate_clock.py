@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import pipedec_jax
 from pipedec_jax.command_line.output import run_command
@@ -23,6 +24,8 @@ def main() -> None:
     if args.wait <= 0 or args.ticks < 1 or args.repeats < 1:
         parser.error("--wait must be over 0, --ticks and --repeats at least 1")
 
+    # A rank has one thread here: a pool for the tiny products of waiting stages would only be in the others' way.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     pipedec_jax.use_cpu_devices(max(args.stages))
     from pipedec_jax.analysis.emulation import emulate
 
