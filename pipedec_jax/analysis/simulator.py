@@ -39,7 +39,7 @@ from pipedec_jax.pipeline.settings import (
 )
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, System, draft_here, send, update
+from pipedec_jax.pipeline.tick import Shared, System, draft_here, record, send, walk
 from pipedec_jax.sampling import GREEDY, Sampling
 from pipedec_jax.schedules.base import Schedule
 
@@ -204,7 +204,8 @@ def simulate(
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)
-        return update(system, shared, nodes, steps, choice, jnp.zeros(choice.shape, jnp.float32)), state, rows
+        shared = record(system, shared, nodes, steps, choice, jnp.zeros(choice.shape, jnp.float32))
+        return walk(system.schedule, shared), state, rows
 
     rows = jnp.zeros((most_ticks, system.stages), jnp.int32)
     shared, _, rows = lax.while_loop(more, step, (begin(system, request, jnp.zeros((), jnp.int32)), state, rows))

@@ -278,18 +278,6 @@ def keep_guesses(nodes: PredictionTree, steps: DraftSteps) -> PredictionTree:
     )
 
 
-def update(
-    system: System,
-    shared: Shared,
-    nodes: PredictionTree,
-    steps: DraftSteps,
-    choice_W: jax.Array,
-    log_prob_W: jax.Array,
-) -> Shared:
-    """End a tick, on every rank alike, with the tree that was drafted: record the target's choices, walk the root."""
-    return walk(system.schedule, record(system, shared, nodes, steps, choice_W, log_prob_W))
-
-
 def record(
     system: System,
     shared: Shared,
