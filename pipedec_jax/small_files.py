@@ -30,10 +30,12 @@ def read_small(file: Path) -> bytes:
     """All bytes of a file.
 
     Raises:
-        OSError: when it cannot be read.
+        OSError: when it cannot be read, or is a pipe or a device, which might never end or begin.
         ValueError: when it is too large, or a JSON file that would be when parsed.
     """
     most = _most_bytes(file)
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise OSError(f"{file} is no plain file")
     with file.open("rb") as opened:
         data = opened.read(most + 1)
     if len(data) > most:

@@ -139,3 +139,9 @@ def test_a_huge_table_of_an_archive_is_refused(large, tmp_path):
     file.write_bytes(data)
     with pytest.raises(ValueError, match="its table is said to have 2,147,483,648 bytes"):
         open_any(source)
+
+
+def test_a_pipe_that_nobody_writes_to_is_no_small_file(tmp_path):
+    os.mkfifo(tmp_path / "generation_config.json")
+    with pytest.raises(OSError, match=r"generation_config\.json is no plain file"):
+        small_files.read_small(tmp_path / "generation_config.json")
