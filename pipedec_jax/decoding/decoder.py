@@ -12,7 +12,7 @@ import numpy as np
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
-from pipedec_jax.decoding.devices import check_devices, pick_devices
+from pipedec_jax.decoding.devices import check_devices, decoding_dtype, pick_devices
 from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.decoding.result import Generation
@@ -39,9 +39,6 @@ from pipedec_jax.tokenizer import check_same_tokens
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-"""Dtypes of weights, activations and caches to decode in; float64 needs JAX's x64 mode."""
 
 
 class Decoder:
@@ -81,7 +78,7 @@ class Decoder:
         sharpness: factor on the draft model's logits before they are taken for the target's chances.
         noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
             or `none`.
-        dtype: one of `DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
+        dtype: one of `devices.DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
         devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
         drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
             drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
@@ -179,7 +176,7 @@ class Decoder:
             self.devices = pick_devices(ranks, tensor_parallel)
         else:
             self.devices = check_devices(devices, ranks * tensor_parallel)
-        self.dtype = _check_dtype(dtype, target.dtype, self.devices[0])
+        self.dtype = decoding_dtype(dtype, target.dtype, self.devices[0])
         if calibration is None:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
         else:
@@ -389,18 +386,3 @@ class Decoder:
             self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk, self.lag
         )
         return self._stream
-
-
-def _check_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:
-    """The dtype to decode in."""
-    if dtype is None:
-        dtype = "float32" if device.platform == "cpu" else stored
-    try:
-        found = None if isinstance(dtype, str) and dtype not in DTYPES else jax.numpy.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or found.name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if jax.dtypes.canonicalize_dtype(found) != found:
-        raise ValueError("dtype float64 needs JAX's 64-bit mode: jax.config.update('jax_enable_x64', True)")
-    return found

@@ -1,4 +1,4 @@
-"""Which devices decode: accelerators where there are enough, else as many virtual CPU devices as are needed."""
+"""Which devices decode, and in which dtype: accelerators where there are enough, else as many virtual CPU devices."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
 from pipedec_jax.hosts.processes import cores_in_all, process_count, usable_cores
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Dtypes of weights, activations and caches to decode in; float64 needs JAX's x64 mode."""
 _FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -146,3 +150,22 @@ def check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]
     if len(devices) < count:
         raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")
     return list(devices[:count])
+
+
+def decoding_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:
+    """The dtype to decode in, by default float32 on CPU and the `stored` one elsewhere.
+
+    Raises:
+        ValueError: for one that is not known, or float64 without JAX's 64-bit mode.
+    """
+    if dtype is None:
+        dtype = "float32" if device.platform == "cpu" else stored
+    try:
+        found = None if isinstance(dtype, str) and dtype not in DTYPES else jax.numpy.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if jax.dtypes.canonicalize_dtype(found) != found:
+        raise ValueError("dtype float64 needs JAX's 64-bit mode: jax.config.update('jax_enable_x64', True)")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import random
 import shutil
@@ -34,7 +35,7 @@ class Killer:
     def __init__(self, source: Path, directory: Path) -> None:
         # What a conversion imports when it needs it.
         with no_advice():
-            import transformers.tokenization_utils_tokenizers  # noqa: F401
+            importlib.import_module("transformers.tokenization_utils_tokenizers")
 
         self.source = source
         self.destination = directory / "converted"
