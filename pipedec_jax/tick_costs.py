@@ -57,17 +57,23 @@ class TickCosts:
     """A draft step, beside the stages, by the nodes it extends."""
     head: Curve = Curve((0.0,))
     """The slice of the head on a rank, by the rows that leave the last stage."""
+    exit_vocabulary: Curve = Curve((0.0,))
+    """The slice of an exit head's vocabulary on a rank, by the rows that pass the exit."""
     exchange: float = 0.0
 
-    def of(self, widest: jax.Array, drafting: jax.Array, leaving: jax.Array) -> jax.Array:
+    def of(
+        self, widest: jax.Array, drafting: jax.Array, leaving: jax.Array, passing: jax.Array | None = None
+    ) -> jax.Array:
         """float32 cost of a tick.
 
         Args:
             widest: rows of the widest batch in the pipe.
             drafting: sum of the draft steps' costs.
             leaving: rows that leave the last stage.
+            passing: rows that pass the exit; `None` without one.
         """
-        return jnp.maximum(self.stage.of(widest), drafting) + self.head.of(leaving) + jnp.float32(self.exchange)
+        slices = self.head.of(leaving) + (0 if passing is None else self.exit_vocabulary.of(passing))
+        return jnp.maximum(self.stage.of(widest), drafting) + slices + jnp.float32(self.exchange)
 
 
 TICKS = TickCosts()

@@ -128,6 +128,7 @@ def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: a
         "head": ("target head", 1, head_bytes(target, item)),
         "draft": ("draft step", 1, draft.layers * layer_bytes(draft, item) + head_bytes(draft, item)),
         "exit_head": ("exit head", 1, math.nan),
+        "exit_vocabulary": ("its vocabulary", 1, math.nan),
     }
     shown = {part: values for part, values in parts.items() if part in times}
     columns = [f"{name} | GB/s, of copying" for name, _, _ in shown.values()]

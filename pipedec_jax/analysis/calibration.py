@@ -29,7 +29,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model import llama
-from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits, initialize_head
+from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary, initialize_head, vocabulary_part
 from pipedec_jax.model.parameters import Parameters, initialize
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline import placement
@@ -51,7 +51,9 @@ class PartSeconds:
     head: dict[int, float]
     """Final norm and the whole LM head."""
     exit_head: dict[int, float]
-    """An exit head, its product with the vocabulary included; empty where there is none."""
+    """An exit head, without its product with the vocabulary; empty where there is none."""
+    exit_vocabulary: dict[int, float]
+    """That product; empty where there is no exit head."""
 
 
 def measure_parts(
@@ -96,7 +98,8 @@ def measure_parts(
         own = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), own), NamedSharding(mesh, SAME))
         both = {"target": params, "exit": own}
         for size in rows:
-            wanted["exit_head", size] = functools.partial(_program, mesh, few, _exit(exit_head), both, cache, size)
+            for part, run in (("exit_head", _exit(exit_head)), ("exit_vocabulary", _exit_vocabulary(exit_head))):
+                wanted[part, size] = functools.partial(_program, mesh, few, run, both, cache, size)
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in wanted}
     with tqdm(total=len(wanted) * (1 + repeats), desc=f"measuring {name}", disable=None) as bar:
         bar.set_postfix_str("compiling")
@@ -111,10 +114,15 @@ def measure_parts(
             for key, run in programs.items():
                 seconds[key].append(run(counts[key]) / counts[key])
                 bar.update()
+
+    def median(part: str) -> dict[int, float]:
+        return {size: statistics.median(seconds[part, size]) for size in rows if (part, size) in seconds}
+
     return PartSeconds(
-        layer={size: statistics.median(seconds["layer", size]) / layers for size in rows},
-        head={size: statistics.median(seconds["head", size]) for size in rows},
-        exit_head={size: statistics.median(seconds["exit_head", size]) for size in rows} if exit_head else {},
+        layer={size: value / layers for size, value in median("layer").items()},
+        head=median("head"),
+        exit_head=median("exit_head"),
+        exit_vocabulary=median("exit_vocabulary"),
     )
 
 
@@ -153,9 +161,21 @@ def _exit(head: ExitHeadConfig) -> Part:
         config: LlamaConfig, params: Parameters, cache: tuple[LayerCache, ...], rows: Rows, x: jax.Array
     ) -> tuple[tuple[LayerCache, ...], jax.Array]:
         rope = llama.rope_tables(config, rows.position, x.dtype)
-        found, new = exit_logits(head, config, params["exit"], params["target"], x, rope, cache[0].attend(rows))
+        found, new = before_vocabulary(head, config, params["exit"], x, rope, cache[0].attend(rows))
         kept = cache if new is None else (new, *cache[1:])
-        return kept, x * jnp.max(found).astype(x.dtype)
+        return kept, x * jnp.max(found)
+
+    return part
+
+
+def _exit_vocabulary(head: ExitHeadConfig) -> Part:
+    def part(
+        config: LlamaConfig, params: Parameters, cache: tuple[LayerCache, ...], _: Rows, x: jax.Array
+    ) -> tuple[tuple[LayerCache, ...], jax.Array]:
+        own, model = params["target"], head.model(config)
+        norm, matrix = vocabulary_part(head, params["exit"], own["final_norm"], llama.head_matrix(own))
+        y = jnp.broadcast_to(x[:, :1], (x.shape[0], model.width))
+        return cache, x * jnp.max(llama.logits(model, norm, matrix, y)).astype(x.dtype)
 
     return part
 
@@ -224,6 +244,7 @@ def calibrate(
     times: dict[str, Any] = {"layer": _never_falling(parts.layer), "head": _never_falling(parts.head)}
     if exit_head is not None:
         times["exit_head"] = _never_falling(parts.exit_head)
+        times["exit_vocabulary"] = _never_falling(parts.exit_vocabulary)
     if draft is not None:
         small = measure_parts(draft, name="the draft's parts", **options)
         whole = {size: draft.layers * small.layer[size] + small.head[size] for size in small.layer}

@@ -44,7 +44,9 @@ class Costs:
     draft: ByRows = 0.0
     """One step of the draft: all its layers and its LM head."""
     exit_head: ByRows = 0.0
-    """One step of the exit head, its product with the vocabulary included."""
+    """One step of the exit head, without its product with the vocabulary."""
+    exit_vocabulary: ByRows = 0.0
+    """That product, with the whole vocabulary on one device."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
@@ -73,11 +75,13 @@ def byte_costs(
     target: LlamaConfig, draft: LlamaConfig | None, item_bytes: int, head: ExitHeadConfig | None = None
 ) -> Costs:
     """Costs as bytes of weights read, `item_bytes` for each; `head` is the exit head."""
+    weights = step_weights(head, target) if head else {"path": 0, "vocabulary": 0}
     return Costs(
         layer=layer_bytes(target, item_bytes),
         head=head_bytes(target, item_bytes),
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
-        exit_head=item_bytes * sum(step_weights(head, target).values()) if head else 0.0,
+        exit_head=float(item_bytes * weights["path"]),
+        exit_vocabulary=float(item_bytes * weights["vocabulary"]),
     )
 
 
@@ -95,8 +99,12 @@ def split_over(costs: Costs, target: LlamaConfig, parts: int) -> Costs:
             return factor * cost
         return {rows: factor * value for rows, value in cost.items()}
 
-    layer, head = times(costs.layer, tensor_share(target, parts)), times(costs.head, 1 / parts)
-    return dataclasses.replace(costs, layer=layer, head=head)
+    return dataclasses.replace(
+        costs,
+        layer=times(costs.layer, tensor_share(target, parts)),
+        head=times(costs.head, 1 / parts),
+        exit_vocabulary=times(costs.exit_vocabulary, 1 / parts),
+    )
 
 
 def calibrated_costs(

@@ -169,11 +169,11 @@ def weight_floor(engine: Engine) -> int:
     target: TargetParams = engine.weights.target
     drafter = engine.weights.drafter
     stage, drafting = _bytes(target.layers), 0
+    if engine.target.split.exit:
+        return stage + _bytes(drafter.layers) + _bytes((target.output, drafter.head))
     if drafter is not None and engine.settings.steps:
         head = drafter.embedding if drafter.head is None else drafter.head
         drafting = engine.settings.steps * _bytes((drafter.layers, head))
-    if engine.target.split.exit:
-        return stage + drafting + _bytes(target.output)
     return max(stage, drafting) + _bytes(target.output)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes, step_weights
+from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
 from pipedec_jax.model.tensor_parallel import part_config
 from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, make_split
 from pipedec_jax.pipeline.split import split_layers
@@ -63,7 +63,7 @@ def engine_bytes(
     if draft is not None:
         drafter = draft_bytes(draft, slots, item)
     elif head is not None:
-        drafter = _exit_bytes(head, target, slots, item)
+        drafter = _exit_bytes(head, target, slots, devices, item)
     else:
         drafter = {"draft layers": 0, "draft embedding and head": 0, "draft cache": 0}
     return {
@@ -74,14 +74,14 @@ def engine_bytes(
     }
 
 
-def _exit_bytes(head: ExitHeadConfig, target: LlamaConfig, slots: int, item_bytes: int) -> dict[str, int]:
-    """An exit head as every device holds it: its vocabulary's matrix whole, also where it is the target's own."""
-    own = sum(
-        math.prod(shape) for name, shape in head_shapes(head, target).items() if name not in ("final_norm", "head")
-    )
+def _exit_bytes(head: ExitHeadConfig, target: LlamaConfig, slots: int, ranks: int, item_bytes: int) -> dict[str, int]:
+    """An exit head as every device holds it: its vocabulary's matrix in slices, if it has one of its own."""
+    shapes = head_shapes(head, target)
+    own = sum(math.prod(shape) for name, shape in shapes.items() if name not in ("final_norm", "head"))
+    matrix = shapes["head"][0] * shard_size(target.vocab_size, ranks) if "head" in shapes else 0
     return {
         "draft layers": item_bytes * own,
-        "draft embedding and head": item_bytes * step_weights(head, target)["vocabulary"],
+        "draft embedding and head": item_bytes * matrix,
         "draft cache": cache_bytes(target, slots, item_bytes) if head.variant == "block" else 0,
     }
 

@@ -47,9 +47,11 @@ class Cycle:
     stage: int
     """Which one it is, from 1."""
     layers: float
-    """Its work in layers of the target, the exit head included where it is the exit's stage."""
+    """Its work in layers of the target, the exit head included where it is the exit's stage, but for its vocabulary."""
     head: float
-    """The exit head's own work in layers, its product with the vocabulary included."""
+    """The exit head's own work in layers, without its product with the vocabulary."""
+    vocabulary: float
+    """That product in layers, of which each of the N ranks has an equal part."""
 
 
 def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
@@ -57,19 +59,21 @@ def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
     layer = at_rows(costs.layer, rows)
     head = at_rows(costs.exit_head, rows) / layer
     work = [count + head * (k + 1 == split.exit) for k, count in enumerate(split.count)]
-    return Cycle(stage=work.index(max(work)) + 1, layers=max(work), head=head)
+    vocabulary = at_rows(costs.exit_vocabulary, rows) / layer
+    return Cycle(stage=work.index(max(work)) + 1, layers=max(work), head=head, vocabulary=vocabulary)
 
 
 def exit_tick_costs(costs: Costs, split: StageSplit, width: int) -> TickCosts:
     """What a tick costs by the rows in it, up to `width`.
 
-    A tick lasts as long as its longest stage, the exit head included; a slice of the target's own head, and the
-    exchange, come after it.
+    A tick lasts as long as its longest stage, the exit head included; slices of its vocabulary and of the target's own
+    head, and the exchange, come after it.
     """
     rows = range(1, width + 1)
     return TickCosts(
         stage=Curve((0.0, *(cycle(costs, split, count).layers * at_rows(costs.layer, count) for count in rows))),
         head=Curve((0.0, *(at_rows(costs.head, count) / split.stages for count in rows))),
+        exit_vocabulary=Curve((0.0, *(at_rows(costs.exit_vocabulary, count) / split.stages for count in rows))),
         exchange=costs.exchange,
     )
 
@@ -80,6 +84,7 @@ def eesd_tick_costs(costs: Costs, split: StageSplit, length: int) -> TickCosts:
     A verdict on a whole chain costs what one on a token does: the weights are read once.
     """
     path = sum(split.count[: split.exit]) * at_rows(costs.layer, 1) + at_rows(costs.exit_head, 1)
-    drafting = length * (path + split.exit * costs.exchange)
+    vocabulary = at_rows(costs.exit_vocabulary, 1) / split.stages
+    drafting = length * (path + vocabulary + split.exit * costs.exchange)
     verdict = pp_token_cost(costs, sum(split.count), split.stages)
     return TickCosts(Curve(((drafting + verdict) / (length * split.exit + split.stages),)))

@@ -82,12 +82,20 @@ class ExitPath(Drafter):
         layers, hidden = self.path.run_layers(params.layers, state.layers, chunk, rows)
         return PathState(layers=layers, drafter=self.drafter.prefill(params.drafter, state.drafter, hidden, rows))
 
-    def propose(self, params: PathParams, state: PathState, view: View) -> tuple[PathState, Proposals]:
-        """Guesses for the nodes that leave the exit path."""
+    def offer(self, params: PathParams, state: PathState, view: View) -> tuple[PathState, Any]:
+        """The drafter's, for the nodes that leave the exit path."""
         token = at(view.tree.token, view.frontier, 0)
         layers, hidden = self.path.run_layers(params.layers, state.layers, token, view.rows())
-        drafter, proposals = self.drafter.propose(params.drafter, state.drafter, view.replace(hidden=hidden))
-        return PathState(layers=layers, drafter=drafter), proposals
+        drafter, offer = self.drafter.offer(params.drafter, state.drafter, view.replace(hidden=hidden))
+        return PathState(layers=layers, drafter=drafter), offer
+
+    def share(self, params: PathParams, offer: Any, view: View) -> Any:
+        """The drafter's."""
+        return self.drafter.share(params.drafter, offer, view)
+
+    def settle(self, offer: Any, shares: Any, view: View) -> Proposals:
+        """The drafter's."""
+        return self.drafter.settle(offer, shares, view)
 
 
 def exit_path(

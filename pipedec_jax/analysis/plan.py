@@ -23,10 +23,10 @@ from pipedec_jax.analysis.prediction import (
     batch_rows,
     costs_with_cache,
     engine_settings,
-    exit_head_cost,
     rows_cost,
     tick_seconds,
     useful_stages,
+    with_exit_head,
 )
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
@@ -149,10 +149,11 @@ def _ppsd(problem: Problem, stages: int, exit_layer: int, rate: float) -> Predic
     )
     split = make_split(settings, target, head)
     costs = costs_with_cache(problem, cache_slots(settings, problem.context))
-    costs = dataclasses.replace(costs, exit_head=exit_head_cost(costs, head, target))
+    costs = with_exit_head(costs, head, target)
     links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes, guesses=1)
     longest = cycle(costs, split).layers * at_rows(costs.layer, 1)
-    tick = longest + at_rows(costs.head, 1) / stages + costs.exchange + links
+    slices = (at_rows(costs.head, 1) + at_rows(costs.exit_vocabulary, 1)) / stages
+    tick = longest + slices + costs.exchange + links
     ticks = ppsd_ticks_per_token(rate, stages, split.exit)
     held = engine_bytes(settings, target, None, problem.context, head)
     return Prediction(

@@ -224,12 +224,16 @@ def rows_cost(cost: ByRows, rows: int) -> float:
     return at_rows(cost, rows) * max(1.0, rows / max(cost))
 
 
-def exit_head_cost(costs: Costs, head: ExitHeadConfig, target: LlamaConfig) -> ByRows:
-    """Seconds of the exit head; where they are not known, those of as many of the target's layers as it weighs."""
+def with_exit_head(costs: Costs, head: ExitHeadConfig, target: LlamaConfig) -> Costs:
+    """Costs with the exit head's; where they are not known, those of as many of the target's layers as it weighs."""
     if at_rows(costs.exit_head, 1):
-        return costs.exit_head
-    layers = sum(step_weights(head, target).values()) / layer_bytes(dataclasses.replace(target, int8=False), 1)
-    return layers * at_rows(costs.layer, 1)
+        return costs
+    weights, layer = step_weights(head, target), layer_bytes(dataclasses.replace(target, int8=False), 1)
+    return dataclasses.replace(
+        costs,
+        exit_head=weights["path"] / layer * at_rows(costs.layer, 1),
+        exit_vocabulary=weights["vocabulary"] / layer * at_rows(costs.layer, 1),
+    )
 
 
 def useful_stages(layers: int, most: int) -> list[int]:

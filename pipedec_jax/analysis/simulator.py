@@ -22,6 +22,7 @@ from pipedec_jax.cache import chunk_rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.exchange import gather_over_devices
 from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
@@ -39,7 +40,7 @@ from pipedec_jax.pipeline.settings import (
 )
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, System, draft_here, record, send, walk
+from pipedec_jax.pipeline.tick import Shared, System, draft_at_exit, draft_here, exit_view, record, send, walk
 from pipedec_jax.sampling import GREEDY, Sampling
 from pipedec_jax.schedules.base import Schedule
 
@@ -200,7 +201,12 @@ def simulate(
         shared = send(system, shared)
         here = jnp.sum(shared.pipe < shared.tree.capacity, axis=1, dtype=jnp.int32)
         rows = rows.at[shared.tick - 1].set(here, mode="drop")
-        state, nodes, steps = draft_here(system, params, state, shared)
+        if system.exit:
+            state, offer = system.drafter.offer(params, state, exit_view(system, shared))
+            share = system.drafter.share(params, offer, exit_view(system, shared))
+            nodes, steps = draft_at_exit(system, shared, offer, gather_over_devices(share))
+        else:
+            state, nodes, steps = draft_here(system, params, state, shared)
         leaving = shared.pipe[-1]
         # Off the text the target would choose something else; the root never gets there.
         choice = tree.at(known_S, tree.at(shared.tree.position, leaving, 0) + 1, 0)

@@ -112,7 +112,7 @@ def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
     print(f"  exit head {head} after {path} of {layers} layers")
     print(
         f"  a tick lasts as long as the longest stage, which is stage {cycle.stage}: {cycle.layers:.2f} layers' work; "
-        f"the head with its vocabulary is {cycle.head:.2f}"
+        f"the head is {cycle.head:.2f}, its vocabulary {cycle.vocabulary:.2f} over all ranks"
     )
 
 

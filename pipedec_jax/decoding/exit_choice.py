@@ -33,7 +33,8 @@ class ExitForecast:
     ticks: float
     """Ticks per token, by the closed form of the method."""
     layers: float
-    """Work per token in layers of the target, a tick lasting as long as the longest stage with the exit head."""
+    """Work per token in layers of the target, a tick lasting as long as the longest stage with the exit head, and a
+    rank's slices of both vocabularies."""
 
     def __str__(self) -> str:
         known = "recorded" if self.recorded else "not recorded, taken for"
@@ -155,5 +156,5 @@ def _forecast(target: Model, settings: EngineSettings, head: ExitHeadConfig, spl
     else:
         ticks = ppsd_ticks_per_token(rate, split.stages, split.exit)
         parts = exit_tick_costs(costs, split, 1)
-        tick = parts.stage.cost[1] + parts.head.cost[1]
+        tick = parts.stage.cost[1] + parts.head.cost[1] + parts.exit_vocabulary.cost[1]
     return ExitForecast(head, split, rate, bool(recorded), ticks, ticks * tick / layer_bytes(target.config, 1))

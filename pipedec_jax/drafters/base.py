@@ -18,6 +18,10 @@ state. One with a rank runs there alone, beside the target's stages, and may kee
 the target's exit (`at_exit`) runs on the rank of the exit path's last stage, after its layers, and extends the nodes
 that have just passed them. Either way `propose` holds no collective. What it proposes never changes a token of the
 answer, only how soon it comes.
+
+A drafter at the exit may leave a part of its work to all devices, each with a slice of its weights, as the target does
+with its LM head. It then defines `offer`, `share` and `settle` in place of `propose`: what is computed at the exit and
+sent to all, what each device makes of that, and what all of that together proposes.
 """
 
 from __future__ import annotations
@@ -66,6 +70,11 @@ class View(struct.PyTreeNode):
     hidden: jax.Array | None = None
     """[W, D]: hidden rows of the frontier after the exit layer; `None` for a drafter that is not at an exit."""
 
+    @property
+    def live(self) -> jax.Array:
+        """[W] bool: which rows of the frontier are nodes."""
+        return self.frontier < self.tree.capacity
+
     def rows(self, node: jax.Array | None = None) -> Rows:
         """The frontier, or other nodes, as rows of a cache. Call it in the branch that needs it: it costs O(W S)."""
         return tree_rows(self.tree, self.committed, self.frontier if node is None else node)
@@ -102,6 +111,23 @@ class Drafter:
         """The new state, and guesses for the nodes of the frontier."""
         raise NotImplementedError(f"{type(self).__name__} must define propose()")
 
+    def offer(self, params: Any, state: Any, view: View) -> tuple[Any, Any]:
+        """At an exit, on its rank alone: the new state, and a pytree of arrays that is sent to all devices."""
+        state, proposals = self.propose(params, state, view)
+        check_proposals(self, proposals, view.frontier.shape[0])
+        return state, Proposals(proposals.token.astype(jnp.int32), proposals.log_prob.astype(jnp.float32))
+
+    def share(self, params: Any, offer: Any, view: View) -> Any:
+        """At an exit, on every device: its part of the work on an offer, a pytree of arrays. `view.hidden` is stale.
+
+        It stands at the top level of the tick, and holds no collective.
+        """
+        return ()
+
+    def settle(self, offer: Any, shares: Any, view: View) -> Proposals:
+        """At an exit, the same on all devices: the guesses, from an offer and all devices' shares `[devices, ...]`."""
+        return offer
+
 
 def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
     """Raise `ValueError` unless what a drafter has proposed for so many nodes has the shapes and kinds it must have.
@@ -121,7 +147,7 @@ def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
 def check_drafter(drafter: Drafter) -> None:
     """Raise `ValueError` unless an object of a drafter's class has what every drafter must have."""
     name = type(drafter).__name__
-    if type(drafter).propose is Drafter.propose:
+    if type(drafter).propose is Drafter.propose and type(drafter).offer is Drafter.offer:
         raise ValueError(f"{name} must define propose(), which guesses (see pipedec_jax.drafters)")
     children = getattr(drafter, "children", None)
     if isinstance(children, bool) or not isinstance(children, int | np.integer) or children < 1:

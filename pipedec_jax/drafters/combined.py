@@ -50,13 +50,28 @@ class CombinedDrafter(Drafter):
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
         """Both drafters' guesses for the frontier, row by row."""
         state, first = self.model.propose(params, state, view)
-        _, second = self.other.propose(None, (), view)
+        return state, self._together(first, self.other.propose(None, (), view)[1])
+
+    def offer(self, params: Any, state: Any, view: View) -> tuple[Any, tuple[Any, Proposals]]:
+        """The model's, and the other's guesses."""
+        state, offer = self.model.offer(params, state, view)
+        return state, (offer, self.other.propose(None, (), view)[1])
+
+    def share(self, params: Any, offer: tuple[Any, Proposals], view: View) -> Any:
+        """The model's."""
+        return self.model.share(params, offer[0], view)
+
+    def settle(self, offer: tuple[Any, Proposals], shares: Any, view: View) -> Proposals:
+        """Both drafters' guesses for the frontier, row by row."""
+        return self._together(self.model.settle(offer[0], shares, view), offer[1])
+
+    def _together(self, first: Proposals, second: Proposals) -> Proposals:
         both = (first.log_prob > -jnp.inf)[:, :, None] & (second.log_prob > -jnp.inf)[:, None, :]
         same = both & (first.token[:, :, None] == second.token[:, None, :])
         agreed = jnp.max(jnp.where(same, second.log_prob[:, None, :], -jnp.inf), axis=2)
         shared = jnp.any(same, axis=1)
         alone = jnp.where(shared, -jnp.inf, second.log_prob + jnp.log(jnp.float32(self.trust)))
-        return state, Proposals(
+        return Proposals(
             token=jnp.concatenate((first.token, second.token), axis=1),
             log_prob=jnp.concatenate((jnp.maximum(first.log_prob, agreed), alone), axis=1),
         )

@@ -4,6 +4,9 @@ The head sits behind the last stage of the exit path, on that stage's rank, and 
 have just passed it into guesses. The exit path is the target's own first E layers with their own cache: a node is
 computed once, as a guess's source and as the beginning of its verification. A head with a transformer block has one
 more layer of cache, written as the nodes pass and filled with the prompt at prefill.
+
+The product with the vocabulary, most of a head's weight, is not the exit stage's alone as in the paper: like the
+target's LM head it is sharded over all devices (`vocabulary`), so that no stage is longer than the others for it.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from typing import Any
 import jax
 from flax import struct
 
+from pipedec_jax import vocabulary
 from pipedec_jax.cache import LayerCache, Rows, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
-from pipedec_jax.drafters.chances import Noise, most_likely
+from pipedec_jax.drafters.chances import LikelyPart, Noise, likely_part, most_likely_of
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary
 from pipedec_jax.model.parameters import Parameters
@@ -25,14 +29,14 @@ from pipedec_jax.tick_costs import over_live_rows
 
 
 class ExitParams(struct.PyTreeNode):
-    """The head's weights, replicated."""
+    """The head's weights: the vocabulary's matrix sliced over the devices, the rest replicated."""
 
     layers: Parameters
     """All before its last norm (`model.exit_head.head_shapes`); empty without map and block."""
     final_norm: jax.Array
     """[R]"""
     head: jax.Array
-    """[V, R]; the target's LM head where it is tied or untrained."""
+    """[Vr, R]: this device's rows; the target's LM head where it is tied or untrained."""
 
 
 ExitState = tuple[LayerCache, ...]
@@ -67,18 +71,31 @@ class ExitDrafter(Drafter):
         """Take the hidden rows of a chunk of the prompt into the block's cache."""
         return self._path(params, state, chunk, rows)[0]
 
-    def propose(self, params: ExitParams, state: ExitState, view: View) -> tuple[ExitState, Proposals]:
-        """The head over the rows that passed the exit; nothing is computed where there are none."""
+    def offer(self, params: ExitParams, state: ExitState, view: View) -> tuple[ExitState, jax.Array]:
+        """The rows that passed the exit as the head's vocabulary takes them, `[W, R]`; where there are none, zeros."""
 
-        def run(state: ExitState, rows: tuple[jax.Array, jax.Array]) -> tuple[ExitState, Proposals]:
+        def run(state: ExitState, rows: tuple[jax.Array, jax.Array]) -> tuple[ExitState, jax.Array]:
             node_W, x_WD = rows
-            state, x = self._path(params, state, x_WD, view.rows(node_W))
-            logit_WV = llama.logits(self.head.model(self.target), params.final_norm, params.head, x)
-            logit_WV = logit_WV[:, : self.vocab_size]
-            return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
+            return self._path(params, state, x_WD, view.rows(node_W))
 
-        live = view.frontier < view.tree.capacity
-        return over_live_rows(view.sizes, live, run, state, (view.frontier, view.hidden))
+        return over_live_rows(view.sizes, view.live, run, state, (view.frontier, view.hidden))
+
+    def share(self, params: ExitParams, offer: jax.Array, view: View) -> LikelyPart:
+        """The most likely tokens of this device's slice of the vocabulary."""
+
+        def run(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, LikelyPart]:
+            node_W, x_WR = rows
+            model = self.head.model(self.target)
+            logit_WVr = vocabulary.head_part(model, params.final_norm, params.head, x_WR, self.vocab_size)
+            return None, likely_part(
+                logit_WVr, view, node_W, self.children, self.vocab_size, self.sharpness, self.noise
+            )
+
+        return over_live_rows(view.sizes, view.live, run, None, (view.frontier, offer))[1]
+
+    def settle(self, offer: jax.Array, shares: LikelyPart, view: View) -> Proposals:
+        """The most likely tokens of all slices."""
+        return most_likely_of(shares, view, self.children, self.vocab_size, self.sharpness, self.noise)
 
     def _path(self, params: ExitParams, state: ExitState, x: jax.Array, rows: Rows) -> tuple[ExitState, jax.Array]:
         rope = llama.rope_tables(self.target, rows.position, x.dtype)

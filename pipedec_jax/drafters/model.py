@@ -80,7 +80,7 @@ class ModelDrafter(Drafter):
             logit_WV = llama.logits(self.config, params.final_norm, params.output, x)[:, : self.vocab_size]
             return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
-        return over_live_rows(view.sizes, view.frontier < view.tree.capacity, run, state, view.frontier)
+        return over_live_rows(view.sizes, view.live, run, state, view.frontier)
 
     def run_layers(
         self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows

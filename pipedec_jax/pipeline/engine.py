@@ -137,14 +137,14 @@ class Engine:
         self._start_length = 0
         self._progress = NOTHING
         self._frames: list[Frame] = []
+        if target_params is None:
+            target_params = placement.place_target(self.mesh, target, split, settings.dtype)
         if exit_head is not None:
-            params = placement.place_exit_head(self.mesh, exit_head, target, settings.dtype)
+            params = placement.place_exit_head(self.mesh, exit_head, target, settings.dtype, target_params)
         elif draft is not None and settings.method != "pp":
             params = placement.place_draft(self.mesh, draft, settings.dtype)
         else:
             params = self._replicate(drafter_params)
-        if target_params is None:
-            target_params = placement.place_target(self.mesh, target, split, settings.dtype)
         self.weights = Weights(target=target_params, drafter=params)
 
     @property
@@ -276,8 +276,11 @@ class Engine:
             "target layers": self.weights.target.layers,
             "embedding and head": (self.weights.target.embedding, self.weights.target.head),
             "draft layers": getattr(self.weights.drafter, "layers", ()),
+            # A tied exit head's vocabulary is the target's own.
             "draft embedding and head": tuple(
-                getattr(self.weights.drafter, name, ()) for name in ("embedding", "head")
+                matrix
+                for name in ("embedding", "head")
+                if (matrix := getattr(self.weights.drafter, name, ())) is not self.weights.target.output
             ),
             "target cache": self._local[1].cache if self._local else (),
             "draft cache": self._local[1].drafter if self._local else (),

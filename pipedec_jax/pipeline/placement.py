@@ -23,7 +23,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.exchange import AXES, TENSOR
-from pipedec_jax.model.exit_head import ExitHead, vocabulary_part
+from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, flatten, held_shape, layer_shapes, nest
 from pipedec_jax.model.tensor_parallel import part_config, read_layer_part
 from pipedec_jax.pipeline.split import StageSplit
@@ -148,14 +148,22 @@ def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
     return DraftParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
 
 
-def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: Any) -> ExitParams:
-    """Put an exit head on every rank in `dtype`; what it has not of its own is the target's, read from `source`."""
-    tied = head.config.variant == "target" or head.config.tied
-    final_norm = source.read("final_norm") if head.config.variant == "target" else np.zeros(0)
-    own = np.zeros((0, 0))
-    if tied:
-        own = source.read("embedding") if source.config.tied_embeddings else source.read("head").T
-    norm, matrix_VR = vocabulary_part(head.config, head.params, final_norm, own)
+def place_exit_head(
+    mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: Any, target: TargetParams | None = None
+) -> ExitParams:
+    """Put an exit head on the mesh in `dtype`: its vocabulary's matrix in slices, the rest on every rank.
+
+    What it has not of its own is the target's: of `target`, where that is on the mesh, else read from `source`.
+    """
+    final_norm = source.read("final_norm") if head.config.variant == "target" else head.params["final_norm"]
+    if "head" in head.params:
+        matrix_RV, width = head.params["head"], head.config.model(source.config).width
+        matrix = place_rows(mesh, source.config.vocab_size, width, dtype, lambda rows: matrix_RV[:, rows].T)
+    elif target is not None:
+        matrix = target.output
+    else:
+        embedding, own = place_vocabulary(mesh, source, dtype)
+        matrix = embedding if own is None else own
     before = {}
     for path, value in flatten(head.params):
         if path not in ("final_norm", "head"):
@@ -164,34 +172,34 @@ def place_exit_head(mesh: Mesh, head: ExitHead, source: ParameterSource, dtype: 
                 array = array.reshape(_shape(mesh, path.rsplit("/", 1)[-1], array.shape))
             before[path] = replicate(mesh, array)
     return ExitParams(
-        layers=nest(before),
-        final_norm=replicate(mesh, np.asarray(norm).astype(dtype)),
-        head=replicate(mesh, np.asarray(matrix_VR).astype(dtype)),
+        layers=nest(before), final_norm=replicate(mesh, np.asarray(final_norm).astype(dtype)), head=matrix
     )
 
 
 def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     """Embedding and head `[Vr, D]` per device; no head when they are tied."""
-    config = source.config
-    rows = shard_size(config.vocab_size, mesh.size)
-    block = max(1, BLOCK_BYTES // (config.width * np.dtype(dtype).itemsize))
+    every, sizes = slice(None), (source.config.vocab_size, source.config.width)
+    embedding = place_rows(mesh, *sizes, dtype, lambda rows: source.read("embedding", (rows, every)))
+    if source.config.tied_embeddings:
+        return embedding, None
+    return embedding, place_rows(mesh, *sizes, dtype, lambda rows: source.read("head", (every, rows)).T)
 
-    def shards(read: Callable[[slice], np.ndarray]) -> jax.Array:
-        def make(device: int) -> np.ndarray:
-            part = _aligned((rows, config.width), np.dtype(dtype))
-            first, end = (min(device * rows + offset, config.vocab_size) for offset in (0, rows))
-            for start in range(first, end, block):
-                stop = min(start + block, end)
-                part[start - first : stop - first] = contiguous(read(slice(start, stop))).astype(dtype, copy=False)
-            part[end - first :] = 0
-            return part
 
-        return per_device(mesh, (rows, config.width), dtype, make)
+def place_rows(mesh: Mesh, vocab_size: int, width: int, dtype: Any, read: Callable[[slice], np.ndarray]) -> jax.Array:
+    """A matrix over the vocabulary, each device's slice of its rows: `[Vr, width]`, zeros past its end."""
+    rows = shard_size(vocab_size, mesh.size)
+    block = max(1, BLOCK_BYTES // (width * np.dtype(dtype).itemsize))
 
-    every = slice(None)
-    embedding = shards(lambda rows: source.read("embedding", (rows, every)))
-    head = None if config.tied_embeddings else shards(lambda rows: source.read("head", (every, rows)).T)
-    return embedding, head
+    def make(device: int) -> np.ndarray:
+        part = _aligned((rows, width), np.dtype(dtype))
+        first, end = (min(device * rows + offset, vocab_size) for offset in (0, rows))
+        for start in range(first, end, block):
+            stop = min(start + block, end)
+            part[start - first : stop - first] = contiguous(read(slice(start, stop))).astype(dtype, copy=False)
+        part[end - first :] = 0
+        return part
+
+    return per_device(mesh, (rows, width), dtype, make)
 
 
 def _shape(mesh: Mesh, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -298,14 +298,14 @@ def tree_slots(settings: EngineSettings) -> int:
 
 
 def make_split(settings: EngineSettings, target: LlamaConfig, head: ExitHeadConfig | None = None) -> StageSplit:
-    """The target's layers over the stages; with an exit, its head's weights count as part of the exit's stage.
+    """The target's layers over the stages; an exit's head counts as part of its stage, but for the vocabulary.
 
     Raises:
         ValueError: as `split_layers` and `split_at_exit` do.
     """
     if settings.exit_layer is None:
         return split_layers(target.layers, settings.stages)
-    weights = sum(step_weights(head, target).values()) if head else 0
+    weights = step_weights(head, target)["path"] if head else 0
     layer = sum(math.prod(shape) for shape in layer_shapes(target).values())
     return split_at_exit(target.layers, settings.stages, settings.exit_layer, weights / layer, settings.exit_stages)
 
@@ -337,7 +337,8 @@ def batch_price(settings: EngineSettings) -> Curve | None:
     if not settings.adaptive or len(costs.stage.sizes(settings.width)) == 1:
         return None
     drafting = settings.steps * costs.draft.cost[min(1, len(costs.draft.cost) - 1)]
-    added = costs.head.cost[min(1, len(costs.head.cost) - 1)] + costs.exchange
+    slices = (costs.head.cost, costs.exit_vocabulary.cost)
+    added = sum(cost[min(1, len(cost) - 1)] for cost in slices) + costs.exchange
     ticks = [max(stage, drafting) + added for stage in costs.stage.cost]
     return Curve(tuple(tick / ticks[1] for tick in ticks))
 

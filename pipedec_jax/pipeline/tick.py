@@ -4,7 +4,7 @@
     compute   every rank at once: stage k runs its layers on batch k of the pipe, the drafter makes its draft steps
               (an exit head right after the layers of its stage, on their rows)
     exchange  activations move one stage on; the tree as the drafter has grown it and the last stage's rows are
-              broadcast, and the rows meet every rank's slice of the head
+              broadcast, and the rows meet every rank's slice of the head (those behind an exit its head's slice)
     update    the same on all ranks: record the target's choices, walk the root, prune
 
 The tree, the text and the pipe's bookkeeping are replicated, so all ranks agree without a coordinator. Only caches
@@ -25,12 +25,12 @@ from jax import lax
 
 from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
-from pipedec_jax.drafters.base import Drafter, View, check_proposals
+from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals
 from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_over_devices, vary
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.schedules.base import Schedule
-from pipedec_jax.tick_costs import TICKS, TickCosts, over_live_rows
+from pipedec_jax.tick_costs import TICKS, Curve, TickCosts, over_live_rows
 from pipedec_jax.transcript import Transcript
 from pipedec_jax.tree import PredictionTree
 
@@ -173,13 +173,14 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
 
     live = (batch < shared.tree.capacity) & (rank < system.stages)
     cache, x = over_live_rows(system.costs.stage.sizes(system.schedule.width), live, stage, local.cache, (batch, x))
-    state, (fields, steps) = draft(system, weights.drafter, local.drafter, shared, x)
+    state, drafted = draft(system, weights.drafter, local.drafter, shared, x)
 
     # Exchange. What every rank has drafted alike is broadcast too: it is small, and the path is one. The bits of the
     # stages do not overlap, so that all ranks know a part of them.
     found = soundness.to_bits(soundness.not_finite(x, live), rank, system.stages)
-    known = [((fields, steps), leads() & (rank == system.drafting_rank)), (found, leads())]
-    received, hidden, ((fields, steps), found) = pass_on(x, system.stages, known)
+    known = [(drafted, leads() & (rank == system.drafting_rank)), (found, leads())]
+    received, hidden, (drafted, found) = pass_on(x, system.stages, known)
+    share = system.drafter.share(weights.drafter, drafted, exit_view(system, shared)) if system.exit else ()
     leaving = shared.pipe[-1]
     part = run_head(
         target,
@@ -191,28 +192,33 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
         leaving < shared.tree.capacity,
         system.costs.head.sizes(system.schedule.width),
     )
-    choice, log_prob = vocabulary.choose(gather_over_devices(part))
+    part, share = gather_over_devices((part, share))
+    choice, log_prob = vocabulary.choose(part)
 
     shared = note_unsound(shared, soundness.from_bits(found, system.stages), log_prob)
-    nodes = keep_guesses(shared.tree, steps).replace(**fields)
+    if system.exit:
+        nodes, steps = draft_at_exit(system, shared, drafted, share)
+    else:
+        fields, steps = drafted
+        nodes = keep_guesses(shared.tree, steps).replace(**fields)
     grown = record(system, shared, nodes, steps, choice, log_prob)
     moment = Moment(sent=shared, steps=steps, grown=grown)
     return walk(system.schedule, grown), Local(x=received, cache=cache, drafter=state), moment
 
 
-def draft(
-    system: System, params: Any, state: Any, shared: Shared, x: jax.Array
-) -> tuple[Any, tuple[dict[str, jax.Array], DraftSteps]]:
+def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array) -> tuple[Any, Any]:
     """The tick's draft steps, on the drafter's rank alone if it has one; `x [W, D]` is what this rank's stage gave.
 
     Returns:
-        The drafter's state; the tree's fields that may have changed, but for the guesses; and the steps, which hold
-        these. Elsewhere than on that rank they are zeros.
+        The drafter's state, and what all shall know: the tree's fields that may have changed, but for the guesses, and
+        the steps, which hold these; at an exit the drafter's offer. Elsewhere than on that rank it is zeros.
     """
 
     @jax.jit
-    def run(state: Any) -> tuple[Any, tuple[dict[str, jax.Array], DraftSteps]]:
-        state, nodes, steps = draft_here(system, params, state, shared, x)
+    def run(state: Any) -> tuple[Any, Any]:
+        if system.exit:
+            return system.drafter.offer(params, state, exit_view(system, shared, x))
+        state, nodes, steps = draft_here(system, params, state, shared)
         return state, ({name: getattr(nodes, name) for name in tree.DRAFTING if system.drafts_ahead}, steps)
 
     if not system.drafts_alone or not system.draft_steps:
@@ -226,42 +232,72 @@ def draft(
     return lax.cond(mine, lambda state: vary(run(state)), rest, vary(state))
 
 
-def draft_here(
-    system: System, params: Any, state: Any, shared: Shared, x: jax.Array | None = None
-) -> tuple[Any, PredictionTree, DraftSteps]:
+def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, PredictionTree, DraftSteps]:
     """The tick's draft steps, each over the tree that the one before has grown; the state, that tree, and the steps."""
     nodes, steps = shared.tree, []
-    # An exit head is part of its stage, and has its rows.
-    costs = system.costs.stage if system.exit else system.costs.draft
     for step in range(system.draft_steps):
-        nodes, frontier = extend(system, shared, nodes, step)
-        view = View(
-            tree=nodes,
-            text=shared.text,
-            committed=shared.committed,
-            frontier=frontier,
-            hidden=x if system.exit else None,
-            sampling=shared.sampling,
-            mode=system.sampling,
-            sizes=costs.sizes(frontier.shape[0]),
-        )
+        nodes, frontier = system.schedule.frontier(nodes, step)
+        nodes, frontier = give_slots(nodes, shared.committed, frontier)
+        view = make_view(system, shared, nodes, frontier, system.costs.draft)
         state, proposals = system.drafter.propose(params, state, view)
-        check_proposals(system.drafter, proposals, frontier.shape[0])
-        nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
-        steps.append(
-            DraftSteps(
-                node=frontier,
-                token=tree.at(nodes.token, frontier, 0),
-                position=tree.at(nodes.position, frontier, 0),
-                guess_token=tree.at(nodes.guess_token, frontier, 0),
-                guess_log_prob=tree.at(nodes.guess_log_prob, frontier, -jnp.inf),
-            )
-        )
+        nodes, taken = take_proposals(system, nodes, frontier, proposals)
+        steps.append(taken)
     if not steps:
         none = jnp.zeros((0, system.schedule.width), jnp.int32)
         guess = jnp.zeros((*none.shape, nodes.children), jnp.int32)
         return state, nodes, DraftSteps(none, none, none, guess, guess.astype(jnp.float32))
     return state, nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
+
+
+def exit_view(system: System, shared: Shared, hidden: jax.Array | None = None) -> View:
+    """What the drafter at an exit sees: the nodes that pass it in this tick, and on its rank their hidden rows."""
+    frontier = shared.pipe[system.exit - 1]
+    # An exit head is part of its stage, and has its rows.
+    return make_view(system, shared, shared.tree, frontier, system.costs.stage, hidden)
+
+
+def draft_at_exit(system: System, shared: Shared, offer: Any, shares: Any) -> tuple[PredictionTree, DraftSteps]:
+    """The tick's draft step at an exit, the same on all ranks: the grown tree, and the step."""
+    view = exit_view(system, shared)
+    proposals = system.drafter.settle(offer, shares, view)
+    nodes, step = take_proposals(system, shared.tree, view.frontier, proposals)
+    return nodes, jax.tree.map(lambda leaf: leaf[None], step)
+
+
+def make_view(
+    system: System,
+    shared: Shared,
+    nodes: PredictionTree,
+    frontier: jax.Array,
+    costs: Curve,
+    hidden: jax.Array | None = None,
+) -> View:
+    """What the drafter sees of these nodes; `costs` say which numbers of rows are worth a program of their own."""
+    return View(
+        tree=nodes,
+        text=shared.text,
+        committed=shared.committed,
+        frontier=frontier,
+        hidden=hidden,
+        sampling=shared.sampling,
+        mode=system.sampling,
+        sizes=costs.sizes(frontier.shape[0]),
+    )
+
+
+def take_proposals(
+    system: System, nodes: PredictionTree, frontier: jax.Array, proposals: Proposals
+) -> tuple[PredictionTree, DraftSteps]:
+    """A tree with what was proposed for a frontier, and that as a draft step (its arrays without the axis of steps)."""
+    check_proposals(system.drafter, proposals, frontier.shape[0])
+    nodes = tree.guess(nodes, frontier, proposals.token, proposals.log_prob)
+    return nodes, DraftSteps(
+        node=frontier,
+        token=tree.at(nodes.token, frontier, 0),
+        position=tree.at(nodes.position, frontier, 0),
+        guess_token=tree.at(nodes.guess_token, frontier, 0),
+        guess_log_prob=tree.at(nodes.guess_log_prob, frontier, -jnp.inf),
+    )
 
 
 def keep_guesses(nodes: PredictionTree, steps: DraftSteps) -> PredictionTree:
@@ -290,7 +326,8 @@ def record(
     extended = jnp.sum(steps.node < nodes.capacity, axis=1, dtype=jnp.int32)
     drafting = jnp.sum(system.costs.draft.of(extended))
     rows = jnp.sum(shared.pipe < nodes.capacity, axis=1, dtype=jnp.int32)
-    cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1])
+    passing = rows[system.exit - 1] if system.exit else None
+    cost = shared.cost + system.costs.of(jnp.max(rows), drafting, rows[-1], passing)
     return shared.replace(tree=tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W), cost=cost)
 
 
@@ -312,14 +349,6 @@ def stuck(shared: Shared) -> jax.Array:
     """Where the answer cannot go on, `[]` int32 as in `soundness`: the root has its choice, but from an unsound row."""
     root = shared.tree.root
     return jnp.where(shared.spoiled > 0, shared.spoiled, jnp.where(shared.tree.known[root], shared.unsound[root], 0))
-
-
-def extend(system: System, shared: Shared, nodes: PredictionTree, step: int) -> tuple[PredictionTree, jax.Array]:
-    """Pick the frontier of a tick's draft step and give its nodes their slots; at an exit it is what passes there."""
-    if system.exit:
-        return nodes, shared.pipe[system.exit - 1]
-    nodes, frontier = system.schedule.frontier(nodes, step)
-    return give_slots(nodes, shared.committed, frontier)
 
 
 def send(system: System, shared: Shared) -> Shared:

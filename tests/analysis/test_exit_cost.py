@@ -83,29 +83,32 @@ def test_ppsd_is_never_slower_than_plain_decoding_and_eesd_is() -> None:
     assert exit_cost.ppsd_speedup(0.8056, 32, 8) == pytest.approx(2.53, abs=0.005)  # The paper's HumanEval: 2.58.
 
 
-def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head() -> None:
-    head = ExitHeadConfig(3, "norm-linear")
+def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head_whose_vocabulary_all_share() -> None:
+    head = ExitHeadConfig(3, "norm-linear", width=8)
     costs = byte_costs(TARGET, None, 4, head)
     layer = layer_bytes(TARGET, 4)
-    # Norm and vocabulary.
-    assert costs.exit_head == 4 * (16 + 16 * 97)
-    weight = costs.exit_head / layer
-    assert exit_cost.cycle(costs, StageSplit((3, 3, 3, 3), 1)) == Cycle(1, 3 + weight, weight)
-    assert exit_cost.cycle(costs, StageSplit((1, 1, 4, 6), 2)) == Cycle(4, 6, weight)
+    # Norm, map and norm; and the vocabulary.
+    assert costs.exit_head == 4 * (16 + 16 * 8 + 8)
+    assert costs.exit_vocabulary == 4 * 8 * 97
+    weight, vocabulary = costs.exit_head / layer, costs.exit_vocabulary / layer
+    assert exit_cost.cycle(costs, StageSplit((3, 3, 3, 3), 1)) == Cycle(1, 3 + weight, weight, vocabulary)
+    assert exit_cost.cycle(costs, StageSplit((1, 1, 4, 6), 2)) == Cycle(4, 6, weight, vocabulary)
     ticks = exit_cost.exit_tick_costs(costs, StageSplit((3, 3, 3, 3), 1), 2)
     assert ticks.stage.cost == pytest.approx([0, (3 + weight) * layer, (3 + weight) * layer])
     assert ticks.head.cost == pytest.approx([0, head_bytes(TARGET, 4) / 4, head_bytes(TARGET, 4) / 4])
+    assert ticks.exit_vocabulary.cost == pytest.approx([0, costs.exit_vocabulary / 4, costs.exit_vocabulary / 4])
     # Where rows cost, the head's do as well, and another stage may be the longest.
-    rising = Costs(layer={1: 1.0, 4: 2.0}, head=4.0, exit_head={1: 2.0, 4: 5.0}, exchange=0.5)
+    rising = Costs(layer={1: 1.0, 4: 2.0}, head=4.0, exit_head={1: 2.0, 4: 5.0}, exit_vocabulary=6.0, exchange=0.5)
     ticks = exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3)
     assert (ticks.stage.cost, ticks.head.cost, ticks.exchange) == ((0, 6, 12, 12), (0, *[4 / 3] * 3), 0.5)
-    assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5)
+    assert ticks.exit_vocabulary.cost == (0, 2, 2, 2)
+    assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5, 3)
 
 
 def test_eesd_is_charged_for_what_does_not_overlap() -> None:
-    costs = byte_costs(TARGET, None, 4, ExitHeadConfig(3, "norm-linear"))
+    costs = byte_costs(TARGET, None, 4, ExitHeadConfig(3, "norm-linear", width=8))
     split = StageSplit((2, 1, 3, 3, 3), 2)
-    draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head
+    draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head + costs.exit_vocabulary / 5
     (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).stage.cost
     # A round of four drafts on an exit path of two of five stages.
     assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))

@@ -66,8 +66,9 @@ def test_ppsd_follows_its_closed_form():
     assert found[4].seconds == pytest.approx(1.6 * 25)
     # An exit head of unknown time takes that of the layers it weighs: here a layer's weights, and the vocabulary's.
     free = dataclasses.replace(costs, exit_head=0.0)
-    layers = (layer_bytes(TINY, 1) + 8 + 800) / layer_bytes(TINY, 1)
-    assert prediction.exit_head_cost(free, ExitHeadConfig(2, "block"), TINY) == pytest.approx(10 * layers)
+    known = prediction.with_exit_head(free, ExitHeadConfig(2, "block"), TINY)
+    assert known.exit_head == pytest.approx(10 * (layer_bytes(TINY, 1) + 8) / layer_bytes(TINY, 1))
+    assert known.exit_vocabulary == pytest.approx(10 * 800 / layer_bytes(TINY, 1))
 
 
 def test_tensor_parallel_by_hand():

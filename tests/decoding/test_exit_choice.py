@@ -57,15 +57,15 @@ def test_of_the_demo_targets_heads_the_one_is_chosen_that_is_quickest_when_simul
 def test_a_forecast_is_the_closed_form_times_the_longest_stage_with_the_head(target, stages):
     decoder = Decoder(target, method="ppsd", stages=stages)
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
-    head = 32 + 32 * 8 + 8 + 8 * 416
+    path, vocabulary = 32 + 32 * 8 + 8, 8 * 416
     assert {one.head.exit_layer for one in decoder.exit_forecasts} == set(HEADS)
     for one in decoder.exit_forecasts:
-        agreement, path = HEADS[one.head.exit_layer], one.split.exit
-        assert sum(one.split.count[:path]) == one.head.exit_layer
-        ticks = agreement * path + (1 - agreement) * stages
-        longest = max(*one.split.count, one.split.count[path - 1] + head / layer)
+        agreement, e = HEADS[one.head.exit_layer], one.split.exit
+        assert sum(one.split.count[:e]) == one.head.exit_layer
+        ticks = agreement * e + (1 - agreement) * stages
+        longest = max(*one.split.count, one.split.count[e - 1] + path / layer)
         assert one.ticks == pytest.approx(ticks)
-        assert one.layers == pytest.approx(ticks * (longest + 32 * 416 / stages / layer))
+        assert one.layers == pytest.approx(ticks * (longest + (32 * 416 + vocabulary) / stages / layer))
     work = [one.layers for one in decoder.exit_forecasts]
     assert work == sorted(work)
     assert decoder.settings.exit_layer == decoder.exit_forecasts[0].head.exit_layer
