@@ -1,5 +1,6 @@
-"""The LM head on the last stage against its vocabulary sharded over the stages: a tick modeled, and measured here.
+"""Heads on one stage against their vocabulary sharded over the stages: a tick modeled, and measured here.
 
+First the LM head, which would be the last stage's; then the head of an early exit (PPSD), which would be the exit's.
 Modeled from bytes of weights (16-bit) for geometries under configs/; measured on two busy ranks with random weights of
 `--measured`'s geometry, made smaller `--shrink` times in every width and in vocabulary (layers stay), float32.
 
@@ -36,6 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--measured", default="llama-3.2-1b", metavar="NAME", help="geometry that is measured")
     parser.add_argument("--shrink", type=int, default=8, help="times smaller it is (8)")
     parser.add_argument("--stages", type=int, default=2, help="ranks it is measured on (2)")
+    parser.add_argument("--exit-heads", nargs="+", default=["block", "target"], help="variants (block target)")
     parser.add_argument("--width", type=int, nargs="+", default=[1, 16], help="rows of a batch (1 16)")
     parser.add_argument("--ticks", type=int, default=100, help="of a measurement (100)")
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement, in turn (5)")
@@ -53,11 +55,15 @@ def main(arguments: list[str] | None = None) -> None:
     import jax
 
     from pipedec_jax.analysis.cost import byte_costs
+    from pipedec_jax.analysis.exit_place import measure_exit_places, modeled_exit
     from pipedec_jax.analysis.head_place import measure_places, modeled_ticks
+    from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, initialize_head
     from pipedec_jax.model.parameters import MemorySource, initialize
     from plan import geometry
 
-    print("modeled, GiB of weights that the slowest stage reads in a tick (all stages busy, links left out)")
+    print(
+        "The LM head\nmodeled, GiB of weights that the slowest stage reads in a tick (all stages busy, links left out)"
+    )
     print(
         "| geometry | stages | head last | head last, layers balanced | sharded | last / sharded | balanced / sharded |"
     )
@@ -80,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
             heads=config.heads // options.shrink,
             kv_heads=max(1, config.kv_heads // options.shrink),
         )
-        source = MemorySource(small, initialize(small, jax.random.key(0)))
+        params = initialize(small, jax.random.key(0))
+        source = MemorySource(small, params)
         costs = byte_costs(small, None, 4)
         modeled = modeled_ticks(costs, small.layers, options.stages)
         print(
@@ -94,6 +101,30 @@ def main(arguments: list[str] | None = None) -> None:
             seconds = measure_places(source, options.stages, width, ticks=options.ticks, repeats=options.repeats)
             last, sharded = 1e3 * seconds["last"], 1e3 * seconds["sharded"]
             print(f"| {width} | {last:.2f} | {sharded:.2f} | {last / sharded:.2f} |", flush=True)
+
+        print("\nAn exit head, after a quarter of the layers")
+        print("modeled, GiB of weights that the slowest stage reads in a tick of PPSD's chain (exit stages), and token")
+        print("| geometry | stages | head | on the exit's stage | sharded | a tick: exit / sharded | a token |")
+        print("|" + " --- |" * 7)
+        for name, stages in MODELED:
+            config = geometry(str(CONFIGS / f"{name}.json"), "geometry")
+            for variant in options.exit_heads:
+                found = modeled_exit(config, ExitHeadConfig(config.layers // 4, variant), stages, 2)
+                cells = [f"{one.tick / 2**30:.3f} ({one.exit_stages})" for one in found.values()]
+                old, new = found["exit"], found["sharded"]
+                cells += [f"{old.tick / new.tick:.2f}", f"{old.token / new.token:.2f}"]
+                print(f"| {name} | {stages} | {variant} | " + " | ".join(cells) + " |")
+        print(f"\nmeasured, ms a tick of PPSD on {options.stages} ranks, the exit after half of the layers")
+        print("| head | width | on the exit's stage | sharded | exit / sharded |\n|" + " --- |" * 5, flush=True)
+        for variant in options.exit_heads:
+            config = ExitHeadConfig(small.layers // 2, variant)
+            own = {} if variant == "target" else jax.device_get(initialize_head(config, small, params, seed=0))
+            for width in options.width:
+                found = measure_exit_places(
+                    source, ExitHead(config, own), options.stages, width, repeats=options.repeats
+                )
+                old, new = (1e3 * found[place] for place in ("exit", "sharded"))
+                print(f"| {variant} | {width} | {old:.2f} | {new:.2f} | {old / new:.2f} |", flush=True)
     except (ValueError, OSError) as error:
         fail(error)
 
