@@ -30,6 +30,7 @@ def parse() -> argparse.Namespace:
     add("--stages", metavar="N", type=int, nargs="+", default=[2, 4, 8, 16], help="of the target (2 4 8 16)")
     add("--width", metavar="W", type=int, default=16, help="most guesses in a batch (16)")
     add("--children", metavar="K", type=int, default=16, help="most guesses after each token (16)")
+    add("--only", metavar="METHOD", nargs="+", default=[], help="of these methods (all)")
     add("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of an answer (128)")
     add("--seed", type=int, default=0, help="that draws the held-out prompts (0)")
     add("--out", metavar="FILE", type=Path, help="every count as a JSON line; the same command goes on with it")
@@ -80,7 +81,10 @@ def run(options: argparse.Namespace, every: Any) -> None:
         setting
         for stages in options.stages
         for setting in (*every.settings(stages, layers, (2, 4, 8), *shape), *every.hierarchies(stages, [*models]))
+        if not options.only or setting.method in options.only
     ]
+    if not wanted:
+        raise ValueError(f"--only {' '.join(options.only)}: there is no such method")
     done: dict[str, Any] = {}
     kept = LineFile(options.out) if options.out else None
     head = {"prompts": [[one.corpus, list(one.prompt), list(one.answer)] for one in known], "shape": list(shape)}
