@@ -25,7 +25,7 @@ from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import begin
 from pipedec_jax.pipeline.stage import run_head, run_stage
-from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, draft
+from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, draft, exit_view
 from pipedec_jax.sampling import GREEDY
 from pipedec_jax.tick_costs import over_live_rows
 
@@ -56,7 +56,9 @@ def work_loop(system: System, weights: Weights, shared: Shared, local: Local, co
         now = shared.replace(pipe=pipe)
         live = (place_W < count_N[jnp.minimum(rank, system.stages - 1)]) & (rank < system.stages)
         cache, x = over_live_rows(system.costs.stage.sizes(W), live, stage, local.cache, (rows, local.x))
-        state, (_, steps) = draft(system, weights.drafter, local.drafter, now, x)
+        state, drafted = draft(system, weights.drafter, local.drafter, now, x)
+        if system.exit:
+            drafted = system.drafter.share(weights.drafter, drafted, exit_view(system, now))
         part = run_head(
             system.target,
             weights.target,
@@ -69,7 +71,7 @@ def work_loop(system: System, weights: Weights, shared: Shared, local: Local, co
         )
         # What was found is fed back, so that nothing is dropped, and activations do not grow.
         used = jnp.zeros((), jnp.float32)
-        for leaf in jax.tree.leaves((x, part, steps.guess_log_prob)):
+        for leaf in jax.tree.leaves((x, part, drafted)):
             used += jnp.sum(jnp.nan_to_num(leaf.astype(jnp.float32), posinf=0.0, neginf=0.0))
         used = sum_over_devices(used)
         return vary(Local(x=local.x + (0 * used).astype(local.x.dtype), cache=cache, drafter=state))
