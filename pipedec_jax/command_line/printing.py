@@ -111,8 +111,8 @@ def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
     layers = " + ".join(map(str, decoder.split.count))
     print(f"  exit head {head} after {path} of {layers} layers")
     print(
-        f"  a tick lasts as long as the longest stage, which is stage {cycle.stage}: {cycle.layers:.2f} layers' work; "
-        f"the head is {cycle.head:.2f}, its vocabulary {cycle.vocabulary:.2f} over all ranks"
+        f"  a tick lasts as long as the longest stage, stage {cycle.stage}: {cycle.layers:.2f} layers' work "
+        f"(the head {cycle.head:.2f}; its vocabulary, {cycle.vocabulary:.2f}, is over all ranks)"
     )
 
 

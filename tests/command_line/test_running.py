@@ -89,7 +89,7 @@ def test_an_exit_is_named_with_the_longest_stage(script, models, family, capsys)
     script.main(options)
     shown = capsys.readouterr().out
     assert "exit head 1-target after stage 1 of 1 + 3 layers\n" in shown
-    assert "a tick lasts as long as the longest stage, which is stage 2: 3.00 layers' work; the head with its" in shown
+    assert "a tick lasts as long as the longest stage, stage 2: 3.00 layers' work (the head " in shown
 
 
 def test_an_exit_that_is_left_open_is_chosen_of_the_stored_heads_and_said(script, family, tmp_path, capsys):
