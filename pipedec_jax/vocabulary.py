@@ -30,14 +30,22 @@ def embed_part(shard: jax.Array, token_W: jax.Array) -> jax.Array:
 
 
 def head_part(
-    config: LlamaConfig, final_norm: jax.Array, shard: jax.Array, hidden_WD: jax.Array, vocab_size: int
+    config: LlamaConfig,
+    final_norm: jax.Array,
+    shard: jax.Array,
+    hidden_WD: jax.Array,
+    vocab_size: int,
+    least_rows: int = 1,
 ) -> jax.Array:
     """This rank's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over.
 
-    A logit that is infinite becomes NaN, so that no sum over them hides it (see `choose`).
+    A logit that is infinite becomes NaN, so that no sum over them hides it (see `choose`). At least `least_rows` rows
+    are computed (`placement.least_rows`).
     """
+    W = hidden_WD.shape[0]
     with jax.named_scope("head"):
-        logit = llama.logits(config, final_norm, shard, hidden_WD)
+        more = jnp.pad(hidden_WD, ((0, max(0, least_rows - W)), (0, 0)))
+        logit = llama.logits(config, final_norm, shard, more)[:W]
     token = lax.axis_index(AXES) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)
     logit = jnp.where(jnp.isfinite(logit), logit, jnp.asarray(jnp.nan, logit.dtype))
     return jnp.where(token < vocab_size, logit, jnp.asarray(-jnp.inf, logit.dtype))

@@ -69,6 +69,8 @@ class View(struct.PyTreeNode):
     """Rows of a frontier that are worth a program of their own; the last is W."""
     hidden: jax.Array | None = None
     """[W, D]: hidden rows of the frontier after the exit layer; `None` for a drafter that is not at an exit."""
+    least_rows: int = struct.field(pytree_node=False, default=1)
+    """Rows that are computed at least, dead ones added (`placement.least_rows`)."""
 
     @property
     def live(self) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 from flax import struct
 
 from pipedec_jax import vocabulary
-from pipedec_jax.cache import LayerCache, Rows, empty_layers
+from pipedec_jax.cache import LayerCache, Rows, at_least, empty_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.chances import LikelyPart, Noise, likely_part, most_likely_of
@@ -69,14 +69,15 @@ class ExitDrafter(Drafter):
 
     def prefill(self, params: ExitParams, state: ExitState, chunk: jax.Array, rows: Rows) -> ExitState:
         """Take the hidden rows of a chunk of the prompt into the block's cache."""
-        return self._path(params, state, chunk, rows)[0]
+        return self._path(params, state, rows, chunk)[0]
 
     def offer(self, params: ExitParams, state: ExitState, view: View) -> tuple[ExitState, jax.Array]:
         """The rows that passed the exit as the head's vocabulary takes them, `[W, R]`; where there are none, zeros."""
 
         def run(state: ExitState, rows: tuple[jax.Array, jax.Array]) -> tuple[ExitState, jax.Array]:
             node_W, x_WD = rows
-            return self._path(params, state, x_WD, view.rows(node_W))
+            state, x = self._path(params, state, *at_least(view.least_rows, view.rows(node_W), x_WD))
+            return state, x[: node_W.shape[0]]
 
         return over_live_rows(view.sizes, view.live, run, state, (view.frontier, view.hidden))
 
@@ -86,7 +87,9 @@ class ExitDrafter(Drafter):
         def run(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, LikelyPart]:
             node_W, x_WR = rows
             model = self.head.model(self.target)
-            logit_WVr = vocabulary.head_part(model, params.final_norm, params.head, x_WR, self.vocab_size)
+            logit_WVr = vocabulary.head_part(
+                model, params.final_norm, params.head, x_WR, self.vocab_size, view.least_rows
+            )
             return None, likely_part(
                 logit_WVr, view, node_W, self.children, self.vocab_size, self.sharpness, self.noise
             )
@@ -97,7 +100,7 @@ class ExitDrafter(Drafter):
         """The most likely tokens of all slices."""
         return most_likely_of(shares, view, self.children, self.vocab_size, self.sharpness, self.noise)
 
-    def _path(self, params: ExitParams, state: ExitState, x: jax.Array, rows: Rows) -> tuple[ExitState, jax.Array]:
+    def _path(self, params: ExitParams, state: ExitState, rows: Rows, x: jax.Array) -> tuple[ExitState, jax.Array]:
         rope = llama.rope_tables(self.target, rows.position, x.dtype)
         attend = state[0].attend(rows) if state else None
         x, cache = before_vocabulary(self.head, self.target, params.layers, x, rope, attend)

@@ -119,9 +119,9 @@ def run_head(
 
     def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         hidden, position = rows
-        W = hidden.shape[0]
-        more = jnp.pad(hidden, ((0, max(0, target.least_rows - W)), (0, 0)))
-        logit = vocabulary.head_part(target.config, params.final_norm, params.output, more, target.vocab_size)[:W]
+        logit = vocabulary.head_part(
+            target.config, params.final_norm, params.output, hidden, target.vocab_size, target.least_rows
+        )
         return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
 
     _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))

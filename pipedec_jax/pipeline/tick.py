@@ -282,6 +282,7 @@ def make_view(
         sampling=shared.sampling,
         mode=system.sampling,
         sizes=costs.sizes(frontier.shape[0]),
+        least_rows=system.target.least_rows,
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import parameter_shapes
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
@@ -34,6 +35,7 @@ from tests.random_pairs import (
     Pair,
     as_source,
     draft_weights,
+    exit_head,
     plain_steps,
     prompt_of,
     target_weights,
@@ -49,15 +51,24 @@ def tokens_of(pair: Pair, prompt: tuple[int, ...], draw: Draw, new_tokens: int) 
     return [step.token for step in plain_steps(dataclasses.replace(pair, noise=0.0), prompt, draw, new_tokens)]
 
 
-def test_rows_that_a_device_is_given_beyond_the_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "least_rows", lambda _: 3)
+@pytest.mark.parametrize("exits", [{}, {"exit_layer": 2, "width": 1, "children": 1}], ids=["pp", "ppsd"])
+def test_rows_that_a_device_is_given_beyond_the_batch_change_nothing(
+    exits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = prompt_of(9, 1)
-    with jax.enable_x64(True):
-        settings = EngineSettings(method="pp", stages=2, dtype=jnp.float64)
-        engine = Engine(as_source(PAIR.target_config, target_weights(PAIR)), None, settings, vocab_size=VOCAB)
-        engine.start(prompt, max_new_tokens=12, sampling=Sampling(temperature=0.9, seed=11))
-        assert engine.target.least_rows == 3
-        assert engine.run(12).tokens == tokens_of(PAIR, prompt, Draw(0.9, seed=11), 12)
+    found = []
+    for least in (1, 3):
+        monkeypatch.setattr(placement, "least_rows", lambda _, least=least: least)
+        with jax.enable_x64(True):
+            settings = EngineSettings(method="ppsd" if exits else "pp", stages=2, dtype=jnp.float64, **exits)
+            source = as_source(PAIR.target_config, target_weights(PAIR))
+            head = exit_head(PAIR, ExitHeadConfig(2, "block", 24, 12)) if exits else None
+            engine = Engine(source, None, settings, vocab_size=VOCAB, exit_head=head)
+            engine.start(prompt, max_new_tokens=12, sampling=Sampling(temperature=0.9, seed=11))
+            assert engine.target.least_rows == least
+            found.append(engine.run(12))
+    assert found[1].tokens == tokens_of(PAIR, prompt, Draw(0.9, seed=11), 12)
+    assert found[0].ticks == found[1].ticks
 
 
 COMPILED = [(shape, kind) for shape, kind, _ in SMALL_GRID if shape.stages == 4 and shape.geometry != SIXTEEN]
