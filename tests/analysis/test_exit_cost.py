@@ -17,6 +17,7 @@ from pipedec_jax.drafters.replay import Replay, ReplayAtExit
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit
+from pipedec_jax.tick_costs import Curve, TickCosts
 
 TARGET = LlamaConfig(vocab_size=97, width=16, feed_forward=24, layers=12, heads=2, kv_heads=1, head_size=8, context=512)
 TOKENS = 201
@@ -112,3 +113,28 @@ def test_eesd_is_charged_for_what_does_not_overlap() -> None:
     (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).stage.cost
     # A round of four drafts on an exit path of two of five stages.
     assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))
+
+
+def test_ticks_cost_what_the_rows_that_are_at_the_stages_the_exit_and_the_end_cost() -> None:
+    costs = TickCosts(
+        stage=Curve((0, 1, 1.5, 2.5)),
+        head=Curve((0, 0.125, 0.25, 0.625)),
+        exit_vocabulary=Curve((0, 1 / 64, 3 / 64, 7 / 64)),
+        exchange=1 / 1024,
+    )
+    settings = EngineSettings(method="ppsd", stages=4, exit_layer=6, width=3, children=2, capacity=256, costs=costs)
+    drafter = ReplayAtExit(children=2, vocab_size=97)
+    found = Simulator(TARGET, None, settings, vocab_size=97, drafter=drafter)
+    place = np.where(np.random.default_rng(3).random(TOKENS + 1) < 0.7, 0, 2)
+    replay = Replay(token=jnp.asarray(TEXT), place=jnp.asarray(place, jnp.int32))
+    request = TEXT[:1].tolist(), TEXT[1:41].tolist()
+    progress = found.run(*request, drafter_params=replay)
+    rows_TN = found.rows(*request)
+    assert found.split.exit == 2
+    expected = 0.0
+    for rows in rows_TN:
+        slices = costs.head.cost[rows[-1]] + costs.exit_vocabulary.cost[rows[1]]
+        expected += costs.stage.cost[max(rows)] + slices + costs.exchange
+    assert progress.costs[-1] == pytest.approx(expected)
+    # Stages differ in rows, so that none could stand for another.
+    assert len({tuple(rows_TN[:, stage]) for stage in range(4)}) == 4
