@@ -23,9 +23,10 @@ from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import Target, run_stage
+from pipedec_jax.soundness import NotFiniteError
 from tests.exactness import Shape, bench
 from tests.oracle import GREEDY, Draw
-from tests.random_pairs import Pair, plain_steps
+from tests.random_pairs import Pair, as_source, plain_steps, target_weights
 
 PROMPT = (3, 14, 15, 92, 65, 35)
 DRAWN = Draw(temperature=0.8, top_k=20, seed=3)
@@ -57,6 +58,23 @@ def test_tokens_are_plain_decodings(case):
         assert progress.tokens == [step.token for step in plain_steps(pair, PROMPT, draw, 40)]
         hits += sum(progress.hits)
     assert hits > 5
+
+
+def test_the_stage_whose_layer_is_broken_is_named_though_several_devices_find_it():
+    case = SHAPES[2]
+    shared, pair = bench(case, "float64"), Pair(case.geometry, seed=1)
+    engine = shared.load(pair)
+    weights = {name: array.copy() for name, array in target_weights(pair).items()}
+    weights["model.layers.2.mlp.down_proj.weight"][3, 0] = np.nan
+    with shared.x64():
+        source = as_source(pair.target_config, weights)
+        target = placement.place_target(engine.mesh, source, engine.target.split, jnp.dtype("float64"))
+        engine.weights = engine.weights.replace(target=target)
+        shared.pair = None  # the next to use it gets its own weights
+        engine.start(PROMPT[:1], max_new_tokens=5)
+        with pytest.raises(NotFiniteError, match=r"stage 2 of 3 \(layers 3 to 4\)") as error:
+            engine.run(5)
+    assert (error.value.stage, error.value.tick) == (2, 2)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
