@@ -32,6 +32,19 @@ def test_sizes_are_where_the_cost_rises() -> None:
             Curve(cost)
 
 
+def test_a_tick_costs_its_longest_part_then_both_slices_and_the_exchange() -> None:
+    rows = {count: jnp.int32(count) for count in range(4)}
+    costs = TickCosts(
+        stage=Curve((0.0, 1.0, 2.0, 4.0)),
+        head=Curve((0.0, 10.0, 20.0)),
+        exit_vocabulary=Curve((0.0, 100.0, 200.0)),
+        exchange=1000.0,
+    )
+    assert costs.of(rows[3], jnp.float32(3), rows[1]) == 1014
+    assert costs.of(rows[2], jnp.float32(3), rows[0], rows[2]) == 1203
+    assert costs.of(rows[1], jnp.float32(0), rows[2], rows[1]) == 1121
+
+
 @pytest.mark.parametrize("sizes", [(W,), (1, 3, W)])
 def test_live_rows_alone_are_computed_in_the_least_size_that_holds_them(sizes: tuple[int, ...]) -> None:
     def run(carry: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -99,17 +100,25 @@ def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head_whose_vocabular
     assert ticks.head.cost == pytest.approx([0, head_bytes(TARGET, 4) / 4, head_bytes(TARGET, 4) / 4])
     assert ticks.exit_vocabulary.cost == pytest.approx([0, costs.exit_vocabulary / 4, costs.exit_vocabulary / 4])
     # Where rows cost, the head's do as well, and another stage may be the longest.
-    rising = Costs(layer={1: 1.0, 4: 2.0}, head=4.0, exit_head={1: 2.0, 4: 5.0}, exit_vocabulary=6.0, exchange=0.5)
+    rising = Costs(
+        layer={1: 1.0, 4: 2.0},
+        head={1: 2.0, 4: 4.0},
+        exit_head={1: 2.0, 4: 5.0},
+        exit_vocabulary={1: 3.0, 4: 6.0},
+        exchange=0.5,
+    )
     ticks = exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3)
-    assert (ticks.stage.cost, ticks.head.cost, ticks.exchange) == ((0, 6, 12, 12), (0, *[4 / 3] * 3), 0.5)
-    assert ticks.exit_vocabulary.cost == (0, 2, 2, 2)
+    assert (ticks.stage.cost, ticks.head.cost, ticks.exchange) == ((0, 6, 12, 12), (0, 2 / 3, 4 / 3, 4 / 3), 0.5)
+    assert ticks.exit_vocabulary.cost == (0, 1, 2, 2)
     assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5, 3)
 
 
 def test_eesd_is_charged_for_what_does_not_overlap() -> None:
     costs = byte_costs(TARGET, None, 4, ExitHeadConfig(3, "norm-linear", width=8))
+    costs = dataclasses.replace(costs, exchange=float(layer_bytes(TARGET, 4)))
     split = StageSplit((2, 1, 3, 3, 3), 2)
-    draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head + costs.exit_vocabulary / 5
+    # It passes the exchange of both stages of the exit path.
+    draft = 5 * layer_bytes(TARGET, 4) + costs.exit_head + costs.exit_vocabulary / 5
     (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).stage.cost
     # A round of four drafts on an exit path of two of five stages.
     assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))

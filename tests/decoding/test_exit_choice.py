@@ -87,8 +87,10 @@ def test_what_was_chosen_is_reported_and_what_was_given_is_not(target, directory
 def test_a_trees_rate_is_the_agreement_of_as_many_guesses(target):
     decoder = Decoder(target, method="ppsd", stages=2, width=5, children=4)
     assert {one.rate for one in decoder.exit_forecasts} == {0.99}
-    decoder = Decoder(target, method="ppsd", stages=2, width=5, children=3)
-    assert {one.head.exit_layer: one.rate for one in decoder.exit_forecasts} == HEADS
+    # As many as are made and sent.
+    for tree in ({"width": 5, "children": 3}, {"width": 3, "children": 5}):
+        decoder = Decoder(target, method="ppsd", stages=2, **tree)
+        assert {one.head.exit_layer: one.rate for one in decoder.exit_forecasts} == HEADS
 
 
 def test_exits_that_do_not_fit_the_stages_are_left_out(target):
