@@ -81,6 +81,24 @@ def test_filters_equal_hugging_face(logits: np.ndarray, temperature: float, top_
         assert np.array_equal(row[certain], expected[certain])
 
 
+@pytest.mark.parametrize(("top_p", "count"), [(0.25, 2), (0.125, 1), (0.3, 3), (0.75, 6)])
+def test_a_top_p_that_is_reached_exactly_takes_no_more_tokens(top_p: float, count: int) -> None:
+    """Of eight equal ones, whose sums are exact."""
+    logits = np.zeros((1, 8), np.float32)
+    assert np.flatnonzero(kept(Sampling(1.0, 0, top_p).arrays(), logits)[0]).tolist() == list(range(count))
+    assert oracle.warp(logits[0], Draw(1.0, 0, top_p)).kept.sum() == count
+
+
+def test_both_zeros_are_tied() -> None:
+    logits = np.asarray([[-1.0, 0.0, -0.0, 1.0]], np.float32)
+    assert np.asarray(kept(Sampling(1.0, 2).arrays(), logits))[0].tolist() == [False, True, True, True]
+
+
+def test_a_top_p_of_one_keeps_tokens_that_sums_do_not_notice() -> None:
+    logits = np.asarray([[0.0, -30.0, -40.0]], np.float32)
+    assert np.asarray(kept(Sampling(1.0, 2, 1.0).arrays(), logits))[0].tolist() == [True, True, False]
+
+
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), position=st.integers(0, 2**17))
 def test_noise_is_the_definition(seed: int, position: int) -> None:
     sampling = Sampling(1.0, seed=seed).arrays()

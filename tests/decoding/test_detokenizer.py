@@ -100,6 +100,33 @@ def test_byte_fallback_keeps_the_leading_space_after_a_prompt(byte_fallback_dir)
     assert joined(*pieces_of(tokenizer, word, tokenizer.encode("the"))) == " quick"
 
 
+def test_a_prompt_of_bytes_is_text_before_the_answer_too(byte_fallback_dir):
+    tokenizer = Tokenizer.load(byte_fallback_dir)
+    word = tokenizer.encode("quick")[1:]
+    prompt = [1, *(token for token in range(tokenizer.size) if tokenizer.piece(token) in ("<0x41>", "<0x42>"))]
+    assert len(prompt) == 3
+    assert joined(*pieces_of(tokenizer, word, prompt)) == " quick"
+
+
+def test_a_character_that_the_prompt_began_and_nobody_ends_is_not_the_answers():
+    opened, letter = "日".encode()[0], ord("A")
+    fed, rest = pieces_of(FakeByteFallback(), [letter], [letter, opened])
+    assert [piece for group in [*fed, rest] for piece in group] == [(0, REPLACEMENT)]
+
+
+def test_a_character_that_is_never_complete_belongs_to_the_last_token(byte_level_tokenizer):
+    tokens = byte_level_tokenizer.encode("ab日")[1:-1]
+    assert byte_level_tokenizer.decode(tokens) == "ab" + REPLACEMENT
+    _, rest = pieces_of(byte_level_tokenizer, tokens)
+    assert rest == [(len(tokens) - 1, REPLACEMENT)]
+
+
+@pytest.mark.parametrize("piece", ["<0xGG>", "<0x4>", "<0x+4>", "<0x414>", "0x41"])
+def test_what_only_looks_like_a_byte_is_text(piece, monkeypatch):
+    monkeypatch.setattr(FakeByteFallback, "piece", lambda *_: piece)
+    assert joined(*pieces_of(FakeByteFallback(), [0, 0])) == 2 * piece
+
+
 def test_a_character_that_the_prompt_left_open_is_completed(tokenizer):
     tokens = tokenizer.encode("x🎉")
     for cut in range(len(tokens) - 1, 2, -1):

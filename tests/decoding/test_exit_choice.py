@@ -53,19 +53,21 @@ def test_of_the_demo_targets_heads_the_one_is_chosen_that_is_quickest_when_simul
     assert len(decoder.exit_forecasts) == 4, "every head was looked at"
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
-def test_a_forecast_is_the_closed_form_times_the_longest_stage_with_the_head(target, stages):
-    decoder = Decoder(target, method="ppsd", stages=stages)
-    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+@pytest.mark.parametrize(("stages", "parts"), [(2, 1), (3, 1), (4, 1), (2, 2)])
+def test_a_forecast_is_the_closed_form_times_the_longest_stage_with_the_head(target, stages, parts):
+    decoder = Decoder(target, method="ppsd", stages=stages, tensor_parallel=parts)
+    # Keys and values have one head, and norms are small: all parts have them whole, and the exit head.
+    split, whole = 2 * 32 * 32 + 3 * 32 * 48, 2 * 32 * 16 + 2 * 32
+    layer, share = split + whole, (split / parts + whole) / (split + whole)
     path, vocabulary = 32 + 32 * 8 + 8, 8 * 416
     assert {one.head.exit_layer for one in decoder.exit_forecasts} == set(HEADS)
     for one in decoder.exit_forecasts:
         agreement, e = HEADS[one.head.exit_layer], one.split.exit
         assert sum(one.split.count[:e]) == one.head.exit_layer
         ticks = agreement * e + (1 - agreement) * stages
-        longest = max(*one.split.count, one.split.count[e - 1] + path / layer)
+        longest = max(share * max(one.split.count), share * one.split.count[e - 1] + path / layer)
         assert one.ticks == pytest.approx(ticks)
-        assert one.layers == pytest.approx(ticks * (longest + (32 * 416 + vocabulary) / stages / layer))
+        assert one.layers == pytest.approx(ticks * (longest + (32 * 416 + vocabulary) / (stages * parts) / layer))
     work = [one.layers for one in decoder.exit_forecasts]
     assert work == sorted(work)
     assert decoder.settings.exit_layer == decoder.exit_forecasts[0].head.exit_layer

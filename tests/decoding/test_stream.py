@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -60,7 +62,9 @@ def tokenizer(byte_level_dir) -> Tokenizer:
     return Tokenizer.load(byte_level_dir)
 
 
-def open_stream(tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1, max_new_tokens=1000, **options):
+def open_stream(
+    tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1, max_new_tokens=1000, ends=(END,), **options
+):
     """A stream whose engine answers with `text`; every third token is a miss and costs 4 ticks instead of 1."""
     answer = [token for part in text for token in ([part] if isinstance(part, int) else tokenizer.encode(part)[1:])]
     hits = [n % 3 != 0 for n in range(len(answer))]
@@ -71,7 +75,7 @@ def open_stream(tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1,
         prompt=tuple(tokenizer.encode("x")),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(),
-        end_tokens=(END,),
+        end_tokens=ends,
         stop=tuple(stop),
         **options,
     )
@@ -111,6 +115,15 @@ def test_the_end_token_is_a_token_but_not_text(tokenizer):
     assert result.token_ids == answer[: answer.index(END) + 1]
 
 
+def test_an_end_token_that_has_text_shows_none(tokenizer):
+    (end,) = tokenizer.encode("c")[1:]
+    stream, answer = open_stream(tokenizer, ["a", "b", end], ends=(end,))
+    stream._progress = stream._engine.run(3)  # as after an interrupt before the text was read
+    assert (stream.partial().text, stream.partial().token_ids) == ("ab", answer)
+    result = drain(stream)
+    assert (result.text, result.token_ids, result.finish_reason) == ("ab", answer, "end")
+
+
 def test_an_end_token_right_away_gives_an_empty_text(tokenizer):
     stream, _ = open_stream(tokenizer, [END, "cd"])
     result = drain(stream)
@@ -128,6 +141,12 @@ def test_a_stop_string_cuts_text_and_tokens(tokenizer):
     assert "\n" not in tokenizer.decode(result.token_ids[:-1])
     assert result.ticks == result.tokens[-1].tick
     assert result.hits + result.misses == result.new_tokens - 1
+
+
+def test_nothing_is_decoded_after_a_stop_string(tokenizer):
+    stream, answer = open_stream(tokenizer, ["ab;", "cd" * 20], stop=[";"], chunk=2)
+    drain(stream)
+    assert stream._engine.committed <= stream.result.new_tokens + 2 < len(answer)
 
 
 def test_a_stop_string_goes_before_a_later_end_token(tokenizer):
@@ -174,6 +193,15 @@ def test_compiling_is_kept_out_of_the_other_times(tokenizer):
     assert -1000 < result.ttft_s < -900
     assert result.tpot_s is not None
     assert 0 <= result.tpot_s < 1
+
+
+def test_time_per_token_is_that_of_the_tokens_after_the_first(tokenizer, monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))  # each look at the clock takes one
+    stream, _ = open_stream(tokenizer, ["def f(x):\n    return"], max_new_tokens=7, chunk=3)
+    result = drain(stream)
+    assert result.ttft_s == 2 - result.compile_s  # prefill, and the first token
+    assert result.tpot_s == pytest.approx(2 / 6)  # twice three tokens
 
 
 def test_the_first_token_is_fetched_alone(tokenizer):

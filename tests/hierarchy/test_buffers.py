@@ -55,6 +55,13 @@ def test_only_a_buffer_that_continues_ones_own_is_worth_verifying(own, below):
     assert read(buffers.continuation(make(own), make(below))) == (below if continues else own)
 
 
+@given(text=texts, prompt=st.integers(1, T), limit=st.integers(1, T + 1))
+def test_an_answer_is_complete_at_its_limit_or_with_an_end_token_of_its_own(text, prompt, limit):
+    end = jnp.asarray([1, -1], jnp.int32)
+    found = buffers.complete(make(text), jnp.int32(prompt), jnp.int32(limit), end)
+    assert found == (len(text) >= limit or (text[-1] == 1 and len(text) > prompt))
+
+
 @given(text=texts, passes=st.integers(0, 9))
 def test_what_is_published_can_be_read(text, passes):
     numbers = [jnp.asarray(number, jnp.int32) for number in (passes, 3, 5, 2)]
