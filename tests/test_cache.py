@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipedec_jax import cache as caches
-from pipedec_jax.cache import LayerCache, RowCache, Rows, empty_layers, for_platform, read_sizes
+from pipedec_jax.cache import LayerCache, RowCache, Rows, chunk_rows, empty_layers, for_platform, read_sizes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import attention
 from pipedec_jax.tree import NO_SLOT
@@ -85,6 +85,13 @@ def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
     np.testing.assert_array_equal(by_rows.value, jnp.swapaxes(by_heads.value, 0, 1).reshape(24, -1))
     np.testing.assert_array_equal(by_rows.key, jnp.moveaxis(by_heads.key, 2, 0).reshape(24, -1))
     assert np.count_nonzero(np.any(by_rows.key, axis=1)) == 4
+
+
+def test_a_chunk_writes_its_tokens_alone_and_sees_what_is_before_them():
+    rows = jax.jit(chunk_rows, static_argnums=(1, 3))(jnp.int32(4), 5, jnp.int32(7), 9)
+    assert rows.position.tolist() == [4, 5, 6, 7, 8]
+    assert rows.slot.tolist() == [4, 5, 6, NO_SLOT, NO_SLOT]
+    assert np.array_equal(rows.mask, np.tri(9, dtype=bool)[4:])
 
 
 def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):

@@ -15,7 +15,7 @@ from pipedec_jax import tree
 from pipedec_jax.exchange import AXES
 from pipedec_jax.pipeline.placement import make_mesh
 from pipedec_jax.pipeline.settings import EngineSettings, batch_price
-from pipedec_jax.schedules.best_first import BestFirstSchedule
+from pipedec_jax.schedules.best_first import BestFirstSchedule, widest_in_flight
 from pipedec_jax.tick_costs import Curve, TickCosts, over_live_rows
 
 W = 6
@@ -92,6 +92,21 @@ def test_so_many_are_sent_that_their_chances_exceed_what_they_cost_by_most(
         best = sorted(np.minimum(np.exp(score.ravel()), 1).tolist(), reverse=True)[:W]
         worth = [sum(best[:count]) - price.cost[max(count, flying, 1)] for count in range(W + 1)]
         assert worth[sent] >= max(worth[int(root) :]) - 1e-3
+
+
+def test_the_widest_batch_in_flight_is_counted_without_what_was_pruned_or_has_left() -> None:
+    planted, widest = jax.jit(tree.plant, static_argnums=(0, 1))(8, 1, 0, 0), jax.jit(widest_in_flight)
+
+    def flags(*places: int) -> np.ndarray:
+        return np.isin(np.arange(8), places)
+
+    assert widest(planted) == 1, "nothing flies"
+    sent_tick = np.asarray([1, 2, 2, 2, 4, 4, 7, 7], np.int32)
+    nodes = planted.replace(alive=flags(0, 1, 2, 3, 4, 5, 6), sent=flags(0, 1, 2, 3, 4, 5), sent_tick=sent_tick)
+    assert widest(nodes) == 3
+    assert widest(nodes.replace(alive=flags(0, 2, 4, 5))) == 2
+    assert widest(nodes.replace(known=flags(0, 1, 2))) == 2
+    assert widest(nodes.replace(alive=flags(0, 4, 5), known=flags(0, 4))) == 1
 
 
 def test_rows_are_the_cheaper_the_more_a_tick_takes_in_any_case() -> None:
