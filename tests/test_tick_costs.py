@@ -101,8 +101,8 @@ def test_the_widest_batch_in_flight_is_counted_without_what_was_pruned_or_has_le
         return np.isin(np.arange(8), places)
 
     assert widest(planted) == 1, "nothing flies"
-    sent_tick = np.asarray([1, 2, 2, 2, 4, 4, 7, 7], np.int32)
-    nodes = planted.replace(alive=flags(0, 1, 2, 3, 4, 5, 6), sent=flags(0, 1, 2, 3, 4, 5), sent_tick=sent_tick)
+    sent_tick = np.asarray([1, 2, 2, 2, 4, 4, 0, 0], np.int32)
+    nodes = planted.replace(alive=flags(0, 1, 2, 3, 4, 5, 6), sent_tick=sent_tick)
     assert widest(nodes) == 3
     assert widest(nodes.replace(alive=flags(0, 2, 4, 5))) == 2
     assert widest(nodes.replace(known=flags(0, 1, 2))) == 2
