@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipedec_jax import cache as caches
-from pipedec_jax.cache import LayerCache, RowCache, Rows, chunk_rows, empty_layers, for_platform, read_sizes
+from pipedec_jax.cache import LayerCache, RowCache, Rows, at_least, chunk_rows, empty_layers, for_platform, read_sizes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import attention
 from pipedec_jax.tree import NO_SLOT
@@ -85,6 +85,16 @@ def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
     np.testing.assert_array_equal(by_rows.value, jnp.swapaxes(by_heads.value, 0, 1).reshape(24, -1))
     np.testing.assert_array_equal(by_rows.key, jnp.moveaxis(by_heads.key, 2, 0).reshape(24, -1))
     assert np.count_nonzero(np.any(by_rows.key, axis=1)) == 4
+
+
+def test_rows_that_are_added_see_nothing_and_write_nothing():
+    mask = np.tri(2, 4, dtype=bool)
+    rows = Rows(position=jnp.asarray([5, 6], jnp.int32), slot=jnp.asarray([0, 1], jnp.int32), mask=jnp.asarray(mask))
+    more, x = at_least(5, rows, jnp.ones((2, 3)))
+    assert more.slot.tolist() == [0, 1, *[NO_SLOT] * 3]
+    assert np.array_equal(more.mask, np.pad(mask, ((0, 3), (0, 0))))
+    assert np.array_equal(x, np.repeat([1.0, 0.0], (2, 3))[:, None] * np.ones(3))
+    assert at_least(2, rows, x[:2])[0] is rows
 
 
 def test_a_chunk_writes_its_tokens_alone_and_sees_what_is_before_them():

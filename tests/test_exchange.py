@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pipedec_jax import exchange
-from pipedec_jax.exchange import AXES, AXIS, broadcast, gather_over_devices, leads, pass_on, vary
+from pipedec_jax.exchange import AXES, AXIS, broadcast, gather_over_devices, leads, pass_on, sum_over_devices, vary
 from pipedec_jax.pipeline.placement import make_mesh
 
 
@@ -69,3 +69,16 @@ def test_bits_of_any_shape_arrive_beside_other_kinds():
         assert gathered[name].shape == (3, *leaf.shape)
         assert np.array_equal(gathered[name][2], leaf), name
         assert not np.any(gathered[name][:2]), name
+
+
+def test_sums_of_several_arrays_and_kinds_are_each_its_own():
+    sent = {"first": jnp.arange(6.0).reshape(2, 3), "count": jnp.asarray([7, -3], jnp.int32), "second": jnp.ones(4)}
+
+    def run(sent: Any) -> Any:
+        rank = jax.lax.axis_index(AXIS)
+        return sum_over_devices(jax.tree.map(lambda leaf: leaf * (1 + rank).astype(leaf.dtype), sent))
+
+    spread = jax.shard_map(run, mesh=make_mesh(3, jax.devices()[:3]), in_specs=(P(),), out_specs=P())
+    for name, leaf in jax.jit(spread)(sent).items():
+        assert leaf.dtype == sent[name].dtype
+        assert np.array_equal(leaf, 6 * sent[name]), name
