@@ -22,7 +22,8 @@ from pipedec_jax.model.llama import forward
 from pipedec_jax.model.parameters import Parameters, initialize
 from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.placement import OWN, SAME
-from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
+from pipedec_jax.pipeline.state import Local, Shared, System, Weights
+from pipedec_jax.pipeline.tick import run_ticks
 from pipedec_jax.sampling import Sampling, keep, scale
 
 LEAST_EXPECTED = 5.0

@@ -26,6 +26,7 @@ from pipedec_jax.exchange import gather_over_devices
 from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
+from pipedec_jax.pipeline.drafting import draft_at_exit, draft_here, exit_view
 from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.pipeline.placement import SAME
 from pipedec_jax.pipeline.prefill import Request, begin
@@ -40,7 +41,8 @@ from pipedec_jax.pipeline.settings import (
 )
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, System, draft_at_exit, draft_here, exit_view, record, send, walk
+from pipedec_jax.pipeline.state import Shared, System
+from pipedec_jax.pipeline.tick import record, send, walk
 from pipedec_jax.sampling import GREEDY, Sampling
 from pipedec_jax.schedules.base import Schedule
 

@@ -21,11 +21,12 @@ from jax import lax
 from pipedec_jax import tree
 from pipedec_jax.cache import Rows
 from pipedec_jax.exchange import AXIS, sum_over_devices, vary
+from pipedec_jax.pipeline.drafting import draft, exit_view
 from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import begin
 from pipedec_jax.pipeline.stage import run_head, run_stage
-from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, draft, exit_view
+from pipedec_jax.pipeline.state import Local, Shared, System, Weights
 from pipedec_jax.sampling import GREEDY
 from pipedec_jax.tick_costs import over_live_rows
 

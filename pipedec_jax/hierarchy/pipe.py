@@ -27,7 +27,7 @@ from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
 from pipedec_jax.pipeline.prefill import Request
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
-from pipedec_jax.pipeline.tick import Local
+from pipedec_jax.pipeline.state import Local
 from pipedec_jax.sampling import SamplingMode
 from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.transcript import MISS

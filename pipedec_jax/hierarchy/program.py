@@ -29,7 +29,7 @@ from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Local, System, Weights
+from pipedec_jax.pipeline.state import Local, System, Weights
 from pipedec_jax.sampling import SamplingMode
 from pipedec_jax.schedules.plain import PlainSchedule
 

@@ -33,7 +33,8 @@ from pipedec_jax.pipeline.settings import (
     make_split,
 )
 from pipedec_jax.pipeline.stage import Target, TargetParams
-from pipedec_jax.pipeline.tick import Local, Shared, System, Weights, run_ticks
+from pipedec_jax.pipeline.state import Local, Shared, System, Weights
+from pipedec_jax.pipeline.tick import run_ticks
 from pipedec_jax.recording.history import Answer, Layout, Recording, read_history
 from pipedec_jax.recording.tape import TICKS, Frame, record_ticks
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode

@@ -17,7 +17,7 @@ from pipedec_jax import soundness, transcript, vocabulary
 from pipedec_jax.cache import chunk_rows
 from pipedec_jax.exchange import AXIS, gather_over_devices, sum_over_devices, to_next_stage, vary
 from pipedec_jax.pipeline.stage import run_stage_where
-from pipedec_jax.pipeline.tick import Local, Shared, System, Weights
+from pipedec_jax.pipeline.state import Local, Shared, System, Weights
 from pipedec_jax.sampling import SamplingArrays
 from pipedec_jax.tree import plant
 

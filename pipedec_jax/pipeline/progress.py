@@ -7,7 +7,8 @@ import dataclasses
 import jax
 
 from pipedec_jax.pipeline.stage import Target
-from pipedec_jax.pipeline.tick import Shared, stuck
+from pipedec_jax.pipeline.state import Shared
+from pipedec_jax.pipeline.tick import stuck
 from pipedec_jax.soundness import NotFiniteError
 from pipedec_jax.transcript import MISS
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from pipedec_jax.pipeline.tick import Local, Moment, Shared, System, Weights, loop, watched_tick
+from pipedec_jax.pipeline.state import Local, Moment, Shared, System, Weights
+from pipedec_jax.pipeline.tick import loop, watched_tick
 
 TICKS = 64
 """Ticks that a tape holds; the host takes them off, and goes on, when it is full."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipedec_jax import transcript, tree
-from pipedec_jax.pipeline.tick import DraftSteps, Shared, keep_guesses, walk
+from pipedec_jax.pipeline.state import Shared
+from pipedec_jax.pipeline.tick import walk
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.schedules.base import Schedule
 
@@ -124,16 +125,3 @@ def test_a_frozen_answer_stays_as_it_is() -> None:
     once, _ = walked(chain(known=5, limit=PROMPT + 2))
     again, _ = walked(once)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True))
-
-
-def test_the_last_step_that_extends_a_place_has_its_guesses() -> None:
-    """A node that a later step dropped has left its place to another, which that step extended."""
-    nodes = plant(CAPACITY, 2, np.int32(9), np.int32(PROMPT - 1))
-    node = np.asarray([[0, 3], [3, CAPACITY], [CAPACITY, 5]], np.int32)
-    token = np.arange(12, dtype=np.int32).reshape(3, 2, 2)
-    steps = DraftSteps(node, node, node, token, -1.0 - token.astype(np.float32))
-    kept = jax.jit(keep_guesses)(nodes, steps)
-    expected = {0: [0, 1], 3: [4, 5], 5: [10, 11]}
-    assert {place: kept.guess_token[place].tolist() for place in expected} == expected
-    assert {place: (-1 - kept.guess_log_prob[place]).tolist() for place in expected} == expected
-    assert np.flatnonzero(kept.drafted).tolist() == [0, 3, 5]

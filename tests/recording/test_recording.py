@@ -18,6 +18,7 @@ from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import prefill
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.pipeline.settings import EngineSettings
+from pipedec_jax.pipeline.state import System
 from pipedec_jax.recording.history import Recording
 from pipedec_jax.recording.tape import record_ticks
 from pipedec_jax.sampling import GREEDY
@@ -179,7 +180,7 @@ def test_without_a_recorder_the_program_is_as_if_there_were_none(monkeypatch: py
     """Its jaxpr is compared: with what a tick shows to those who look, and with nothing shown."""
     engine = engine_of("ppsd", record=False)
     capacity = engine.capacity_for(len(PROMPT) + NEW_TOKENS)
-    system = tick.System(
+    system = System(
         target=engine.target,
         drafter=engine._drafter,
         schedule=engine._schedule,
