@@ -1,9 +1,9 @@
 """All methods at several numbers of stages on several texts: simulated ticks, modeled time, all ranks counted.
 
 Texts are held-out source (a number of prompts) and files of questions, as benchmark.py takes them. Of methods with a
-choice that the text decides (depth of stpp, draft length of eesd, passes of hierarchies) the best of a few by modeled
-time is shown. Ticks are simulated (equal to the engine's, tests/analysis); modeled time charges every rank the bytes of
-weights it reads in a tick. The baseline of ratios is pp on as many stages.
+choice that the text decides (depth of stpp, draft steps of best-first, draft length of eesd, passes of hierarchies) the
+best of a few by modeled time is shown. Ticks are simulated (equal to the engine's, tests/analysis); modeled time
+charges every rank the bytes of weights it reads in a tick. The baseline of ratios is pp on as many stages.
 
 python scripts/compare_methods.py --prompts 4 question.jsonl --out methods.jsonl  # Spec-Bench's questions
 """

@@ -136,11 +136,15 @@ def settings(stages: int, layers: int, exits: Sequence[int], width: int, childre
         return Setting(method, note, stages, tried, {"method": method, **options})
 
     yield setting("pp", "")
-    for depth in (8, 12):
-        yield setting("stpp", "draft model", f"depth {depth}", drafter="model", depth=depth, **shape)
-    yield setting("pipedec", "draft model", drafter="model", **shape)
-    yield setting("best-first", "draft model", "draft steps 1", drafter="model", draft_steps=1, **shape)
-    yield setting("best-first", "draft model and look-up", "draft steps 2", drafter="both", draft_steps=2, **shape)
+    drafters = {"model": "draft model", "both": "draft model and look-up"}
+    for drafter, note in drafters.items():
+        for depth in (8, 12, 16):
+            yield setting("stpp", note, f"depth {depth}", drafter=drafter, depth=depth, **shape)
+    for drafter, note in drafters.items():
+        yield setting("pipedec", note, drafter=drafter, **shape)
+    for drafter, note in drafters.items():
+        for steps in (1, 2, 4, 8):
+            yield setting("best-first", note, f"draft steps {steps}", drafter=drafter, draft_steps=steps, **shape)
     yield setting("best-first", "look-up alone", drafter="ngram", **shape)
     # The last head that is not behind the first stage of an even split; the exit is where that stage ends.
     even = -(-layers // stages)
@@ -148,6 +152,7 @@ def settings(stages: int, layers: int, exits: Sequence[int], width: int, childre
     if at is not None:
         yield setting("ppsd", "chain", f"exit {at}", exit_layer=at)
         yield setting("ppsd", "tree", f"exit {at}", exit_layer=at, **shape)
+        yield setting("best-first", "exit head and look-up", f"exit {at}", exit_layer=at, **shape)
         for length in (1, 2, 4):
             tried = f"exit {at}, {length} drafts"
             yield setting("eesd", "chain", tried, exit_layer=at, draft_length=length)
