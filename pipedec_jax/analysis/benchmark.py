@@ -138,7 +138,8 @@ class Benchmark:
                 bar.set_postfix_str(name)
                 row = self._ask(question, self.decoders[name])
                 self._check(question, name, row)
-                self.kept[name].add(question, f"{' + '.join(self.models[name])}, {name}", row)
+                layers = ", int8 layers" if self.model.config.int8 else ""
+                self.kept[name].add(question, f"{' + '.join(self.models[name])}{layers}, {name}", row)
                 bar.update()
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:

@@ -107,6 +107,14 @@ def test_answers_name_models_and_method_and_no_place(done, family):
     assert done.directories == {name: str(family[name]) for name in ("target", "draft")}
 
 
+def test_answers_of_int8_layers_say_so(family, tmp_path):
+    target = pipedec_jax.load(family["target"], int8=True)
+    decoder = pipedec_jax.Decoder(target, method="pp", stages=1, prefill_width=16, capacity=128)
+    Benchmark({"pp-1": decoder}, QUESTIONS[3:], tmp_path, OPTIONS).run()
+    (answer,) = LineFile(tmp_path / "answers" / "pp-1.jsonl").rows
+    assert answer["model_id"] == "target, int8 layers, pp-1"
+
+
 def test_a_run_whose_answers_name_their_models_otherwise_goes_on(done, decoders, tmp_path):
     folder = copied(done, tmp_path)
     for name in NAMES:
