@@ -5,7 +5,8 @@
                                             written last
 
 TARGET is a converted checkpoint or a Hugging Face directory. A head knows its target by geometry, compared before any
-weight is read, and by a fingerprint of the weights.
+weight is read, and by a fingerprint of the weights. It drafts for that target also where it becomes int8 as it is
+loaded: guesses change no token.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes
+from pipedec_jax.model.int8 import unrounded
 from pipedec_jax.model.parameters import Parameters, ParameterSource, flatten, nest, parameter_shapes
 from pipedec_jax.whole_files import write_whole
 
@@ -162,7 +164,8 @@ def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
         )
     chosen = max(fitting, key=lambda one: stored_agreement(target, one).get("1", 0.0))
     geometry = _describe(_folder(target, chosen))["target"]["geometry"]
-    if LlamaConfig.from_dict(geometry) != target.config:
+    # Whether it is int8 as stored, or becomes so while it is loaded, the fingerprint tells.
+    if dataclasses.replace(LlamaConfig.from_dict(geometry), int8=target.config.int8) != target.config:
         raise ValueError(
             f"the exit head in {_folder(target, chosen)} belongs to a target of another geometry; train one for this"
         )
@@ -191,7 +194,7 @@ def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read {folder / WEIGHTS} ({error}); train the head again") from error
     _check_shapes(config, target.config, arrays, str(folder / WEIGHTS))
-    if description["target"]["fingerprint"] != fingerprint(target.source):
+    if description["target"]["fingerprint"] != fingerprint(unrounded(target.source)):
         raise ValueError(
             f"the exit head in {folder} belongs to another target: its weights are not those of {target.name}; "
             "train one for this target with scripts/train_exit_head.py"

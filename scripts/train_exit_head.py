@@ -62,7 +62,9 @@ def parse() -> argparse.Namespace:
     training.add_argument("--dtype", help="float32 (default) or bfloat16: what is computed in")
     training.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--store-dtype", help="what the heads are stored in (default: the target's dtype)")
-    parser.add_argument("--every", type=int, metavar="N", help="steps between measurements (default: a tenth of all)")
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="steps between measurements, 0 for none (default: a tenth of all)"
+    )
     parser.add_argument("--save-seconds", type=float, default=180.0, help="time between checkpoints (default 180)")
     parser.add_argument("--log", type=Path, help="append the run's figures to this file, one JSON object a line")
     return parser.parse_args()
@@ -78,6 +80,9 @@ def main() -> None:
 
     given = [name for name in (*HEAD_OPTIONS, *TRAINING_OPTIONS) if getattr(options, name) is not None]
     try:
+        for name in ("every", "save_seconds"):
+            if getattr(options, name) is not None and not getattr(options, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(options, name)}")
         if options.plan:
             if given:
                 raise ValueError(f"--plan says all about heads and training: leave out --{given[0].replace('_', '-')}")

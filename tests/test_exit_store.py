@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -65,6 +66,18 @@ def test_a_head_of_other_weights_is_refused(directory):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="belongs to another target"):
         load_exit_head(load(directory), 2)
+
+
+def test_a_head_drafts_for_its_target_made_int8_while_it_is_loaded(directory, tmp_path):
+    save(directory)
+    assert load_exit_head(load(directory, int8=True), 2).config == HEAD
+    # Stored as int8 it is another target, with heads of its own.
+    int8 = convert(directory, tmp_path / "int8", int8=True)
+    shutil.copytree(directory / "exits", int8 / "exits")
+    with pytest.raises(ValueError, match="belongs to another target"):
+        load_exit_head(load(int8), 2)
+    save(int8)
+    assert load_exit_head(load(int8), 2).config == HEAD
 
 
 def test_a_head_of_another_geometry_is_refused_before_weights_are_read(directory, monkeypatch):

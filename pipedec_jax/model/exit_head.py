@@ -77,13 +77,15 @@ class ExitHeadConfig:
     def model(self, target: LlamaConfig) -> LlamaConfig:
         """The geometry behind the map as that of a one-layer model: block, final norm, linear map.
 
-        The block's cache is thus one more layer of the target's cache: heads and head size are the target's.
+        The block's cache is thus one more layer of the target's cache: heads and head size are the target's. Its
+        matrices are never int8, whatever the target's are.
         """
         return dataclasses.replace(
             target,
             width=self.width or target.width,
             feed_forward=self.feed_forward or target.feed_forward,
             layers=1,
+            int8=False,
             tied_embeddings=self.variant == "target" or self.tied,
         )
 

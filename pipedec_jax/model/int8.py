@@ -95,6 +95,11 @@ class Int8Source:
         return quantized[(*part[:inputs], *(slice(None) for _ in part[inputs:]))]
 
 
+def unrounded(source: ParameterSource) -> ParameterSource:
+    """What an `Int8Source` reads from; any other source itself."""
+    return source._source if isinstance(source, Int8Source) else source
+
+
 class DequantizedSource:
     """The opposite: a model of int8 layers as one of plain arrays, for whoever takes no scales.
 

@@ -168,16 +168,21 @@ def evaluate(
     return report
 
 
-def draw_prompts(documents: Sequence[np.ndarray], begin: int, settings: EvaluationConfig) -> np.ndarray:
-    """Prompts `[prompts, prompt]` from held-out files, drawn by the seed, long files more often."""
+def draw_prompts(documents: Sequence[np.ndarray], begin: int | None, settings: EvaluationConfig) -> np.ndarray:
+    """Prompts `[prompts, prompt]` from held-out files, drawn by the seed, long files more often.
+
+    Each begins with the token `begin`, as the documents do; where that is `None`, with any token of the text.
+    """
+    lead = [] if begin is None else [begin]
+    count = settings.prompt - len(lead)
     random = np.random.default_rng([settings.seed, 1])
     long = [document for document in documents if len(document) > settings.prompt + 1]
     weight = np.asarray([len(document) for document in long], float)
     prompts = []
     for number in random.choice(len(long), settings.prompts, p=weight / weight.sum()):
         document = long[number]
-        start = int(random.integers(1, len(document) - settings.prompt + 1))
-        prompts.append(np.concatenate(([begin], document[start : start + settings.prompt - 1])))
+        start = int(random.integers(len(lead), len(document) - settings.prompt + 1))
+        prompts.append(np.concatenate((lead, document[start : start + count])))
     return np.stack(prompts).astype(np.int32)
 
 

@@ -28,9 +28,9 @@ class ExitData:
     windows: TextWindows | None
     """The training text as windows, for the target to continue; `None` for records."""
     held_out: list[np.ndarray]
-    """Held-out documents as token ids, begin token first."""
-    begin: int
-    """The token that begins a text."""
+    """Held-out documents as token ids, begin token first, if there is one."""
+    begin: int | None
+    """The token that begins a text; `None` where the tokenizer puts none."""
     digest: str
     """A hash of all training tokens, by which a run that goes on knows its data again."""
 
@@ -62,21 +62,14 @@ def read_files(names: Iterable[str], root: Path | None = None) -> list[str]:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], end_token: int | None) -> list[np.ndarray]:
-    """Token ids (`int32`) of every text that is not empty: begin token, text, end token where there is one."""
+    """Token ids (`int32`) of every text that is not empty: begin token, text, end token, where there are such."""
     end = [] if end_token is None else [end_token]
     return [np.asarray([*tokenizer.encode(text), *end], np.int32) for text in texts if text]
 
 
-def begin_token(tokenizer: Tokenizer) -> int:
-    """The token that the tokenizer puts before a text.
-
-    Raises:
-        ValueError: when it puts none.
-    """
-    ids = tokenizer.encode("")
-    if not ids:
-        raise ValueError("the target's tokenizer puts no begin-of-text token before a text; exit heads need one")
-    return ids[0]
+def begin_token(tokenizer: Tokenizer) -> int | None:
+    """The token that the tokenizer puts before a text; `None` where it puts none."""
+    return next(iter(tokenizer.encode("")), None)
 
 
 def open_data(
@@ -107,6 +100,8 @@ def open_data(
     if directories:
         if len(data) > 1:
             raise ValueError(f"records come from one directory alone, not from {', '.join(data)}")
+        if not any(Path(data[0]).glob("*.npz")):
+            raise ValueError(f"{data[0]} is a folder without records (.npz): name its text files, as in {data[0]}/*.py")
         if not apart:
             raise ValueError(f"{data[0]} holds records: name held-out text as well (--held-out)")
         records = TeacherWindows(Path(data[0]), seed)

@@ -33,17 +33,22 @@ def _best(
 
 
 def target_texts(
-    target: LlamaConfig, own: Parameters, documents: Sequence[np.ndarray], begin: int, settings: EvaluationConfig
+    target: LlamaConfig, own: Parameters, documents: Sequence[np.ndarray], begin: int | None, settings: EvaluationConfig
 ) -> np.ndarray:
     """`[prompts, prompt + new]`: prompts drawn from held-out documents, and the target's greedy text after them.
 
     Raises:
         ValueError: when no document is longer than a prompt.
     """
-    if not any(len(document) > settings.prompt + 1 for document in documents):
-        raise ValueError(f"no held-out file has more than {settings.prompt + 1} tokens; name longer ones (--held-out)")
+    check_documents(documents, settings)
     prompts = draw_prompts(documents, begin, settings)
     return greedy_texts((target, own), prompts, settings.new, min(settings.batch, len(prompts)))
+
+
+def check_documents(documents: Sequence[np.ndarray], settings: EvaluationConfig) -> None:
+    """Raise `ValueError` when no document is longer than a prompt."""
+    if not any(len(document) > settings.prompt + 1 for document in documents):
+        raise ValueError(f"no held-out file has more than {settings.prompt + 1} tokens; name longer ones (--held-out)")
 
 
 def exit_agreement(

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
+from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exit_store import fingerprint, load_exit_head, save_exit_head
 from pipedec_jax.loading import Model, load
 from pipedec_jax.model.exit_head import ExitHeadConfig
-from pipedec_jax.model.parameters import Parameters, ParameterSource, nest, parameter_shapes
+from pipedec_jax.model.int8 import plain
+from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
 from pipedec_jax.training.evaluate import EvaluationConfig
 from pipedec_jax.training.exit_data import ExitData, begin_token, encode_documents, open_data, read_files
-from pipedec_jax.training.exit_evaluate import exit_agreement, target_texts
+from pipedec_jax.training.exit_evaluate import check_documents, exit_agreement, target_texts
 from pipedec_jax.training.exits import ExitPlan, Heads, train_exit_heads
 from pipedec_jax.training.loop import Log
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
@@ -37,9 +39,34 @@ def to_float32(tree: Parameters) -> Parameters:
     return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tree)
 
 
-def read_float32(source: ParameterSource) -> Parameters:
-    """A model's whole parameter tree in float32."""
-    return nest({path: jnp.asarray(source.read(path), jnp.float32) for path in parameter_shapes(source.config)})
+def trained_geometry(target: Model) -> LlamaConfig:
+    """The target as its heads learn from it: of plain matrices, and without the vocabulary's padding rows."""
+    return dataclasses.replace(target.config, int8=False, vocab_size=target.vocab_size)
+
+
+def read_float32(target: Model) -> Parameters:
+    """A model's whole parameter tree in float32, of its `trained_geometry`."""
+    source = plain(target.source, np.float32)
+    arrays = {path: jnp.asarray(source.read(path), jnp.float32) for path in parameter_shapes(source.config)}
+    return cut_vocabulary(nest(arrays), target.vocab_size)
+
+
+def cut_vocabulary(tree: Parameters, tokens: int) -> Parameters:
+    """The tree of a model, or of a head, without the vocabulary's rows from `tokens` on: they are never chosen."""
+    cut = dict(tree)
+    if "embedding" in tree:
+        cut["embedding"] = tree["embedding"][:tokens]
+    if "head" in tree:
+        cut["head"] = tree["head"][:, :tokens]
+    return cut
+
+
+def pad_vocabulary(head: Parameters, rows: int) -> Parameters:
+    """A head's tree with as many rows of the vocabulary as its target has; those added are zero."""
+    if "head" not in head:
+        return head
+    matrix = np.asarray(head["head"])
+    return head | {"head": np.pad(matrix, ((0, 0), (0, rows - matrix.shape[1])))}
 
 
 class ExitRun:
@@ -54,9 +81,9 @@ class ExitRun:
         portions: What the target writes from the text before training, which then learns from that; nothing when
             empty (heads learn from the text itself).
         directory: The run's folder; a killed run goes on when it is started with the same folder again.
-        settings: What is measured at the end.
+        settings: What is measured at the end; by default as `EvaluationConfig`, in a short context half of it each.
         store_dtype: What the heads are stored in; what the target is stored in when not given.
-        save_seconds: Time between checkpoints.
+        save_seconds: Time between checkpoints; 0 saves after every step.
 
     Raises:
         FileNotFoundError: when target or data are missing.
@@ -78,11 +105,14 @@ class ExitRun:
         save_seconds: float = 180.0,
     ) -> None:
         self.target: Model = load(target)
+        self.geometry = trained_geometry(self.target)
         self.plan = plan
         for head in plan.heads:
             head.check(self.target.config)
         self.store_dtype = check_dtype(store_dtype or self.target.dtype)
-        self.settings = settings or EvaluationConfig()
+        half = self.target.config.context // 2
+        usual = EvaluationConfig()
+        self.settings = settings or dataclasses.replace(usual, prompt=min(usual.prompt, half), new=min(usual.new, half))
         self.save_seconds = save_seconds
         end = self.target.end_tokens
         self.data: ExitData = open_data(
@@ -123,7 +153,7 @@ class ExitRun:
             return {"agreement": self._agreement(heads, texts)}
 
         return train_exit_heads(
-            self.plan, self.target.config, own, self._batches(), self.directory / "checkpoints", self.save_seconds,
+            self.plan, self.geometry, own, self._batches(), self.directory / "checkpoints", self.save_seconds,
             stop_after, log, report,
         )  # fmt: skip
 
@@ -140,7 +170,8 @@ class ExitRun:
         measured = {"measured": dataclasses.asdict(self.settings)}
         return [
             save_exit_head(
-                self.target.name, head, self.target.config, heads[head.name], known, self.store_dtype,
+                self.target.name, head, self.target.config,
+                pad_vocabulary(heads[head.name], self.target.config.vocab_size), known, self.store_dtype,
                 about | measured, agreement[head.name],
             )
             for head in self.plan.heads
@@ -149,7 +180,7 @@ class ExitRun:
     @functools.cached_property
     def own(self) -> Parameters:
         """The target's parameters in float32; read when first used."""
-        return read_float32(self.target.source)
+        return read_float32(self.target)
 
     @property
     def _identity_file(self) -> Path:
@@ -181,42 +212,55 @@ class ExitRun:
             )
 
     def _check_lengths(self) -> None:
-        """Raise `ValueError` when some step could not get its sequences."""
-        training = self.plan.training
+        """Raise `ValueError` when some step could not get its sequences, or nothing could be measured after them."""
+        training, context = self.plan.training, self.target.config.context
+        if self.portions and self.data.windows is None:
+            raise ValueError("the target writes its text from text files: name some with --data, not records")
         for stretch in training.stretches:
-            if stretch.length > self.target.config.context:
+            if stretch.length > context:
                 raise ValueError(
-                    f"length {stretch.length} exceeds the target's context of {self.target.config.context} tokens"
+                    f"length {stretch.length} exceeds the target's context of {context} tokens; choose at most that "
+                    "many (--length)"
                 )
             if self.portions:
                 rows = sum(portion.sequences for portion in self.portions if portion.length == stretch.length)
                 if rows < stretch.batch * training.accumulate:
+                    lengths = sorted({portion.length for portion in self.portions})
                     raise ValueError(
                         f"the target is to write {rows} sequences of length {stretch.length}, fewer than one step's "
-                        f"{stretch.batch * training.accumulate}"
+                        f"{stretch.batch * training.accumulate}; it writes lengths {lengths} (choose one of them with "
+                        "--length, or change --records)"
                     )
             else:
                 self.data.batches(0, stretch.batch * training.accumulate, stretch.length)
-        if self.portions and self.data.windows is None:
-            raise ValueError("the target writes its text from text files: name some with --data, not records")
+            for portion in self.portions:
+                if portion.length == stretch.length and self.data.windows is not None:
+                    self.data.windows(0, 1, portion.prompt)
+        if self.settings.prompt + self.settings.new > context:
+            raise ValueError(
+                f"measuring takes {self.settings.prompt} tokens of a prompt and {self.settings.new} after it, more "
+                f"than the target's context of {context}"
+            )
+        check_documents(self.data.held_out, self.settings)
 
     def _batches(self) -> Batches:
         if not self.portions:
             return self.data.batches
         folder = self.directory / "records"
         assert self.data.windows is not None
-        write_records(self.target.config, self.own, self.data.windows, self.portions, folder)
+        lengths = {stretch.length for stretch in self.plan.training.stretches}
+        write_records(self.geometry, self.own, self.data.windows, self.portions, folder, lengths=lengths)
         return TeacherWindows(folder, self.plan.training.seed)
 
     def _texts(self, settings: EvaluationConfig) -> np.ndarray:
-        return target_texts(self.target.config, self.own, self.data.held_out, self.data.begin, settings)
+        return target_texts(self.geometry, self.own, self.data.held_out, self.data.begin, settings)
 
     def _agreement(self, heads: Heads, texts: np.ndarray, untrained: bool = False) -> Agreement:
         exits = sorted({head.exit_layer for head in self.plan.heads})
         configs = [*self.plan.heads, *(ExitHeadConfig(number, "target") for number in exits if untrained)]
         batch = min(self.settings.batch, len(texts))
         return exit_agreement(
-            configs, self.target.config, heads, self.own, texts, self.settings.prompt, self.target.end_tokens, batch
+            configs, self.geometry, heads, self.own, texts, self.settings.prompt, self.target.end_tokens, batch
         )
 
 
@@ -243,8 +287,8 @@ def measure_stored(
     end = target.end_tokens
     documents = encode_documents(target.tokenizer, read_files(held_out, root), end[0] if end else None)
     params = {head.name: load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).params for head in heads}
-    params = to_float32(params)
-    own = read_float32(target.source)
-    texts = target_texts(target.config, own, documents, begin_token(target.tokenizer), settings)
+    params = {name: cut_vocabulary(tree, target.vocab_size) for name, tree in to_float32(params).items()}
+    own, geometry = read_float32(target), trained_geometry(target)
+    texts = target_texts(geometry, own, documents, begin_token(target.tokenizer), settings)
     batch = min(settings.batch, len(texts))
-    return exit_agreement(heads, target.config, params, own, texts, settings.prompt, target.end_tokens, batch)
+    return exit_agreement(heads, geometry, params, own, texts, settings.prompt, target.end_tokens, batch)

@@ -84,6 +84,9 @@ class ExitTraining:
         for name in ("learning_rate", "adam_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
+        for name in ("weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise ValueError(f"accumulate must be a positive whole number, not {self.accumulate!r}")
 
@@ -170,6 +173,11 @@ class ExitPlan:
         Raises:
             ValueError: for bad values.
         """
+        if feed_forward is not None and "block" not in head:
+            raise ValueError(
+                f"feed_forward is the block's, and no block is trained: give --head block, or leave --feed-forward "
+                f"{feed_forward} out"
+            )
         heads = tuple(
             ExitHeadConfig(number, variant, width, feed_forward if variant == "block" else None, tied)
             for number in exit_layer

@@ -71,8 +71,19 @@ class ModelPlan:
 
 
 def read_portions(path: Path) -> list[Portion]:
-    """Read what the teacher records from a file under `configs/`."""
-    return [Portion.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    """Read what the teacher records from a file under `configs/`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is not JSON, or for unknown and missing keys and bad values.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(found, list) or not found or not all(isinstance(values, dict) for values in found):
+        raise ValueError(f"{path} must hold a list of portions, as configs/demo_records.json does")
+    return [Portion.from_dict(values) for values in found]
 
 
 class Family:

@@ -27,7 +27,7 @@ class Record:
     token: np.ndarray
     """`[B, T]`, int32."""
     choice: np.ndarray
-    """`[B, T, K]`, the most likely first; uint16."""
+    """`[B, T, K]`, the most likely first; uint16, or int32 where the vocabulary is larger."""
     log_prob: np.ndarray
     """`[B, T, K]`, natural logarithms; float16."""
 
@@ -38,7 +38,8 @@ class Record:
 def best_of(logits: jax.Array, K: int) -> tuple[jax.Array, jax.Array]:
     """The K most likely tokens and their log-probabilities along the last axis."""
     log_prob, choice = lax.top_k(jax.nn.log_softmax(logits, axis=-1), K)
-    return choice.astype(jnp.uint16), log_prob.astype(jnp.float16)
+    small = logits.shape[-1] <= 2**16
+    return choice.astype(jnp.uint16 if small else jnp.int32), log_prob.astype(jnp.float16)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -114,7 +115,7 @@ def generate(
     logits_BPV, caches = _prefill(config, params, prompt_BP, T)
     best, best_log_prob = best_of(logits_BPV, K)
     token = jnp.zeros((B, T), jnp.int32).at[:, :P].set(prompt_BP)
-    choice = jnp.zeros((B, T - 1, K), jnp.uint16).at[:, :P].set(best)
+    choice = jnp.zeros((B, T - 1, K), best.dtype).at[:, :P].set(best)
     log_prob = jnp.zeros((B, T - 1, K), jnp.float16).at[:, :P].set(best_log_prob)
     first = extend(token, choice, log_prob, logits_BPV[:, -1], jnp.int32(P - 1))
     token, choice, log_prob, _ = lax.fori_loop(P, T - 1, step, (*first, caches))

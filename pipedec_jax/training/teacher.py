@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -39,6 +39,14 @@ class Portion:
     greedy: float = 0.0
     """Share of the sequences written greedily; the others are drawn at temperature 1."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("sequences", 1), ("batch", 1), ("prompt", 1), ("new", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} of a portion must be a whole number of at least {least}, not {value!r}")
+        if not isinstance(self.greedy, int | float) or not 0 <= self.greedy <= 1:
+            raise ValueError(f"greedy of a portion must lie between 0 and 1, not {self.greedy!r}")
+
     @property
     def length(self) -> int:
         """Tokens fed to a student (T). The last token of a continuation has no successor and is left out."""
@@ -46,7 +54,7 @@ class Portion:
 
     @classmethod
     def from_dict(cls, values: dict) -> Portion:
-        """Build from a dictionary; unknown and missing keys raise `ValueError`."""
+        """Build from a dictionary; unknown and missing keys and bad values raise `ValueError`."""
         check_keys(values, cls, "portion")
         return cls(**values)
 
@@ -83,12 +91,16 @@ def write_records(
     directory: Path,
     K: int = 16,
     seed: int = 0,
+    lengths: Collection[int] | None = None,
 ) -> None:
-    """Write one `.npz` file per portion; those that exist are left, so that a killed run goes on."""
+    """Write one `.npz` file per portion; those that exist are left, so that a killed run goes on.
+
+    Given `lengths`, portions of other lengths are left out.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for number, portion in enumerate(portions):
         path = directory / f"{number:02d}-{portion.length}.npz"
-        if path.exists():
+        if path.exists() or (lengths is not None and portion.length not in lengths):
             continue
         started = time.monotonic()
         # Portions start far apart in the sequence of windows, so that their prompts differ.

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from checkpoints_convert import convert
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exit_store import load_exit_head, stored_exit_heads
 from pipedec_jax.loading import demo_directory, load
@@ -21,6 +24,8 @@ from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.evaluate import EvaluationConfig
 from pipedec_jax.training.exit_run import ExitRun, measure_stored
 from pipedec_jax.training.exits import ExitPlan, ExitTraining, Stretch, distillation_loss, train_exit_heads
+from pipedec_jax.training.family import read_portions
+from pipedec_jax.training.generate import best_of
 from pipedec_jax.training.teacher import Portion
 from pipedec_jax.training.trainer import loss_of
 from tests.listed_library import needs_listed_library
@@ -154,7 +159,63 @@ def test_a_run_trains_measures_and_stores_heads_beside_the_target(tmp_path, fami
     loaded = load_exit_head(target, 3, "norm-linear-8")
     assert loaded.agreement == agreement["3-norm-linear-8"]
     for path, value in flatten(loaded.params):  # The family is stored in float32, and so are its heads.
-        np.testing.assert_array_equal(value, dict(flatten(heads["3-norm-linear-8"]))[path])
+        found, padding = (value[:, :400], value[:, 400:]) if path == "head" else (value, np.zeros(0))
+        np.testing.assert_array_equal(found, dict(flatten(heads["3-norm-linear-8"]))[path])
+        assert not padding.any()
+    assert loaded.params["head"].shape == (8, 416)
+
+
+def test_heads_of_an_int8_target_learn_from_its_scaled_matrices(tmp_path, family, texts):
+    int8 = convert(family["target"], tmp_path / "int8", int8=True)
+    run = make_run(int8, texts, tmp_path, plan=ExitPlan.simple([2], ["block"], steps=1, batch=2, length=16))
+    assert run.target.source.read("layers/1/query").dtype != np.float32
+    rounded = load(family["target"]).source.read("layers/1/query")
+    np.testing.assert_allclose(run.own["layers"]["1"]["query"], rounded, atol=0.01)
+    heads = run.train()
+    (folder,) = run.save(heads, run.measure(heads))
+    assert folder.name == "2-block"
+    assert "query_scale" not in load_exit_head(load(int8), 2).params["layers"]["0"]
+
+
+def test_padding_rows_are_neither_written_nor_counted(tmp_path, family, texts):
+    """The family's tokenizer has 400 tokens, the target 416 rows: here the padding has by far the largest logits."""
+    directory = Path(shutil.copytree(family["target"], tmp_path / "target"))
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.embed_tokens.weight"][400:] *= 20
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    run = make_run(directory, texts, tmp_path, portions=[Portion(4, 4, 8, 8, 0.5)])
+    run.train()
+    with np.load(tmp_path / "run" / "records" / "00-16.npz") as record:
+        assert record["token"].max() < 400
+        assert record["choice"].max() < 400
+    assert run._texts(SETTINGS).max() < 400
+
+
+def test_a_target_without_a_begin_token_is_trained_for_as_well(tmp_path, family, texts):
+    directory = Path(shutil.copytree(family["target"], tmp_path / "target"))
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    run = make_run(directory, texts, tmp_path)
+    assert run.data.begin is None
+    stream = np.concatenate([[*run.target.tokenizer.encode(Path(text).read_text()), 1] for text in texts[:-1]])
+    for row in run.data.batches(0, 4, 16)["token"]:
+        assert any((stream[at : at + 16] == row).all() for at in range(len(stream)))
+    held_out = run.target.tokenizer.encode(Path(texts[-1]).read_text())
+    for row in run._texts(SETTINGS)[:, : SETTINGS.prompt]:
+        assert any((held_out[at : at + len(row)] == row).all() for at in range(len(held_out)))
+
+
+def test_only_what_some_step_reads_is_written(tmp_path, family, texts):
+    portions = [Portion(4, 4, 8, 8), Portion(4, 4, 200, 100), Portion(4, 4, 12, 4)]
+    make_run(family["target"], texts, tmp_path, portions=portions).train()
+    assert sorted(path.name for path in (tmp_path / "run" / "records").iterdir()) == ["00-16.npz", "02-16.npz"]
+
+
+def test_recorded_choices_hold_the_tokens_of_large_vocabularies():
+    logits = jnp.zeros((1, 70_000)).at[0, jnp.array([69_000, 3])].set(jnp.array([2.0, 1.0]))
+    choice, _ = best_of(logits, 2)
+    assert choice.tolist() == [[69_000, 3]]
+    assert best_of(logits[:, : 2**16], 1)[0].dtype == jnp.uint16
 
 
 def test_a_run_learns_from_text_that_the_target_wrote(tmp_path, family, texts):
@@ -183,6 +244,10 @@ def test_a_folder_of_another_run_is_refused(tmp_path, family, texts):
     [
         ({"plan": ExitPlan.simple([4], length=16)}, "exit layer 4 lies not inside the target's 4 layers"),
         ({"plan": ExitPlan.simple([2], length=129)}, "length 129 exceeds the target's context of 128"),
+        ({"portions": [Portion(4, 4, 8, 4)]}, r"0 sequences of length 16, .* it writes lengths \[12\]"),
+        ({"settings": EvaluationConfig(prompt=100, new=100)}, "100 after it, more than the target's context of 128"),
+        ({"settings": EvaluationConfig(prompt=125, new=3), "held_out": ["{short}"]}, "no held-out file has more than"),
+        ({"data": ["{folder}"]}, "a folder without records"),
         ({"data": ["absent.py"]}, "absent.py is no file"),
         ({"data": ["@absent.txt"]}, "absent.txt is no file"),
         ({"store_dtype": "int8"}, "int8"),
@@ -190,6 +255,11 @@ def test_a_folder_of_another_run_is_refused(tmp_path, family, texts):
 )
 def test_bad_input_is_refused_before_weights_are_read(tmp_path, family, texts, monkeypatch, values, message):
     monkeypatch.setattr("pipedec_jax.loading.Model.source", property(lambda _: pytest.fail("weights were read")))
+    (tmp_path / "short.py").write_text("short")
+    places = {"{short}": str(tmp_path / "short.py"), "{folder}": str(tmp_path)}
+    values = values | {
+        name: [places.get(one, one) for one in values[name]] for name in ("data", "held_out") if name in values
+    }
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make_run(family["target"], texts, tmp_path, **values)
 
@@ -209,6 +279,7 @@ def test_one_file_alone_leaves_nothing_to_measure_on(tmp_path, family, texts):
         ({"training": {"stretches": [{"steps": 0, "batch": 1, "length": 8}]}}, "steps must be a positive"),
         ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "hard": 2}}, "hard must lie between"),
         ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "dtype": "int8"}}, "float32, bfloat16"),
+        ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "seed": -1}}, "seed must be at least 0"),
         ({"training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}], "warm": 2}}, "did you mean 'warmup'"),
     ],
 )
@@ -216,6 +287,28 @@ def test_a_plan_that_cannot_be_is_refused(values, message):
     whole = {"heads": [{"exit_layer": 2}], "training": {"stretches": [{"steps": 1, "batch": 1, "length": 8}]}}
     with pytest.raises(ValueError, match=message):
         ExitPlan.from_dict(whole | values)
+
+
+def test_sizes_of_a_block_that_is_not_trained_are_refused():
+    with pytest.raises(ValueError, match="leave --feed-forward 8 out"):
+        ExitPlan.simple([2], ["norm-linear"], feed_forward=8)
+    ExitPlan.simple([2], ["norm-linear", "block"], feed_forward=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "must hold a list of portions"),
+        ("[]", "must hold a list of portions"),
+        ("[", "is no JSON file"),
+        ('[{"sequences": 0, "batch": 1, "prompt": 8}]', "sequences of a portion must be a whole number of at least 1"),
+        ('[{"sequences": 4, "batch": 1, "prompt": 8, "greedy": 2}]', "greedy of a portion must lie between 0 and 1"),
+    ],
+)
+def test_records_that_cannot_be_are_refused(tmp_path, text, message):
+    (tmp_path / "records.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_portions(tmp_path / "records.json")
 
 
 def test_a_killed_script_leaves_a_run_that_ends_with_the_same_heads(tmp_path, family, texts):
