@@ -28,7 +28,7 @@ from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import check_place, run_command
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.whole_files import write_whole
 
 
@@ -46,6 +46,8 @@ def geometry(name: str | None, demo: str) -> LlamaConfig:
 def exit_head(target: str | None, layer: int | None, name: str | None) -> ExitHeadConfig | None:
     """Of a stored exit head, if one is asked for."""
     if layer is None:
+        if name is not None:
+            raise ValueError(f"--exit-head {name} is for an exit: give --exit-layer too")
         return None
     from pipedec_jax.exit_store import find_exit_head
 
@@ -90,10 +92,11 @@ def run(args: argparse.Namespace) -> None:
     if args.ranks is None:
         args.ranks = 2 if jax.default_backend() == "cpu" else jax.device_count()
     target, draft = geometry(args.target, "target"), geometry(args.draft, "draft")
+    head = exit_head(args.target, args.exit_layer, args.exit_head)
     times = calibrate(
         target,
         draft,
-        exit_head=exit_head(args.target, args.exit_layer, args.exit_head),
+        exit_head=head,
         exchange=args.exchange,
         rows=args.rows,
         layers=args.layers,
@@ -110,12 +113,18 @@ def run(args: argparse.Namespace) -> None:
     times["measured"] |= {"copy_bytes_per_s": bandwidth.copy, "read_bytes_per_s": bandwidth.read}
     if link is not None:
         times["measured"] |= {"link_latency_s": link.latency, "link_bytes_per_s": link.bandwidth}
-    show(times, target, draft, args)
+    show(times, target, draft, head, args)
     if args.out is not None:
         write_whole(args.out, json.dumps(times, indent=1) + "\n")
 
 
-def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: argparse.Namespace) -> None:
+def show(
+    times: dict[str, Any],
+    target: LlamaConfig,
+    draft: LlamaConfig,
+    head: ExitHeadConfig | None,
+    args: argparse.Namespace,
+) -> None:
     """Print the times, and how much of the bandwidth reading weights takes up in them."""
     measured = times["measured"]
     print(
@@ -127,9 +136,11 @@ def show(times: dict[str, Any], target: LlamaConfig, draft: LlamaConfig, args: a
         "layer": (f"stage of {args.layers} layers", args.layers, args.layers * layer_bytes(target, item)),
         "head": ("target head", 1, head_bytes(target, item)),
         "draft": ("draft step", 1, draft.layers * layer_bytes(draft, item) + head_bytes(draft, item)),
-        "exit_head": ("exit head", 1, math.nan),
-        "exit_vocabulary": ("its vocabulary", 1, math.nan),
     }
+    if head is not None:
+        weights = step_weights(head, target)
+        parts["exit_head"] = (f"exit head {head.name}", 1, item * weights["path"])
+        parts["exit_vocabulary"] = ("its vocabulary", 1, item * weights["vocabulary"])
     shown = {part: values for part, values in parts.items() if part in times}
     columns = [f"{name} | GB/s, of copying" for name, _, _ in shown.values()]
     print(f"| rows | {' | '.join(columns)} |\n|{' --- |' * (1 + 2 * len(shown))}")

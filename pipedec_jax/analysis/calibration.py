@@ -261,6 +261,7 @@ def calibrate(
         "slots": options.get("slots", 1024),
         "target": target.to_dict(),
         "draft": draft.to_dict() if draft else None,
+        "exit_head": dataclasses.asdict(exit_head) if exit_head else None,
     }
     return times | {"exchange": exchange, "measured": measured}
 

@@ -112,6 +112,7 @@ def calibrated_costs(
     target: LlamaConfig | None = None,
     draft: LlamaConfig | None = None,
     dtype: Any = None,
+    head: ExitHeadConfig | None = None,
 ) -> Costs:
     """Costs as measured seconds, under the names of `Costs`: a number, or an object of numbers by rows (as in JSON).
 
@@ -121,6 +122,7 @@ def calibrated_costs(
         target: its geometry, if it is known.
         draft: the draft's, if there is one.
         dtype: of the weights.
+        head: the exit head, if there is one.
 
     Raises:
         ValueError: for an unknown or missing name, a value that is no time, or times of other models.
@@ -129,7 +131,7 @@ def calibrated_costs(
     measured = seconds.pop("measured", None)
     check_keys(seconds, Costs, "calibration")
     if measured is not None:
-        check_measured(measured, target, draft, dtype)
+        check_measured(measured, target, draft, dtype, head)
 
     def by_rows(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -146,7 +148,13 @@ TIMED = ("width", "feed_forward", "heads", "kv_heads", "head_size", "vocab_size"
 """What a layer's time and the head's depend on, of a model's geometry."""
 
 
-def check_measured(measured: Any, target: LlamaConfig | None, draft: LlamaConfig | None, dtype: Any) -> None:
+def check_measured(
+    measured: Any,
+    target: LlamaConfig | None,
+    draft: LlamaConfig | None,
+    dtype: Any,
+    head: ExitHeadConfig | None = None,
+) -> None:
     """Raise `ValueError` where a calibration says that it was measured of other models, or in another dtype."""
     if not isinstance(measured, Mapping):
         raise ValueError(f"the calibration's 'measured' must be an object, not {measured!r}")
@@ -166,6 +174,16 @@ def check_measured(measured: Any, target: LlamaConfig | None, draft: LlamaConfig
                     f"the calibration is of another {name}: {key} was {was}, this one's is {is_}; calibrate with this "
                     f"model (calibrate.py --{name})"
                 )
+    found = measured.get("exit_head")
+    if head is not None and found is not None:
+        # After how many layers it stands makes no difference to its time.
+        here = ExitHeadConfig.from_dict({**found, "exit_layer": head.exit_layer})
+        if here != head:
+            raise ValueError(
+                f"the calibration is of exit head {here.name.split('-', 1)[1]}, not of {head.name}: calibrate with "
+                f"this one (calibrate.py --exit-layer {head.exit_layer} --exit-head {head.name}), or choose another "
+                "(--exit-layer, --exit-head)"
+            )
 
 
 def roofline_seconds(weight_bytes: float, item_bytes: int, width: int, bandwidth: float, operations: float) -> float:

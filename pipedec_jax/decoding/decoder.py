@@ -180,9 +180,13 @@ class Decoder:
         if calibration is None:
             self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
         else:
-            self._costs = cost.calibrated_costs(calibration, target.config, draft.config if draft else None, self.dtype)
+            other = draft.config if draft else None
+            self._costs = cost.calibrated_costs(calibration, target.config, other, self.dtype, head)
             if head is not None and not self._costs.exit_head:
-                raise ValueError("the calibration lacks exit_head: the seconds of a step of the exit head")
+                raise ValueError(
+                    "the calibration lacks exit_head, the seconds of a step of the exit head: calibrate with it "
+                    f"(calibrate.py --exit-layer {head.exit_layer} --exit-head {head.name})"
+                )
         self._costs = cost.split_over(self._costs, target.config, tensor_parallel)
         layers, width = target.config.layers, settings.width
         if draft_steps is None and method == "best-first" and settings.exit_layer is None:

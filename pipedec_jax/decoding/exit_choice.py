@@ -75,6 +75,8 @@ def pick_exit(
     settings = settings_at(exit_layer=exit_layer)
     if head is not None and exit_layer is None:
         raise ValueError("exit_head is for an exit: give exit_layer too, or leave it out")
+    if head is not None and not isinstance(drafter, str):
+        raise ValueError(f"exit_head is not used beside a drafter of your own ({type(drafter).__name__}): leave it out")
     if isinstance(head, ExitHead):
         head.config.check(target.config)
         return settings, head.config, chosen

@@ -136,12 +136,15 @@ def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
 
     One row may stand for all of them.
     """
+    method = "propose" if type(drafter).settle is Drafter.settle else "settle"
+    if not isinstance(proposals, Proposals):
+        raise ValueError(f"{type(drafter).__name__}.{method}() must give Proposals, not {type(proposals).__name__}")
     for name, kind in (("token", jnp.integer), ("log_prob", jnp.floating)):
         found = getattr(proposals, name)
         fits = found.shape in ((rows, drafter.children), (1, drafter.children))
         if not fits or not jnp.issubdtype(found.dtype, kind):
             raise ValueError(
-                f"{type(drafter).__name__}.propose() must give {name} as {kind.__name__} numbers "
+                f"{type(drafter).__name__}.{method}() must give {name} as {kind.__name__} numbers "
                 f"[{rows}, {drafter.children}] (nodes of the frontier, children), not {found.dtype} {list(found.shape)}"
             )
 

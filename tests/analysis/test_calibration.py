@@ -1,11 +1,13 @@
 """Parts are measured for every number of rows, and the costs that follow are such as a decoder takes; no time is."""
 
+import argparse
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from calibrate import show
 from pipedec_jax.analysis import calibration
 from pipedec_jax.analysis.cost import at_rows, calibrated_costs
 from pipedec_jax.model.exit_head import ExitHeadConfig
@@ -13,7 +15,7 @@ from tests.analysis.test_tick_cost import CONFIG
 from tests.progress_bars import Bars
 
 
-def test_every_part_is_measured_and_more_rows_never_cost_less(monkeypatch):
+def test_every_part_is_measured_and_more_rows_never_cost_less(monkeypatch, capsys):
     monkeypatch.setattr(calibration, "SHORTEST", 0.0)
     monkeypatch.setattr(calibration, "tqdm", bars := Bars())
     head = ExitHeadConfig(1, "block", width=8, feed_forward=8)
@@ -26,6 +28,15 @@ def test_every_part_is_measured_and_more_rows_never_cost_less(monkeypatch):
         assert set(times[part]) == {1, 3}
         assert 0 < at_rows(getattr(costs, part), 1) <= at_rows(getattr(costs, part), 3)
     assert costs.exchange == 0.5
+    # The head that was measured, wherever it stands; no other.
+    assert calibrated_costs(times, CONFIG, None, "float32", dataclasses.replace(head, exit_layer=2)) == costs
+    with pytest.raises(ValueError, match=r"of exit head block-8-ff8, not of 1-block-8: .*--exit-head 1-block-8\)"):
+        calibrated_costs(times, CONFIG, None, "float32", ExitHeadConfig(1, "block", width=8))
+    times["measured"] |= {"copy_bytes_per_s": 1e9, "read_bytes_per_s": 1e9}
+    show(times, CONFIG, CONFIG, head, argparse.Namespace(rows=[1, 3], ranks=2, dtype="float32", slots=32, layers=1))
+    printed = capsys.readouterr().out
+    assert "exit head 1-block-8-ff8 | GB/s" in printed
+    assert "nan" not in printed
 
 
 def test_a_calibration_says_what_it_is_of_and_is_refused_for_others():

@@ -29,6 +29,11 @@ class Own(NoChildren):
     children: object
 
 
+class AtExit(NoChildren):
+    children = 1
+    at_exit = True
+
+
 @pytest.fixture(scope="module")
 def target(family):
     return pipedec_jax.load(family["target"])
@@ -191,7 +196,11 @@ def test_float64_is_taken_in_64_bit_mode(target, x64):
                 "exit_head": "target",
                 "calibration": {"layer": 1.0, "head": 1.0},
             },
-            r"the calibration lacks exit_head",
+            r"the calibration lacks exit_head, .*--exit-layer 2 --exit-head 2-target",
+        ),
+        (
+            {"drafter": AtExit(), "draft": None, "exit_layer": 2, "exit_head": "target"},
+            r"exit_head is not used beside a drafter of your own \(AtExit\)",
         ),
         ({"drafter": NGramDrafter, "draft": None}, r"drafter must be one of .* an object of a Drafter, not <class"),
         (

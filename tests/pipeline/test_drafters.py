@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,15 @@ def test_guesses_of_another_shape_or_kind_are_named() -> None:
     for name, wrong in (("token", numbers["log_prob"]), ("log_prob", numbers["log_prob"][:, :2])):
         with pytest.raises(ValueError, match=rf"Bigrams.propose\(\) must give {name} as .*\[4, 3\]"):
             check_proposals(drafter, Proposals(**numbers | {name: wrong}), 4)
+
+    class Shared(Bigrams):
+        def settle(self, offer: Any, shares: Any, view: View) -> Proposals:
+            return shares
+
+    with pytest.raises(ValueError, match=r"Shared\.settle\(\) must give Proposals, not tuple"):
+        check_proposals(Shared(children=3), cast(Any, ()), 4)
+    with pytest.raises(ValueError, match=r"Shared\.settle\(\) must give token as integer"):
+        check_proposals(Shared(children=3), Proposals(**numbers | {"token": numbers["log_prob"]}), 4)
 
 
 @pytest.mark.parametrize("method", ["stpp", "pipedec", "best-first"])
