@@ -109,8 +109,18 @@ def save_exit_head(
 
 def stored_exit_heads(target: Model | str | Path) -> list[ExitHeadConfig]:
     """The heads stored beside a target, by exit layer and name; an empty list when there are none."""
-    folders = (_directory(target) / FOLDER).glob(f"*/{DESCRIPTION}")
-    found = [ExitHeadConfig.from_dict(_describe(folder.parent)["head"]) for folder in folders]
+    found = []
+    for path in sorted((_directory(target) / FOLDER).glob(f"*/{DESCRIPTION}")):
+        values = _describe(path.parent)
+        try:
+            head = ExitHeadConfig.from_dict(values["head"])
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); train the head again") from error
+        if path.parent.name != head.name:
+            raise ValueError(
+                f"{path} describes the head {head.name}: give its folder that name, or move it out of {FOLDER}/"
+            )
+        found.append(head)
     return sorted(found, key=lambda head: (head.exit_layer, head.name))
 
 
@@ -228,14 +238,28 @@ def _describe(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["version"]
-        complete = version != VERSION or {"head", "dtype", "target", "agreement"} <= set(values)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        complete = version != VERSION or _is_complete(values)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); train the head again") from error
     if version != VERSION:
         raise ValueError(f"{path} has version {version!r}, this program reads {VERSION}; train the head again")
     if not complete:
         raise ValueError(f"{path} is incomplete; train the head again")
     return values
+
+
+def _is_complete(values: dict[str, Any]) -> bool:
+    """Whether a description has all its parts, of the right kinds."""
+    if not {"head", "dtype", "target", "agreement"} <= set(values):
+        return False
+    head, target, agreement = values["head"], values["target"], values["agreement"]
+    if not all(isinstance(part, dict) for part in (head, target, agreement)):
+        return False
+    return (
+        isinstance(target.get("fingerprint"), str)
+        and isinstance(target.get("geometry"), dict)
+        and all(top.isdecimal() and isinstance(share, int | float) for top, share in agreement.items())
+    )
 
 
 def _check_shapes(config: ExitHeadConfig, target: LlamaConfig, arrays: Mapping[str, np.ndarray], what: str) -> None:

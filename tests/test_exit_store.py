@@ -123,8 +123,25 @@ def test_damaged_files_are_an_error(directory):
     (folder / "head.json").write_text(json.dumps(description | {"version": 2}))
     with pytest.raises(ValueError, match="has version 2"):
         load_exit_head(load(directory), 2)
+    (folder / "head.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"head.json is damaged \(UnicodeDecodeError"):
+        load_exit_head(load(directory), 2)
     (folder / "head.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
+        load_exit_head(load(directory), 2)
+    for key, value in (("agreement", "high"), ("agreement", {"1": "high"}), ("target", {}), ("head", "2-block-16")):
+        (folder / "head.json").write_text(json.dumps(description | {key: value}))
+        with pytest.raises(ValueError, match=r"head.json is incomplete; train the head again"):
+            load_exit_head(load(directory), 2)
+    (folder / "head.json").write_text(json.dumps(description | {"head": {"exit_layer": 2, "variants": 3}}))
+    with pytest.raises(ValueError, match=r"head.json is damaged \(unknown key 'variants'"):
+        load_exit_head(load(directory), 2)
+
+
+def test_a_head_in_a_folder_of_another_name_is_an_error(directory):
+    save(directory)
+    shutil.copytree(directory / "exits" / "2-block-16", directory / "exits" / "kept")
+    with pytest.raises(ValueError, match=r"kept.head.json describes the head 2-block-16: give its folder that name"):
         load_exit_head(load(directory), 2)
 
 

@@ -11,7 +11,7 @@ from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.options import METHOD_NAMES, check_options, read_calibration
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.hierarchy import settings as hierarchy
-from pipedec_jax.pipeline.settings import EXIT_ONLY, METHODS
+from pipedec_jax.pipeline.settings import EXIT_ONLY, EXIT_TOO, METHODS
 
 if TYPE_CHECKING:
     AnyDecoder = pipedec_jax.Decoder | pipedec_jax.HierarchyDecoder
@@ -60,7 +60,8 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
             raise ValueError("--drafter ngram takes no --draft")
         draft = None
     elif draft is None and options.method != "pp":
-        raise ValueError(f"--method {options.method} needs --draft DIR beside --target DIR, or --drafter ngram")
+        other = ", or --exit-layer E" if options.method in EXIT_TOO else ""
+        raise ValueError(f"--method {options.method} needs --draft DIR beside --target DIR, or --drafter ngram{other}")
     return pipedec_jax.Decoder(
         target,
         draft,

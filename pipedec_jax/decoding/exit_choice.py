@@ -120,17 +120,19 @@ def forecast_exits(
     if not named:
         names = ", ".join(one.name for one in stored)
         raise FileNotFoundError(f"{where} has no exit head {head} (stored: {names}); {other}")
-    found, reasons = [], []
+    found: list[ExitForecast] = []
+    reasons: dict[str, list[str]] = {}  # heads by what is wrong with them
     for one in named:
         settings = settings_at(exit_layer=one.exit_layer)
         try:
             split = make_split(settings, target.config, one)
         except ValueError as error:
-            reasons.append(f"{one.name}: {error}")
+            reasons.setdefault(str(error), []).append(one.name)
         else:
             found.append(_forecast(target, settings, one, split))
     if not found:
-        raise ValueError(f"no stored exit head fits: {'; '.join(reasons)}")
+        each = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        raise ValueError(f"no stored exit head fits: {each}")
     return tuple(sorted(found, key=lambda one: (not one.recorded, one.layers)))
 
 

@@ -158,7 +158,9 @@ def test_stages_of_a_hierarchy_are_the_targets_or_one_for_each_model(script, fam
 
 
 def test_a_target_without_a_draft_is_an_error_for_pipedec(script, models, no_engine, capsys):
-    expect_error(script, capsys, models[:2], "needs --draft DIR")
+    expect_error(
+        script, capsys, models[:2], "needs --draft DIR beside --target DIR, or --drafter ngram, or --exit-layer"
+    )
 
 
 def test_different_token_maps_are_an_error(script, models, family, no_engine, capsys, tmp_path):
