@@ -101,13 +101,14 @@ class Group(Alone):
         """As for `Alone`."""
         key = f"{ROOT}/share/{name}"
         if self.leads:
-            store().key_value_set(key, json.dumps(value))
-            return value
+            text = json.dumps(value)
+            store().key_value_set(key, text)
+            return json.loads(text)  # as the others get it: tuples become lists
         return json.loads(store().blocking_key_value_get(key, self._wait_ms))
 
     def check_same(self, name: str, facts: dict[str, Any]) -> None:
         """As for `Alone`."""
-        # As the first process's come: tuples become lists.
+        # As the first process's come.
         first, mine = self.share(name, facts), json.loads(json.dumps(facts))
         differing = [key for key in {**first, **mine} if first.get(key) != mine.get(key)]
         if differing:

@@ -1,5 +1,6 @@
 """Many prompts from a file: nothing lost or doubled wherever it is killed, and bad prompts in their lines."""
 
+import contextlib
 import json
 import types
 
@@ -9,6 +10,7 @@ import pytest
 import pipedec_jax
 from pipedec_jax.decoding import batch
 from pipedec_jax.decoding.result import FIGURES
+from pipedec_jax.hosts.group import Alone
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.soundness import NotFiniteError
 
@@ -125,6 +127,19 @@ def test_an_interrupt_loses_the_prompt_under_way_alone(prompts, out):
     assert run(FakeDecoder(), prompts, out).answered == 0
 
 
+def test_reads_and_writes_that_the_system_cuts_short_lose_nothing(prompts, out, monkeypatch):
+    run(FakeDecoder(), prompts, out)
+    whole = out.read_bytes()
+    out.unlink()
+    read, write = batch.os.read, batch.os.write
+    monkeypatch.setattr(batch.os, "read", lambda file, size: read(file, min(size, 50)))
+    monkeypatch.setattr(batch.os, "write", lambda file, data: write(file, data[:7]))
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeDecoder(interrupted="five"), prompts, out)
+    assert run(FakeDecoder(), prompts, out).found == 4
+    assert out.read_bytes() == whole
+
+
 def test_prompts_may_be_added_behind(prompts, out):
     run(FakeDecoder(), prompts, out)
     with prompts.open("a") as file:
@@ -145,7 +160,87 @@ def test_what_the_disk_has_is_there_before_the_next_prompt_begins(prompts, out, 
 def test_nan_in_the_target_is_reported_in_its_line(prompts, out):
     done = run(FakeDecoder(unsound="two"), prompts, out)
     assert "stage 2 of 4 (layers 3 to 4) is not finite (NaN or infinity) in tick 7, after 1" in answers(out)[1]["error"]
+    assert answers(out)[1]["id"] == "b"
     assert (done.answered, done.bad) == (4, 2)
+
+
+def test_an_error_while_decoding_is_no_prompts_fault(prompts, out):
+    class Broken(FakeDecoder):
+        def stream(self, prompt, **options):
+            if prompt == "two":
+                raise ValueError("a shape that does not fit")
+            return super().stream(prompt, **options)
+
+    with pytest.raises(ValueError, match="a shape that does not fit"):
+        run(Broken(), prompts, out)
+    assert [answer["line"] for answer in answers(out)] == [1]
+
+
+def test_a_bad_prompt_keeps_its_id(prompts, out):
+    prompts.write_text('{"prompt": "", "id": ["a", 1]}')
+    run(FakeDecoder(), prompts, out)
+    assert answers(out)[0]["id"] == ["a", 1]
+
+
+def test_text_goes_into_the_chat_template_where_that_is_asked_and_tokens_never_do(prompts, out):
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in ("one", {"prompt": [3, 4]}, chat)))
+    decoder = FakeDecoder()
+    run(decoder, prompts, out, chat=True)
+    assert decoder.decoded == ["chat of one", [3, 4], f"chat of {chat['messages']}"]
+
+
+class Waiting(Alone):
+    """A group that knows whether it waits for the devices, and of which others have answered what."""
+
+    def __init__(self, index=0, finished=None):
+        self.index, self.waiting, self.finished = index, False, finished
+
+    @contextlib.contextmanager
+    def step(self):
+        self.waiting = True
+        yield
+        self.waiting = False
+
+    def share(self, name, value):
+        assert name == "finished"
+        return json.loads(json.dumps(value if self.finished is None else self.finished))
+
+
+def test_whatever_runs_on_the_devices_is_in_a_step_and_nothing_else(prompts, out):
+    """A watch ends a process only in a step: what hangs outside of one would hang for ever."""
+    seen = []
+
+    class Asking(FakeDecoder):
+        def request(self, prompt, **options):
+            assert not group.waiting
+            super().request(prompt, **options)
+
+        def stream(self, prompt, **options):
+            seen.append(group.waiting)
+            found = super().stream(prompt, **options)
+            return FakeStream((seen.append(group.waiting) or piece for piece in found), found.result)
+
+    group = Waiting()
+    run(Asking(), prompts, out, group=group)
+    assert seen == [True] * (5 + 5)
+    assert not group.waiting
+
+
+def test_of_several_processes_one_reads_and_writes_and_all_decode_the_same_prompts(prompts, out):
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeDecoder(interrupted="five"), prompts, out, group=Waiting())
+    before = out.read_bytes()
+    decoder, lines = FakeDecoder(), batch.read_lines(prompts)
+    with batch.open_answers(out, SETTINGS, lines) as held:  # as the first process holds it
+        finished = sorted(held.finished.items())
+        done = run(decoder, prompts, out, group=Waiting(1, finished))
+    assert decoder.decoded == ["five", "six"]
+    assert (done.found, done.found_bad, done.answered) == (4, 1, 2)
+    assert out.read_bytes() == before
+    again = FakeDecoder()
+    run(again, prompts, out, group=Waiting())
+    assert again.decoded == decoder.decoded
 
 
 BAD = {
@@ -245,10 +340,14 @@ def test_another_prompt_in_an_answered_line_is_an_error(prompts, out):
     prompts.write_text(prompts.read_text().replace("two", "2"))
     with pytest.raises(ValueError, match="line 2 of the prompts has changed since"):
         run(FakeDecoder(), prompts, out)
+    prompts.write_text('"one"\n')
+    with pytest.raises(ValueError, match="line 2 of the prompts has changed since"):
+        run(FakeDecoder(), prompts, out)
 
 
 HELD = {
     "some text": (b"hello", "is no file of answers"),
+    "a line of JSON that does not end": (b'{"text": 1}', "is no file of answers"),
     "lines of text": (b"hello\nthere\n", "is no file of answers: give another --out$"),
     "lines of JSON": (b'{"text": 1}\n{"text": 2}\n', "is no file of answers: give another --out$"),
     "lines of numbers": (b"[1]\n2\n", "is no file of answers: give another --out$"),

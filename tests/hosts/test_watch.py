@@ -8,6 +8,9 @@ import pytest
 from pipedec_jax.hosts import watch
 from pipedec_jax.hosts.watch import LostProcessError, Watch
 
+TALK, JUDGE = Watch._talk, Watch._judge
+"""What the threads do, to be done here beat by beat."""
+
 
 class Store:
     """A key-value store in memory, in place of the coordinator's."""
@@ -22,7 +25,41 @@ class Store:
         return [(name, value) for name, value in self.held.items() if name.startswith(key)]
 
     def wait_at_barrier(self, name, timeout_in_ms):
+        assert timeout_in_ms == 600_000
         self.barriers.append(name)
+
+
+class Beats:
+    """An event that lets so many waits pass before it is set."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def wait(self, seconds):
+        self.left -= 1
+        return self.left < 0
+
+    def is_set(self):
+        return self.left < 0
+
+    def set(self):
+        self.left = 0
+
+
+class Clock:
+    """Time that passes in naps, and by as much as is said with every look at it; calls at some naps."""
+
+    def __init__(self, step=0.0, at=()):
+        self.now, self.naps, self.step, self.at = 0.0, 0, step, dict(at)
+
+    def monotonic(self):
+        self.now += self.step
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.naps += 1
+        self.at.get(self.naps, lambda: None)()
 
 
 @pytest.fixture
@@ -84,6 +121,10 @@ def test_a_step_has_the_patience_and_preparing_more_of_it(watched, store):
             hear(one, now + 650)
             assert "--start-patience is 600 s" in one.fault(now + 650)
         assert store.barriers == ["pipedec_jax/meet/1"]
+        hear(one, now + 700)
+        assert "a step of decoding has not ended" in one.fault(now + 700), "prepared, it is in the step again"
+        one.meet()
+        assert store.barriers[1:] == ["pipedec_jax/meet/2"], "a barrier serves once"
     hear(one, now + 900)
     assert one.fault(now + 900) is None, "what is between two steps is bounded by the others' steps"
 
@@ -115,6 +156,71 @@ def test_what_another_process_says_ends_this_one_with_its_reason(watched, store)
     one._stop("a second reason")
     assert ended == ["process 1 of 3: process 2 has stopped: interrupted", watch.STATUS]
     assert "pipedec_jax/gone/1" in store.held
+
+
+def test_every_beat_tells_that_one_lives_and_hears_the_others(watched, store):
+    one, ended = watched
+    store.held["pipedec_jax/alive/2"] = json.dumps([4, watch.DECODING])
+    one._answered, one._over = 0.0, Beats(2)
+    TALK(one)
+    assert json.loads(store.held["pipedec_jax/alive/1"]) == [2, watch.PREPARING]
+    assert (one._peers[2].count, one._peers[2].doing) == (4, watch.DECODING)
+    assert one._answered > 0
+    assert not ended
+    store.held["pipedec_jax/stop/0"] = "interrupted"
+    one._over = Beats(5)
+    TALK(one)
+    assert ended == ["process 1 of 3: process 0 has stopped: interrupted", watch.STATUS]
+
+
+def test_an_error_of_the_coordinator_is_its_silence(watched, store):
+    one, ended = watched
+
+    def fail(*_):
+        raise RuntimeError("unavailable")
+
+    one._answered, one._over, store.key_value_dir_get = 0.0, Beats(2), fail
+    TALK(one)
+    assert one._answered == 0.0
+    assert not ended
+
+
+def test_what_lasts_too_long_ends_the_process(watched, monkeypatch):
+    one, ended = watched
+    one._over = Beats(3)
+    JUDGE(one)
+    assert not ended
+    one._answered -= 31
+    one._over = Beats(3)
+    JUDGE(one)
+    assert len(ended) == 2
+    assert "the coordinator (process 0) has not answered for 31 s" in ended[0]
+    assert ended[1] == watch.STATUS
+
+
+def test_a_process_that_wakes_late_judges_nobody_by_that(watched, monkeypatch):
+    one, ended = watched
+    clock = Clock(step=40)
+    monkeypatch.setattr(watch, "time", clock)
+    hear(one, 0.0)
+    one._over = Beats(1)
+    JUDGE(one)
+    assert clock.now == 80
+    assert not ended
+
+
+def test_the_coordinator_stays_until_the_others_know_why_it_stops(watched, store, monkeypatch):
+    one, _ = watched
+    know = {
+        nap: lambda peer=peer: store.held.update({f"pipedec_jax/gone/{peer}": ""}) for nap, peer in ((2, 1), (4, 2))
+    }
+    for index, at, naps in ((0, know, 4), (0, {}, 30), (1, {}, 0)):
+        store.held.clear()
+        one._index, clock = index, Clock(at=at)
+        monkeypatch.setattr(watch, "time", clock)
+        one._tell("no memory")
+        assert naps <= clock.naps <= naps + 1, "no longer than three beats"
+        assert store.held[f"pipedec_jax/stop/{index}"] == "no memory"
 
 
 def test_one_that_stops_says_why(watched, store):

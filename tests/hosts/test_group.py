@@ -1,0 +1,116 @@
+"""What processes of a group share and compare, when they wait for each other, and how they come together."""
+
+import threading
+import types
+
+import jax
+import pytest
+
+from pipedec_jax.hosts import group, watch
+from pipedec_jax.hosts.group import Group, join
+
+
+class Store:
+    """A key-value store in memory, in place of the coordinator's."""
+
+    def __init__(self):
+        self.held, self.barriers = {}, []
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        assert allow_overwrite or key not in self.held, "as the coordinator refuses it"
+        self.held[key] = value
+
+    def blocking_key_value_get(self, key, timeout_in_ms):
+        assert timeout_in_ms == 600_000
+        return self.held[key]
+
+    def wait_at_barrier(self, name, timeout_in_ms):
+        self.barriers.append(name)
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+@pytest.fixture
+def member(monkeypatch, store):
+    """A function that makes a process of a group of 2, whose watch does nothing by itself."""
+    for work in ("_talk", "_judge"):
+        monkeypatch.setattr(watch.Watch, work, lambda _: None)
+
+    def make(index):
+        for module in (group, watch):
+            monkeypatch.setattr(module, "store", lambda: store)
+            monkeypatch.setattr(module, "process_index", lambda: index)
+            monkeypatch.setattr(module, "process_count", lambda: 2)
+        return Group(30, 600)
+
+    return make
+
+
+def test_all_have_the_first_process_s_value(member, store):
+    first, second = member(0), member(1)
+    assert (first.leads, second.leads) == (True, False)
+    assert first.share("stages", (1, 2)) == [1, 2]
+    assert second.share("stages", (7,)) == [1, 2]
+
+
+def test_whatever_differs_is_named_and_what_is_alike_is_waited_for(member, store):
+    first, second = member(0), member(1)
+    first.check_same("settings", {"seed": 0, "stop": ("a",), "width": 4})
+    second.check_same("settings", {"seed": 0, "stop": ("a",), "width": 4})
+    assert store.barriers == ["pipedec_jax/meet/1"] * 2, "nobody goes on before all have compared"
+    message = "process 1 was started with seed 5 and not 0, width None and not 4, top_k 3 and not None as process 0"
+    with pytest.raises(ValueError, match=message):
+        second.check_same("settings", {"seed": 5, "stop": ("a",), "top_k": 3})
+
+
+def test_processes_wait_for_each_other_after_weights_are_read_and_whenever_one_compiles(member, store):
+    one = member(1)
+    decoder = types.SimpleNamespace(preparing=None)
+    decoder.prepare = lambda: store.barriers.append("read") or decoder
+    one.prepare(decoder)
+    assert store.barriers == ["read", "pipedec_jax/meet/1"]
+    with decoder.preparing():
+        store.barriers.append("compiled")
+    assert store.barriers[2:] == ["compiled", "pipedec_jax/meet/2"]
+
+
+def test_none_leaves_before_all_have_done_their_part(member, store, monkeypatch):
+    one = member(0)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: store.barriers.append("shut down"))
+    one.leave()
+    assert store.barriers == ["pipedec_jax/meet/1", "shut down"]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("refused")])
+def test_the_alarm_for_those_that_do_not_come_ends_with_the_joining(monkeypatch, error):
+    alarm, said = threading.Event(), {}
+
+    def initialize(*arguments, **limits):
+        assert not alarm.is_set()
+        said.update(limits, arguments=arguments)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(group, "_alarm", lambda *_: alarm)
+    monkeypatch.setattr(group, "_keep_standard_output", lambda: None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    if error is None:
+        assert join("there:1", 1, 0).count == 1
+    else:
+        with pytest.raises(ValueError, match="the processes did not come together at there:1: refused"):
+            join("there:1", 1, 0)
+    assert alarm.is_set()
+    assert said["arguments"] == ("there:1", 1, 0)
+    # Ours end a process first, with a word.
+    assert said["initialization_timeout"] > group.START_PATIENCE
+    assert said["heartbeat_timeout_seconds"] > group.PATIENCE
+
+
+def test_patience_without_end_is_refused():
+    for value in (float("inf"), float("nan"), 0.5):
+        with pytest.raises(ValueError, match="--patience must be a number of seconds of at least 1, not"):
+            join(patience=value)
