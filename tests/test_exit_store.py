@@ -1,11 +1,14 @@
+import dataclasses
 import json
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import convert
+from pipedec_jax import exit_store
 from pipedec_jax.exit_store import (
     find_exit_head,
     fingerprint,
@@ -15,6 +18,7 @@ from pipedec_jax.exit_store import (
 )
 from pipedec_jax.loading import load
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
 from tests.conftest import copy_target, store_head
 
 HEAD = ExitHeadConfig(2, "block", width=16)
@@ -37,6 +41,28 @@ def test_a_stored_head_is_read_back(directory):
     np.testing.assert_array_equal(head.params["layers"]["0"]["query"], saved["layers"]["0"]["query"])
     save(directory, dtype="bfloat16")
     assert load_exit_head(load(directory), 2, "block-16").params["head"].dtype.name == "bfloat16"
+
+
+def test_others_may_read_a_stored_head(directory):
+    save(directory)
+    for name in ("head.safetensors", "head.json"):
+        assert (directory / "exits" / HEAD.name / name).stat().st_mode & 0o444 == 0o444
+
+
+def test_a_head_that_is_half_replaced_does_not_exist(directory, monkeypatch):
+    """Else its new weights would be taken for what the old description says."""
+    save(directory, agreement={"1": 0.9})
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exit_store, "write_whole", stop)
+        with pytest.raises(KeyboardInterrupt):
+            save(directory, agreement={"1": 0.1})
+    assert stored_exit_heads(directory) == []
+    save(directory, agreement={"1": 0.2})
+    assert load_exit_head(load(directory), 2).agreement == {"1": 0.2}
 
 
 def test_of_several_heads_the_one_that_agrees_most_is_taken_unless_one_is_named(directory):
@@ -93,6 +119,25 @@ def test_a_head_of_another_geometry_is_refused_before_weights_are_read(directory
 def test_a_converted_target_has_the_fingerprint_of_its_source(directory, tmp_path):
     convert(directory, tmp_path / "converted")
     assert fingerprint(load(tmp_path / "converted").source) == fingerprint(load(directory).source)
+
+
+def test_a_fingerprint_is_of_the_values_and_the_geometry_not_of_how_they_are_stored(directory, monkeypatch):
+    config, noise = load(directory).config, np.random.default_rng(0)
+    arrays = {
+        path: noise.normal(size=shape).astype(ml_dtypes.bfloat16) for path, shape in parameter_shapes(config).items()
+    }
+    monkeypatch.setattr(exit_store, "SAMPLE", 10)
+
+    def of(config=config, **changes):
+        return fingerprint(MemorySource(config, nest(arrays | changes)))
+
+    before = of()
+    assert of(**{path: array.astype(np.float32) for path, array in arrays.items()}) == before
+    assert of(dataclasses.replace(config, norm_eps=1e-3)) != before
+    for place in (0, -1):
+        other = arrays["embedding"].copy()
+        other[place, place] += 1
+        assert of(embedding=other) != before, "the sample reaches from one end to the other"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def test_json_of_too_many_values_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setattr(small_files, "JSON_VALUES", 3000)
     monkeypatch.setattr(small_files, "JSON_KEYS", 1000)
     convert(source, tmp_path / "converted")
-    for values, kind in (([{}] * 4000, "values"), ({str(key): 0 for key in range(2000)}, "keys")):
+    many = {str(key): 0 for key in range(2000)}
+    for values, kind in (([{}] * 2000, "values"), ([[]] * 2000, "values"), (many, "keys")):
         for name in ("config.json", "tokenizer.json"):
             whole = (source / name).read_text()
             edit_json(source / name, extra=values)

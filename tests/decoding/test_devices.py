@@ -76,11 +76,15 @@ class Device:
 
 
 def spread(monkeypatch, processes, each, ranks, parts=1):
-    """Ranks of each process, in order."""
-    held = [Device(process, number) for process in range(processes) for number in range(each)]
-    monkeypatch.setattr(jax, "devices", lambda: held)
+    """Ranks of each process, in order; without a number of devices each shows as many as it is asked for."""
+    shown = [each]
+
+    def held():
+        return [Device(process, number) for process in range(processes) for number in range(shown[-1])]
+
+    monkeypatch.setattr(jax, "devices", held)
     monkeypatch.setattr(devices, "process_count", lambda: processes)
-    monkeypatch.setattr(devices, "use_cpu_devices", lambda _: None)
+    monkeypatch.setattr(devices, "use_cpu_devices", lambda count: shown.append(each or count))
     chosen = devices.pick_devices(ranks, parts)
     assert chosen == sorted(chosen, key=lambda device: (device.process_index, device.number))
     return [sum(device.process_index == process for device in chosen) for process in range(processes)]
@@ -97,3 +101,40 @@ def test_ranks_are_spread_evenly_over_processes(monkeypatch):
     assert spread(monkeypatch, 2, 1, 1, parts=2) == [1, 1]
     assert spread(monkeypatch, 2, 3, 3, parts=2) == [3, 3]
     assert spread(monkeypatch, 4, 4, 3, parts=2) == [2, 2, 1, 1]
+
+
+def test_every_process_shows_cpu_devices_for_its_share_of_whole_ranks(monkeypatch):
+    assert spread(monkeypatch, 2, None, 3, parts=2) == [4, 2]
+    assert spread(monkeypatch, 4, None, 5) == [2, 1, 1, 1]
+    assert spread(monkeypatch, 4, None, 2, parts=2) == [1, 1, 1, 1], "fewer ranks than processes"
+
+
+def test_several_processes_that_look_for_room_take_all_devices_and_at_least_one_of_each(monkeypatch):
+    held = [Device(process, number) for number in range(2) for process in range(3)]
+    monkeypatch.setattr(jax, "devices", lambda: held)
+    monkeypatch.setattr(devices, "process_count", lambda: 3)
+    monkeypatch.setattr(devices, "use_cpu_devices", lambda _: None)
+    found = [(device.process_index, device.number) for device in devices.pick_room(2)]
+    assert found == [(process, number) for process in range(3) for number in range(2)]
+
+
+def test_cpu_devices_work_at_the_same_time_where_there_are_cores(monkeypatch):
+    for cores, count, expected in ((64, 3, 3), (2, 3, 2)):
+        monkeypatch.setattr(devices, "usable_cores", lambda cores=cores: cores)
+        assert devices.room(jax.devices("cpu")[:count]) == expected
+        assert devices.room([Device(0, number) for number in range(count)]) == count, "accelerators all"
+
+
+def test_of_several_flags_the_last_counts(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{devices._FLAG}=2 --other=9 {devices._FLAG}=6")
+    assert devices._flag_count() == 6
+    monkeypatch.delenv("XLA_FLAGS")
+    assert devices._flag_count() == 1
+
+
+def test_by_default_cpus_decode_in_float32_and_others_in_the_stored_dtype():
+    cpu, accelerator = jax.devices("cpu")[0], Device(0, 0)
+    for stored in ("bfloat16", "float16", "float32"):
+        assert devices.decoding_dtype(None, stored, cpu) == "float32"
+        assert devices.decoding_dtype(None, stored, accelerator).name == stored
+        assert devices.decoding_dtype("bfloat16", stored, cpu).name == "bfloat16"
