@@ -37,6 +37,7 @@ def test_safetensors_are_read_as_they_are_and_pickled_files_converted_when_neede
     model = pipedec_jax.load(pickled, cache_dir=cache)
     assert not cache.exists()
     first = model.source
+    assert model.source is first, "opened once"
     assert len(list(cache.iterdir())) == 1
     again = pipedec_jax.load(pickled, cache_dir=cache).source
     assert again.directory == first.directory != pickled

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pipedec_jax import small_files
 from pipedec_jax.tokenizer import NO_ADVICE, PieceRules, Tokenizer, check_same_tokens
 from tests.conftest import CORPUS, write_byte_level
 
@@ -39,6 +40,16 @@ def test_size_counts_added_tokens(byte_level_dir):
     assert {tokenizer.vocabulary["<|begin_of_text|>"], tokenizer.vocabulary["<|eot_id|>"]} < tokenizer.special_ids
 
 
+def test_size_is_the_highest_id_and_one_where_ids_are_left_out(byte_level_dir, tmp_path):
+    description = json.loads((byte_level_dir / "tokenizer.json").read_text())
+    vocabulary, added = description["model"]["vocab"], description["added_tokens"]
+    added.append({**added[0], "id": 450, "content": "<|apart|>"})
+    vocabulary["<|apart|>"] = 450
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.size, len(tokenizer.vocabulary)) == (451, 401)
+
+
 def test_sentencepiece_model_is_converted(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "corpus.txt").write_text("\n".join(CORPUS * 20))
@@ -59,6 +70,8 @@ def test_sentencepiece_model_is_converted(tmp_path):
     assert tokenizer.encode(text) == [1, *reference.encode(text)]
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.rules.kind == "byte_fallback"
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    assert Tokenizer.load(tmp_path).encode(text) == reference.encode(text)
 
 
 def plain_bpe(ranks: dict[bytes, int], word: bytes) -> list[int]:
@@ -115,9 +128,10 @@ def test_metas_tiktoken_model_is_read(tmp_path):
     assert [names[269 + index] for index in (4, 8, 9, 255)] == [
         "<|reserved_special_token_2|>", "<|reserved_special_token_4|>", "<|eot_id|>", "<|reserved_special_token_250|>",
     ]  # fmt: skip
-    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines[:300:2]))
-    with pytest.raises(ValueError, match=r"cannot read the tokenizer in .*: its tokens are not numbered"):
-        Tokenizer.load(tmp_path)
+    for part in (lines[:300:2], lines[:255]):  # a gap; a byte that is no token
+        (tmp_path / "tokenizer.model").write_bytes(b"\n".join(part))
+        with pytest.raises(ValueError, match=r"cannot read the tokenizer in .*: its tokens are not numbered"):
+            Tokenizer.load(tmp_path)
 
 
 def test_chat_puts_the_template_around_the_message_once(byte_level_dir):
@@ -163,11 +177,26 @@ def test_missing_and_broken_files_are_named(byte_level_dir, tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_too_large_are_refused(byte_level_dir, monkeypatch, name):
+    size = (byte_level_dir / name).stat().st_size
+    monkeypatch.setattr(small_files, "MOST_BYTES", {name: size - 1})
+    with pytest.raises(ValueError, match=rf"{name} has more than {size - 1:,} bytes"):
+        Tokenizer.load(byte_level_dir)
+    monkeypatch.setattr(small_files, "MOST_BYTES", {name: size})
+    Tokenizer.load(byte_level_dir)
+
+
 def test_decoders_of_other_families_are_refused(byte_level_dir, tmp_path):
     description = json.loads((byte_level_dir / "tokenizer.json").read_text())
     description["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"unsupported tokenizer decoder \(WordPiece\)"):
+        Tokenizer.load(tmp_path)
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 1}
+    description["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, strip]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"unsupported tokenizer decoder \(ByteFallback, Fuse, Strip, stripping ' '\)"):
         Tokenizer.load(tmp_path)
 
 

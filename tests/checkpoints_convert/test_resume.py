@@ -132,6 +132,29 @@ def test_stopped_between_the_two_renames_of_an_overwrite(source, tmp_path, other
     assert others() == ["converted"]
 
 
+def test_the_disk_has_all_of_a_checkpoint_before_it_gets_its_name(source, tmp_path, monkeypatch):
+    """Else after a power cut a checkpoint could be in its place, with files of zeros."""
+    synced, missing = set(), []
+    destination, fsync = tmp_path / "converted", os.fsync
+    rename = type(destination).rename
+
+    def sync(file):
+        synced.add(os.fstat(file).st_ino)
+        fsync(file)
+
+    def named(path, target):
+        if target == destination:
+            missing.extend(one for one in (path, *path.rglob("*")) if one.stat().st_ino not in synced)
+            synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(type(destination), "rename", named)
+    convert(source, destination)
+    assert missing == []
+    assert tmp_path.stat().st_ino in synced, "and the name itself"
+
+
 @pytest.mark.parametrize("change", ["source", "dtype", "boot"])
 def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch):
     with monkeypatch.context() as patch:

@@ -28,6 +28,7 @@ from pipedec_jax.training.family import read_portions
 from pipedec_jax.training.generate import best_of
 from pipedec_jax.training.teacher import Portion
 from pipedec_jax.training.trainer import loss_of
+from tests.conftest import copy_target
 from tests.listed_library import needs_listed_library
 
 TARGET = LlamaConfig(vocab_size=64, width=16, feed_forward=24, layers=3, heads=2, kv_heads=1, head_size=8, context=64)
@@ -101,6 +102,13 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, own, bat
         return train_exit_heads(ExitPlan((LINEAR,), training), TARGET, own, batches, tmp_path / str(batch))
 
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-4), train(4, 1), train(2, 2))
+
+
+def test_every_step_has_the_sequences_after_those_of_the_steps_before():
+    training = ExitTraining((Stretch(3, 2, 8), Stretch(2, 5, 16)), accumulate=4)
+    assert [training.locate(step)[1] for step in range(5)] == [0, 8, 16, 24, 44]
+    with pytest.raises(ValueError, match="0 steps after the last"):
+        training.locate(5)
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nearly_zero():
@@ -237,6 +245,29 @@ def test_a_folder_of_another_run_is_refused(tmp_path, family, texts):
         make_run(family["target"], texts, tmp_path, plan=other)
     with pytest.raises(ValueError, match="another data"):
         make_run(family["target"], texts, tmp_path, data=texts[:2])
+
+
+def test_a_run_does_not_go_on_with_other_weights_or_other_portions(tmp_path, family, texts):
+    target = copy_target(family, tmp_path)
+    portions = [Portion(4, 4, 8, 8)]
+    make_run(target, texts, tmp_path, portions=portions)._begin()
+    make_run(target, texts, tmp_path, portions=portions)._begin()
+    with pytest.raises(ValueError, match="another portions; name another folder"):
+        make_run(target, texts, tmp_path)
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    again = make_run(target, texts, tmp_path, portions=portions)
+    with pytest.raises(ValueError, match="holds a run for other weights"):
+        again.train()
+
+
+def test_heads_are_measured_as_they_will_be_stored(tmp_path, family, texts, monkeypatch):
+    run = make_run(family["target"], texts, tmp_path, store_dtype="bfloat16")
+    monkeypatch.setattr(run, "_texts", lambda _: np.zeros((1, 1)))
+    monkeypatch.setattr(run, "_agreement", lambda heads, *_, **__: heads)
+    (found,) = jax.tree.leaves(run.measure({"2-norm-linear": {"final_norm": jnp.full(3, 1 + 2**-9)}}))
+    assert (found.dtype, found.tolist()) == (np.float32, [1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,13 @@ def test_a_grown_model_repeats_its_layers(initial):
     np.testing.assert_array_equal(grown["layers"]["5"]["up"], initial["layers"]["0"]["up"])
 
 
+def test_every_step_has_the_sequences_after_those_of_the_steps_before():
+    run = TrainingConfig(phases=(Phase(3, 1, 4, 16), Phase(2, 2, 5, 32)))
+    assert [run.locate(step)[1] for step in range(5)] == [0, 4, 8, 12, 17]
+    with pytest.raises(ValueError, match="0 steps after the last"):
+        run.locate(5)
+
+
 def test_the_rate_rises_stays_and_falls_to_zero():
     run = TrainingConfig(phases=(Phase(50, 1, 1, 8), Phase(50, 1, 1, 8, (1.0, 0.0))), warmup=10)
     rates = [run.fraction(step) for step in range(100)]
