@@ -203,7 +203,10 @@ def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
         arrays = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read {folder / WEIGHTS} ({error}); train the head again") from error
-    _check_shapes(config, target.config, arrays, str(folder / WEIGHTS))
+    try:
+        _check_shapes(config, target.config, arrays, str(folder / WEIGHTS))
+    except ValueError as error:
+        raise ValueError(f"{error}; train the head again") from error
     if description["target"]["fingerprint"] != fingerprint(unrounded(target.source)):
         raise ValueError(
             f"the exit head in {folder} belongs to another target: its weights are not those of {target.name}; "

@@ -47,7 +47,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--link-bandwidth", type=float, default=25.0, metavar="GB/s", help="of a device (25)")
     parser.add_argument("--link-latency", type=float, default=10.0, metavar="US", help="of a message (10 microseconds)")
     parser.add_argument("--hit-curve", metavar="FILE", default=str(DEMO_CURVE), help="ticks per token (the demo's)")
-    parser.add_argument("--context", type=int, default=4096, metavar="TOKENS", help="prompt and answer (4096)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="TOKENS",
+        help="prompt and answer (4096, or the target's context if that is less)",
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of weights and caches (bfloat16)")
     parser.add_argument("--exit-head", default="block", choices=VARIANTS, help="that PPSD would be given (block)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -57,7 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Raise `ValueError`, naming the option and what was given, for a number that no device, link or text has."""
     for name in ("devices", "context"):
-        if (value := getattr(args, name)) < 1:
+        if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, not {value}")
     for name, unit in (("bandwidth", "GB/s"), ("peak", "TFLOP/s"), ("memory", "GB"), ("link_bandwidth", "GB/s")):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
@@ -218,6 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check(args)
         target, draft = pair(args.target, args.draft)
+        if args.context is None:
+            args.context = min(4096, target.context, draft.context if draft else target.context)
         curve = read_hit_curve(read_object(args.hit_curve, "hit curve"))
         costs, per_slot, source = costs_of(args, target, draft, curve)
         problem = Problem(

@@ -74,7 +74,7 @@ def main() -> None:
     options = parse()
     prefer_fast_products()
     from pipedec_jax.training.evaluate import agreement_table
-    from pipedec_jax.training.exit_run import ExitRun
+    from pipedec_jax.training.exit_run import ExitRun, worse_than_untrained
     from pipedec_jax.training.exits import ExitPlan
     from pipedec_jax.training.family import read_portions
 
@@ -116,6 +116,11 @@ def main() -> None:
     heads = run.train(log, options.every if options.every is not None else max(1, plan.training.steps // 10))
     agreement = run.measure(heads)
     print(agreement_table(agreement))
+    if worse := worse_than_untrained(agreement):
+        print(
+            f"the untrained head (--exit-head target) agrees more than {', '.join(worse)}: train longer, or on more "
+            "text, best the target's own (--records)"
+        )
     for folder in run.save(heads, agreement):
         print(f"saved {folder}")
 

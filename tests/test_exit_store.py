@@ -163,6 +163,9 @@ def test_damaged_files_are_an_error(directory):
     (folder / "head.safetensors").write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="train the head again"):
         load_exit_head(load(directory), 2)
+    save_file({"head": np.zeros((16, 416), np.float32)}, folder / "head.safetensors")
+    with pytest.raises(ValueError, match=r"head.safetensors lacks \[.* train the head again"):
+        load_exit_head(load(directory), 2)
     (folder / "head.safetensors").write_bytes(whole)
     description = json.loads((folder / "head.json").read_text())
     (folder / "head.json").write_text(json.dumps(description | {"version": 2}))

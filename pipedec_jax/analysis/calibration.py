@@ -30,7 +30,15 @@ from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary, initialize_head, vocabulary_part
-from pipedec_jax.model.parameters import Parameters, initialize
+from pipedec_jax.model.int8 import Int8Source
+from pipedec_jax.model.parameters import (
+    Parameters,
+    ParameterSource,
+    fixed_dtype,
+    initialize,
+    nest,
+    parameter_shapes,
+)
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -86,8 +94,7 @@ def measure_parts(
     """
     mesh = placement.make_mesh(ranks)
     few = dataclasses.replace(config, layers=layers)
-    make = jax.jit(lambda: initialize(few, jax.random.key(0), dtype), out_shardings=NamedSharding(mesh, SAME))
-    params = make()
+    params = _random_params(few, dtype, NamedSharding(mesh, SAME))
     cache = placement.cache_maker(mesh, config, layers, slots, dtype)()
     wanted: dict[tuple[str, int], Callable[[], Callable[[int], float]]] = {}
     for size in rows:
@@ -124,6 +131,20 @@ def measure_parts(
         exit_head=median("exit_head"),
         exit_vocabulary=median("exit_vocabulary"),
     )
+
+
+def _random_source(config: LlamaConfig) -> ParameterSource:
+    plain = RandomSource(dataclasses.replace(config, int8=False))
+    return Int8Source(plain) if config.int8 else plain
+
+
+def _random_params(config: LlamaConfig, dtype: Any, where: NamedSharding) -> Parameters:
+    """Random weights on the devices: in `dtype`, or as they are rounded where the layers are int8."""
+    if not config.int8:
+        return jax.jit(lambda: initialize(config, jax.random.key(0), dtype), out_shardings=where)()
+    source = _random_source(config)
+    arrays = {path: source.read(path).astype(fixed_dtype(config, path) or dtype) for path in parameter_shapes(config)}
+    return jax.device_put(nest(arrays), where)
 
 
 def _count(run: Callable[[int], float]) -> int:
@@ -272,7 +293,7 @@ def measure_exchange(config: LlamaConfig, ranks: int, dtype: Any, width: int = 1
     Sending, the broadcasts, the tree and its walk, with a drafter that guesses every token.
     """
     settings = EngineSettings(stages=ranks, width=width, children=min(width, 4), dtype=dtype)
-    found = measure_tick_cost(RandomSource(config), settings, [0, 1], vocab_size=config.vocab_size, ticks=100)
+    found = measure_tick_cost(_random_source(config), settings, [0, 1], vocab_size=config.vocab_size, ticks=100)
     return max(0.0, 1e-3 * found.fixed_ms)
 
 

@@ -264,6 +264,15 @@ class ExitRun:
         )
 
 
+def worse_than_untrained(agreement: Agreement) -> list[str]:
+    """Trained heads whose first guess is the target's less often than that of the untrained head at the same exit."""
+    return [
+        name
+        for name, shares in agreement.items()
+        if shares["1"] < agreement.get(f"{name.split('-')[0]}-target", shares)["1"]
+    ]
+
+
 def measure_stored(
     target: Model,
     heads: Sequence[ExitHeadConfig],

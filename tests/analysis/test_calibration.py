@@ -39,6 +39,15 @@ def test_every_part_is_measured_and_more_rows_never_cost_less(monkeypatch, capsy
     assert "nan" not in printed
 
 
+def test_a_model_of_int8_layers_is_measured_as_such(monkeypatch):
+    monkeypatch.setattr(calibration, "SHORTEST", 0.0)
+    int8 = dataclasses.replace(CONFIG, int8=True)
+    times = calibration.calibrate(int8, None, exchange=0.0, rows=(1,), layers=1, slots=32, repeats=1)
+    assert calibrated_costs(times, int8).layer == times["layer"]
+    with pytest.raises(ValueError, match="int8 was True, this one's is False"):
+        calibrated_costs(times, CONFIG)
+
+
 def test_a_calibration_says_what_it_is_of_and_is_refused_for_others():
     times = {"layer": 1.0, "head": 1.0, "measured": {"dtype": "float32", "target": CONFIG.to_dict(), "draft": None}}
     deeper = dataclasses.replace(CONFIG, layers=9, context=7)  # a layer takes as long

@@ -22,7 +22,7 @@ from pipedec_jax.model.exit_head import ExitHeadConfig, initialize_head
 from pipedec_jax.model.parameters import flatten, nest, parameter_shapes
 from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.evaluate import EvaluationConfig
-from pipedec_jax.training.exit_run import ExitRun, measure_stored
+from pipedec_jax.training.exit_run import ExitRun, measure_stored, worse_than_untrained
 from pipedec_jax.training.exits import ExitPlan, ExitTraining, Stretch, distillation_loss, train_exit_heads
 from pipedec_jax.training.family import read_portions
 from pipedec_jax.training.generate import best_of
@@ -236,6 +236,18 @@ def test_a_run_learns_from_text_that_the_target_wrote(tmp_path, family, texts):
     found = []
     again.train(found.append)
     assert found[-1]["2-norm-linear"] == lines[-1]["2-norm-linear"]
+
+
+def test_heads_that_agree_less_than_the_untrained_one_are_found():
+    shares = {
+        "2-block-8": 0.5,
+        "2-norm-linear": 0.4,
+        "2-target": 0.4,
+        "3-block-8": 0.6,
+        "3-target": 0.7,
+        "4-block": 0.1,
+    }
+    assert worse_than_untrained({name: {"1": share} for name, share in shares.items()}) == ["3-block-8"]
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, family, texts):
