@@ -38,8 +38,9 @@ class Layout:
 
     @property
     def ranks(self) -> list[str]:
-        """Their names, in order."""
-        return [*(f"stage {stage}" for stage in range(1, self.stages + 1)), *(["draft"] if self.drafter else [])]
+        """Their names, in order; that of the stage that drafts too says so."""
+        stages = [f"stage {stage}{', exit' if stage == self.exit else ''}" for stage in range(1, self.stages + 1)]
+        return [*stages, *(["draft"] if self.drafter else [])]
 
 
 @dataclasses.dataclass(frozen=True)

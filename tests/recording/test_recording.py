@@ -19,7 +19,7 @@ from pipedec_jax.pipeline.prefill import prefill
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.state import System
-from pipedec_jax.recording.history import Recording
+from pipedec_jax.recording.history import Layout, Recording
 from pipedec_jax.recording.tape import record_ticks
 from pipedec_jax.sampling import GREEDY
 from tests.exactness import Shape
@@ -219,3 +219,9 @@ def test_a_decoder_that_does_not_record_says_how_to() -> None:
     engine = engine_of(PLAIN, record=False)
     with pytest.raises(ValueError, match="record=True"):
         engine.recording()
+
+
+def test_the_stage_that_drafts_too_says_so() -> None:
+    at_exit = Layout("ppsd", stages=3, width=1, drafter=False, exit=2)
+    assert at_exit.ranks == ["stage 1", "stage 2, exit", "stage 3"]
+    assert Layout("pipedec", stages=2, width=1, drafter=True).ranks == ["stage 1", "stage 2", "draft"]
