@@ -116,12 +116,21 @@ def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
     )
 
 
+EXIT_PARTS = {
+    "draft layers": "exit head",
+    "draft embedding and head": "exit head's vocabulary",
+    "draft cache": "exit head's cache",
+}
+"""What the draft's parts are called where an exit head drafts."""
+
+
 def print_memory(decoder: AnyDecoder) -> None:
     """Bytes on each device, part by part."""
+    names = EXIT_PARTS if isinstance(decoder, pipedec_jax.Decoder) and decoder.exit_head else {}
     print("\nbytes per device")
     for row in decoder.bytes_per_device():
         parts = {name: value for name, value in row.items() if isinstance(value, int)}
         print(f"  {row['device']}: {sum(parts.values()):,}")
         for name, value in parts.items():
             if value:
-                print(f"    {name:<26} {value:>15,}")
+                print(f"    {names.get(name, name):<26} {value:>15,}")

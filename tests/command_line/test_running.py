@@ -108,8 +108,11 @@ def test_an_exit_that_is_left_open_is_chosen_of_the_stored_heads_and_said(script
     shown = capsys.readouterr().out
     for line in (*found["chosen"], "exit head 2-norm-linear-8 after stage 1 of 2 + 2 layers"):
         assert f"\n  {line}\n" in shown
-    script.main([*options, "--method", "ppsd", "--exit-layer", "2"])
-    assert "chosen" not in capsys.readouterr().out
+    script.main([*options, "--method", "ppsd", "--exit-layer", "2", "--memory"])
+    shown = capsys.readouterr().out
+    assert "chosen" not in shown
+    assert "exit head's vocabulary " in shown
+    assert "draft" not in shown
 
 
 def test_a_hierarchy_gives_the_text_of_plain_decoding(script, family, capsys):
