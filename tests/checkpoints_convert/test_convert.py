@@ -231,6 +231,13 @@ def test_what_is_done_is_done_and_what_only_looks_like_it_is_not(source, tmp_pat
     before = (destination / "pipedec_jax.json").stat().st_mtime_ns
     assert convert(source, destination) == destination
     assert (destination / "pipedec_jax.json").stat().st_mtime_ns == before
+    whole = (source / "config.json").read_text()
+    for changes in ({"bos_token_id": 4}, {"rms_norm_eps": 0.25}):
+        edit_json(source / "config.json", **changes)
+        with pytest.raises(FileExistsError, match="pass --overwrite to replace it"):
+            convert(source, destination)
+        (source / "config.json").write_text(whole)
+    assert convert(source, destination) == destination
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")  # as long, other weights
     with pytest.raises(FileExistsError, match="pass --overwrite to replace it"):

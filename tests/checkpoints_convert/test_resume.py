@@ -155,7 +155,7 @@ def test_the_disk_has_all_of_a_checkpoint_before_it_gets_its_name(source, tmp_pa
     assert tmp_path.stat().st_ino in synced, "and the name itself"
 
 
-@pytest.mark.parametrize("change", ["source", "dtype", "boot"])
+@pytest.mark.parametrize("change", ["source", "dtype", "boot", "files"])
 def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 9, Stopped)
@@ -163,6 +163,8 @@ def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch)
             convert(source, tmp_path / "converted")
     if change == "source":
         tiny_source(source, seed=1)
+    if change == "files":
+        (source / "generation_config.json").unlink()
     if change == "boot":
         # A power cut: what was recorded as finished never reached the disk.
         monkeypatch.setattr(conversion, "boot", lambda: "another")

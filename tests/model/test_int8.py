@@ -41,7 +41,7 @@ def test_weights_are_rounded_to_the_nearest_step_of_their_channel(data):
 
 
 def test_a_channel_of_zeros_stays_zero_and_what_is_not_finite_is_refused():
-    weight = np.asarray([[0.0, 1e-45, 1.0], [0.0, 0.0, -2.0]], np.float32)
+    weight = np.asarray([[0.0, 1e-37, 1.0], [0.0, 0.0, -2.0]], np.float32)
     scale = channel_scales(weight, "gate")
     assert quantize(weight, scale).tolist() == [[0, 0, 64], [0, 0, -127]]
     for value in (np.nan, np.inf):

@@ -1,0 +1,63 @@
+"""The parameter tree: random weights, how arrays lie on devices, and trees that do not fit a geometry."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.parameters import (
+    MemorySource,
+    flatten,
+    held_shape,
+    initialize,
+    layer_shapes,
+    nest,
+    parameter_shapes,
+)
+
+CONFIG = LlamaConfig(vocab_size=80, width=24, feed_forward=48, layers=8, heads=4, kv_heads=2, head_size=6, context=64)
+
+
+def test_random_weights_have_the_stated_spread_and_no_two_arrays_are_alike():
+    config = dataclasses.replace(CONFIG, layers=2)
+    flat = {path: np.asarray(array) for path, array in flatten(initialize(config, jax.random.key(0)))}
+    assert {path: array.shape for path, array in flat.items()} == parameter_shapes(config)
+    for path, array in flat.items():
+        if array.ndim == 1:
+            assert np.all(array == 1), path
+        else:
+            # Two sums a layer: what each adds shrinks with the root of their number.
+            expected = 0.02 / 2 if path.endswith(("output", "down")) else 0.02
+            assert array.std() == pytest.approx(expected, rel=0.2), path
+    firsts = [array.reshape(-1)[:4].tolist() for array in flat.values() if array.ndim > 1]
+    assert len(np.unique(np.abs(firsts) / np.linalg.norm(firsts, axis=1, keepdims=True), axis=0)) == len(firsts)
+
+
+def test_devices_hold_matrices_as_inputs_by_outputs():
+    shapes = layer_shapes(dataclasses.replace(CONFIG, int8=True))
+    found = {name: held_shape(name, shape) for name, shape in shapes.items()}
+    assert found["query"] == (24, 24)
+    assert found["key"] == found["value"] == (24, 12)
+    assert found["output"] == (24, 24)
+    assert held_shape("output", (4, 6, 25)) == (24, 25)
+    assert (found["down"], found["up"]) == ((48, 24), (24, 48))
+    assert (found["query_scale"], found["attention_norm"]) == ((24,), (24,))
+
+
+def test_a_tree_that_does_not_fit_the_geometry_is_refused():
+    arrays = {path: np.arange(np.prod(shape)).reshape(shape) for path, shape in parameter_shapes(CONFIG).items()}
+    source = MemorySource(CONFIG, nest(arrays))
+    part = (slice(1, 3), slice(2, 3), slice(0, 6))
+    np.testing.assert_array_equal(source.read("layers/3/query", part), arrays["layers/3/query"][1:3, 2:3])
+    np.testing.assert_array_equal(source.read("layers/3/query"), arrays["layers/3/query"])
+    for changes, message in (
+        ({"layers/8/up": arrays["layers/7/up"]}, r"unknown arrays \['layers/8/up'\]"),
+        ({"layers/7/up": arrays["layers/7/up"].T}, r"'layers/7/up' has shape \(48, 24\), .* asks for \(24, 48\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MemorySource(CONFIG, nest(arrays | changes))
+    del arrays["layers/7/up"]
+    with pytest.raises(ValueError, match="lacks 'layers/7/up'"):
+        MemorySource(CONFIG, nest(arrays))
