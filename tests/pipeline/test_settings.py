@@ -1,0 +1,43 @@
+"""Sizes that follow from the settings, at the ends of their ranges."""
+
+import pytest
+
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request, make_schedule, tree_slots
+from pipedec_jax.pipeline.split import split_layers
+
+TARGET = LlamaConfig(vocab_size=100, width=8, feed_forward=16, layers=4, heads=2, kv_heads=1, head_size=4, context=64)
+
+
+def test_a_cache_is_the_next_power_of_two_or_as_given_and_never_too_small():
+    settings = EngineSettings(method="pipedec", stages=3, width=5)
+    tree = tree_slots(settings)
+    for slots in (256, 512, 1024):
+        assert cache_slots(settings, slots - tree) == slots
+        assert cache_slots(settings, slots - tree + 1) == 2 * slots
+    assert cache_slots(settings, 1) == 256
+    given = EngineSettings(method="pipedec", stages=3, width=5, capacity=100)
+    assert cache_slots(given, 100 - tree) == cache_slots(given, 1) == 100
+    with pytest.raises(ValueError, match="need 101 cache slots but capacity is 100"):
+        cache_slots(given, 101 - tree)
+
+
+def test_prompt_and_answer_may_fill_the_context_and_no_more():
+    settings = EngineSettings(method="pp")
+    assert check_request(settings, TARGET, 90, [0, 89], 62) == [0, 89]
+    with pytest.raises(ValueError, match=r"max_new_tokens \(63\) exceed the target's context of 64"):
+        check_request(settings, TARGET, 90, [0, 89], 63)
+    with pytest.raises(ValueError, match="prompt token 90 is none of the target's: ids go from 0 to 89"):
+        check_request(settings, TARGET, 90, [90], 1)
+
+
+@pytest.mark.parametrize(("depth", "stages", "spare"), [(4, 2, 2), (5, 2, 3), (1, 4, 1), (8, 8, 1)])
+def test_beside_a_static_tree_s_stages_the_draft_takes_in_what_it_has_not_seen(depth, stages, spare):
+    schedule = make_schedule(EngineSettings(method="stpp", depth=depth, stages=stages, width=3))
+    assert (schedule.spare, schedule.level, schedule.width) == (spare, 3, 1 + 3 * depth)
+
+
+def test_the_first_stages_have_the_layers_that_are_over():
+    assert split_layers(7, 3).count == (3, 2, 2)
+    assert split_layers(7, 3).first == (0, 3, 5)
+    assert split_layers(6, 3).count == (2, 2, 2)
