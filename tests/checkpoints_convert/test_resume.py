@@ -132,6 +132,77 @@ def test_stopped_between_the_two_renames_of_an_overwrite(source, tmp_path, other
     assert others() == ["converted"]
 
 
+def test_the_old_checkpoint_is_put_back_where_the_new_one_cannot_take_its_place(source, tmp_path, others, monkeypatch):
+    destination = convert(source, tmp_path / "converted", "bfloat16")
+    rename = type(destination).rename
+
+    def refused(path, target):
+        if path.name == "checkpoint":
+            raise OSError("input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(destination), "rename", refused)
+    with pytest.raises(OSError, match="input/output error"):
+        convert(source, destination, overwrite=True)
+    assert open_checkpoint(destination).dtype == "bfloat16"
+    assert list(damage(destination)) == []
+    assert others() == ["converted"]
+
+
+def test_an_overwrite_in_place_that_is_stopped_while_removing_leaves_no_checkpoint(source, tmp_path, monkeypatch):
+    """Else one of which half is gone would be opened."""
+    monkeypatch.setattr(workplace, "is_cloud", lambda _: True)
+    destination, remove = convert(source, tmp_path / "converted", "bfloat16"), workplace.remove_tree
+
+    def stop(path):
+        if path == destination:
+            raise Stopped
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workplace, "remove_tree", stop)
+        with pytest.raises(Stopped):
+            convert(source, destination, overwrite=True)
+    assert not is_converted(destination)
+
+
+def test_a_checkpoint_that_was_moved_away_before_a_stopped_run_is_made_good_is_made_again(
+    source, tmp_path, others, expected, monkeypatch
+):
+    destination = tmp_path / "converted"
+
+    def stop(_):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workplace.Workplace, "remove", stop)
+        with pytest.raises(Stopped):
+            convert(source, destination)
+    destination.rename(tmp_path / "moved")
+    convert(source, destination)
+    assert contents(destination) == contents(tmp_path / "moved") == expected
+    assert others() == ["converted", "moved"]
+
+
+def test_a_lock_on_a_file_that_is_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Whoever held it removes the workplace when done, while others wait for that very file."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, seen = fcntl.flock, []
+
+    def removed(file, operation):
+        flock(file, operation)
+        seen.append(os.fstat(file).st_ino)
+        if len(seen) == 1:
+            (root / "lock").unlink()
+            root.rmdir()
+
+    root = workplace.workplace_of(tmp_path / "converted")
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with workplace.workplace(tmp_path / "converted", {}, wait=True):
+        assert (root / "lock").stat().st_ino == seen[-1]
+    assert len(seen) == 2
+
+
 def test_the_disk_has_all_of_a_checkpoint_before_it_gets_its_name(source, tmp_path, monkeypatch):
     """Else after a power cut a checkpoint could be in its place, with files of zeros."""
     synced, missing = set(), []
