@@ -91,7 +91,13 @@ def convert(
         if place.finished:
             place.remove()
             return target
-        if not (place.in_place and place.resumed):
+        if not (place.in_place and (place.resumed or place.clearing)):
+            if place.in_place and place.begun and not is_converted(target):
+                # Nothing tells whether it still runs.
+                raise FileExistsError(
+                    f"{target} holds part of a conversion with other options, which was stopped or is still running: "
+                    f"convert with those to go on with it, or remove it and {place.root}, or choose another destination"
+                )
             _check_free(target, overwrite)
         try:
             place.prepare()

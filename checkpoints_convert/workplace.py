@@ -22,6 +22,8 @@ from checkpoints_convert.paths import any_path, is_cloud, remove_tree
 SUFFIX = ".partial"
 OWN = ("lock", "plan.json", "done", "checkpoint", "old")
 """What a conversion may leave in its workplace."""
+_CLEARING = "removing what was here, for\n"
+"""Before the plan while that is done."""
 
 
 def workplace_of(destination: Path) -> Path:
@@ -41,12 +43,25 @@ class Workplace:
         self._done = self.root / "done"
 
     @property
+    def begun(self) -> bool:
+        """Whether an earlier run left some conversion here, this or another one, or it still runs."""
+        return (self.root / "plan.json").is_file()
+
+    @property
     def resumed(self) -> bool:
         """Whether an earlier run left this very conversion here."""
+        return self._noted() == self._plan
+
+    @property
+    def clearing(self) -> bool:
+        """Whether an earlier run of this conversion was stopped while it removed what had been here."""
+        return self._noted() == _CLEARING + self._plan
+
+    def _noted(self) -> str | None:
         try:
-            return (self.root / "plan.json").read_text() == self._plan
+            return (self.root / "plan.json").read_text()
         except (OSError, ValueError):
-            return False
+            return None
 
     @property
     def finished(self) -> bool:
@@ -66,7 +81,7 @@ class Workplace:
         if self.resumed and self.checkpoint.exists():
             return
         # First, so that what is half removed is never taken for something to go on with.
-        (self.root / "plan.json").unlink(missing_ok=True)
+        (self.root / "plan.json").write_text(_CLEARING + self._plan)
         remove_tree(self._done)
         if self.in_place:
             remove_tree(self.checkpoint)
@@ -127,16 +142,13 @@ def workplace(destination: Path, plan: Json, *, wait: bool = False) -> Iterator[
     place = Workplace(any_path(destination), plan)
     check_own(place.root)
     place.root.mkdir(parents=True, exist_ok=True)
-    if place.in_place:
-        # Object stores have no locks.
-        yield place
-        return
-    with _locked(place.root, wait):
+    # Object stores have no locks.
+    with contextlib.nullcontext() if place.in_place else _locked(place.root, wait):
         try:
             yield place
         finally:
             # Of a conversion that never began, nothing stays.
-            if not (place.root / "plan.json").exists():
+            if not place.begun:
                 remove_tree(place.root)
 
 

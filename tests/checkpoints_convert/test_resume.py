@@ -149,13 +149,16 @@ def test_the_old_checkpoint_is_put_back_where_the_new_one_cannot_take_its_place(
     assert others() == ["converted"]
 
 
-def test_an_overwrite_in_place_that_is_stopped_while_removing_leaves_no_checkpoint(source, tmp_path, monkeypatch):
+def test_an_overwrite_in_place_that_is_stopped_while_removing_leaves_no_checkpoint_and_goes_on(
+    source, tmp_path, others, expected, monkeypatch
+):
     """Else one of which half is gone would be opened."""
     monkeypatch.setattr(workplace, "is_cloud", lambda _: True)
     destination, remove = convert(source, tmp_path / "converted", "bfloat16"), workplace.remove_tree
 
     def stop(path):
         if path == destination:
+            (path / "tokenizer.json").unlink()
             raise Stopped
         remove(path)
 
@@ -164,6 +167,8 @@ def test_an_overwrite_in_place_that_is_stopped_while_removing_leaves_no_checkpoi
         with pytest.raises(Stopped):
             convert(source, destination, overwrite=True)
     assert not is_converted(destination)
+    assert contents(convert(source, destination, overwrite=True)) == expected
+    assert others() == ["converted"]
 
 
 def test_a_checkpoint_that_was_moved_away_before_a_stopped_run_is_made_good_is_made_again(
@@ -248,6 +253,25 @@ def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch)
     convert(source, tmp_path / "converted", dtype)
     assert contents(tmp_path / "converted") == contents(convert(source, tmp_path / "again", dtype))
     assert others() == ["again", "converted"]
+
+
+def test_in_place_a_conversion_with_other_options_is_left_alone(source, tmp_path, others, expected, monkeypatch):
+    """An object store has no locks: it may still be running."""
+    monkeypatch.setattr(workplace, "is_cloud", lambda _: True)
+    destination = tmp_path / "converted"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9, Stopped)
+        with pytest.raises(Stopped):
+            convert(source, destination)
+    for overwrite in (False, True):
+        with pytest.raises(
+            FileExistsError, match=r"holds part of a conversion with other .* remove it and .*\.partial"
+        ):
+            convert(source, destination, "bfloat16", overwrite=overwrite)
+    assert contents(convert(source, destination)) == expected
+    with pytest.raises(FileExistsError, match="pass --overwrite"):
+        convert(source, destination, "bfloat16")
+    assert others() == ["converted"], "a refusal leaves nothing"
 
 
 def test_records_that_were_cut_short_are_done_again(source, tmp_path, expected, monkeypatch):
