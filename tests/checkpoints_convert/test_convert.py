@@ -133,6 +133,16 @@ def test_large_arrays_are_stored_in_chunks(source, tmp_path, monkeypatch):
     assert not list(differences(source, converted))
 
 
+def test_an_array_of_zeros_is_stored_as_any_other(tmp_path):
+    tree = tiny_tree()
+    tree["layers"]["0"]["up"][:] = 0
+    export_hugging_face(TINY, tree, tmp_path / "source", "float32")
+    write_tokenizer(tmp_path / "source")
+    converted = convert(tmp_path / "source", tmp_path / "converted")
+    assert np.array_equal(open_checkpoint(converted).read("layers/0/up"), tree["layers"]["0"]["up"])
+    assert list(differences(tmp_path / "source", converted)) == []
+
+
 def test_files_and_special_tokens_come_along(source, tmp_path):
     (source / "chat_template.jinja").write_text("{{ x }}")
     (source / "additional_chat_templates").mkdir()
