@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import sys
+import types
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ import benchmark as script
 import pipedec_jax
 from pipedec_jax.analysis import startup
 from pipedec_jax.analysis.answer_file import LineFile
-from pipedec_jax.analysis.benchmark import Benchmark, conversation, open_run, save_run
+from pipedec_jax.analysis.benchmark import Benchmark, conversation, figures, open_run, save_run
 from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.analysis.questions import Question
 from pipedec_jax.command_line import opening
@@ -155,6 +157,39 @@ def test_figures_of_each_method(done):
             assert turn["hits"] <= turn["guesses"] <= 4 * turn["ticks"]
 
 
+def test_guesses_are_what_the_target_did_not_choose_and_the_wall_clock_ends_with_the_last_token():
+    tokens = [types.SimpleNamespace(hit=hit) for hit in (True, False, None)]
+    values: dict[str, Any] = dict.fromkeys(("prompt_tokens", "finish_reason", "ticks", "hits", "late_hits"), 0)
+    values |= {
+        "tokens": tokens,
+        "new_tokens": 3,
+        "misses": 1,
+        "modeled_speedup_vs_pp": 1.0,
+        "token_ids": [],
+        "text": "",
+    }
+    result: Any = types.SimpleNamespace(**values, ttft_s=0.5, tpot_s=0.125)
+    found = figures(result, 10)
+    assert found["guesses"] == 10 - 2, "all but the first row, and the one after the miss"
+    assert found["measured_wall_s"] == 0.75
+    result.tpot_s, result.new_tokens, result.misses = None, 1, None
+    assert (figures(result, 10)["measured_wall_s"], figures(result, 10)["guesses"]) == (0.5, None)
+
+
+def test_what_one_of_the_methods_cannot_answer_is_asked_of_none(decoders, tmp_path, capsys):
+    class Short(Counting):
+        def request(self, prompt, **options):
+            if isinstance(prompt, str) and prompt.startswith("for x"):
+                raise ValueError("does not fit into the draft's context")
+
+    counting = {NAMES[0]: Counting(decoders[NAMES[0]]), NAMES[1]: Short(decoders[NAMES[1]])}
+    questions = [Question(1, "qa", ("x = 1",), 1), QUESTIONS[3]]
+    benchmark = Benchmark(counting, questions, tmp_path, OPTIONS)
+    benchmark.run()
+    assert benchmark.left_out == {83: "does not fit into the draft's context"}
+    assert [counted.prompts for counted in counting.values()] == [["x = 1"], ["x = 1"]]
+
+
 def test_what_is_too_long_is_left_out_and_said_and_the_rest_goes_on(decoders, tmp_path, capsys, done):
     assert list(done.left_out) == [82]
     assert "exceed the target's context of 128 tokens" in done.left_out[82]
@@ -245,12 +280,17 @@ def test_other_tokens_are_an_error_and_not_kept(decoders, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_other_tokens_among_the_kept_ones_are_an_error(done, decoders, tmp_path, name):
+@pytest.mark.parametrize("part", ["a token", "an answer"])
+def test_other_tokens_among_the_kept_ones_are_an_error(done, decoders, tmp_path, name, part):
     path = copied(done, tmp_path) / "figures" / f"{name}.jsonl"
     rows = LineFile(path).rows
-    del rows[2]["turns"][1]["token_ids"][-1]
+    if part == "a token":
+        del rows[2]["turns"][1]["token_ids"][-1]
+    else:
+        del rows[2]["turns"][2]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(TokensDifferError, match="question 83, turn 2, new token 9"):
+    where = "turn 2, new token 9" if part == "a token" else "turn 3, new token 0"
+    with pytest.raises(TokensDifferError, match=f"question 83, {where}"):
         Benchmark(decoders, QUESTIONS, tmp_path, OPTIONS).run()
 
 
@@ -282,6 +322,10 @@ def test_a_run_goes_on_only_with_the_same_settings(tmp_path):
     assert open_run(tmp_path, settings) == {"pipespec-2": {"passes": [3]}}
     with pytest.raises(ValueError, match=r"other settings \(stages: \[2, 4\] there, \[2\] now\): choose another --out"):
         open_run(tmp_path, settings | {"stages": [2]})
+    with pytest.raises(ValueError, match=r"other settings \(int8: None there, True now\)"):
+        open_run(tmp_path, settings | {"int8": True})
+    with pytest.raises(ValueError, match=r"other settings \(methods: \['pp'\] there, None now\)"):
+        open_run(tmp_path, {"stages": (2, 4)})
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ValueError, match=r"run\.json is no file of a benchmark"):
         open_run(tmp_path, settings)

@@ -66,6 +66,9 @@ def test_figures_are_medians_over_answers_and_ratios_pair_the_same_answer(summar
     assert (pp["method"], two["devices"], four["width"]) == ("pp", 3, 4)
     assert two["figures"]["ticks_per_token"]["median"] == 7 / 5
     assert two["totals"]["ticks_per_token"] == 22 / 15
+    assert four["totals"]["ticks_per_token"] == 27 / 13, "of all answers together, however long each is"
+    assert (two["totals"]["hits"], two["totals"]["misses"], two["totals"]["guesses"]) == (6, 6, 24)
+    assert (pp["totals"]["hits"], pp["totals"]["misses"], pp["totals"]["guesses"]) == (None, None, None)
     assert (two["figures"]["hit_rate"]["median"], pp["figures"]["hit_rate"].get("median")) == (0.5, None)
     assert two["figures"]["tokens_per_refill"]["median"] == 5 / 3
     # The answer without a hit kept nothing.

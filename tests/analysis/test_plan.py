@@ -13,14 +13,17 @@ import pytest
 import plan as script
 from pipedec_jax.analysis import plan, prediction
 from pipedec_jax.analysis.cost import Costs, byte_costs, layer_bytes, speedup_filled_pipe
-from pipedec_jax.analysis.links import Link
+from pipedec_jax.analysis.hit_curve import HitCurve
+from pipedec_jax.analysis.links import Link, exchange_seconds
 from pipedec_jax.analysis.plan_alternatives import pass_seconds, split_draft_step
 from pipedec_jax.analysis.prediction import Device, Problem, cache_costs, roofline_costs, useful_stages
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import tensor_share
+from pipedec_jax.pipeline.settings import MOST_PLACES
 from tests.analysis.planning import (
     CONFIGS,
     FREE,
+    LEVELS,
     TINY,
     curve,
     geometry,
@@ -45,6 +48,34 @@ def test_pp_and_a_filled_pipe_by_hand():
     heavy = {(x.method, x.stages): x for x in plan.engine_predictions(problem(costs=Costs(10.0, 6.0, 30.0)))}
     assert heavy["pipedec", 4].tick_seconds == pytest.approx(30 + 6 / 5)
     assert heavy["stpp", 4].seconds == pytest.approx((90 + 4 * 30 + 6 / 5) / 4)
+
+
+def test_the_longest_stage_is_what_a_tick_waits_for():
+    found = {(x.method, x.stages): x for x in plan.engine_predictions(problem())}
+    assert found["pipedec", 3].tick_seconds == pytest.approx(3 * 10 + 6 / 4), "8 layers over 3 stages"
+
+
+def test_stages_split_over_devices_by_hand():
+    link = Link(bandwidth=1e30, latency=1)
+    given = problem(link=link, devices=10)
+    found = {(x.method, x.stages, x.tensor): x for x in plan.engine_predictions(given)}
+    assert max(one.devices for one in found.values()) <= 10
+    four = found["pipedec", 4, 2]
+    assert four.devices == 10, "the draft's rank has two as well"
+    # Two sums a layer, each a message's latency between two devices; norms and few KV heads are on both.
+    stage = 2 * (10 * tensor_share(TINY, 2) + 2)
+    exchange = exchange_seconds(link, 10, LEVELS.width, TINY.width, 2, LEVELS.width * LEVELS.children)
+    assert four.tick_seconds == pytest.approx(stage + 6 / 10 + exchange)
+    assert tensor_share(TINY, 2) > 0.5
+
+
+def test_a_static_tree_without_a_pipe_by_hand():
+    costs = Costs(layer={1: 10.0, 12: 20.0, 13: 40.0}, head=6.0, draft={1: 3.0, 4: 5.0})
+    found = plan.alternative_predictions(problem(costs=costs, devices=1))
+    (tree,) = [one for one in found if one.method == "one device, static tree"]
+    # The curve's line goes on from 1.25 ticks at 4 stages to 0.5 at 1, where a round takes 2: 4 tokens.
+    # Its rows are the root and three levels of four; the root's draft step has one row, those of two levels have four.
+    assert tree.seconds == pytest.approx((3 + 2 * 5 + 8 * 40 + 6) / 4)
 
 
 def test_links_and_the_fixed_cost_of_a_tick_are_charged_to_every_tick():
@@ -138,6 +169,20 @@ def test_a_roofline_is_the_slower_of_reading_and_multiplying():
     assert prediction.rows_cost(3.0, 128) == 3.0
 
 
+def test_int8_layers_are_read_as_bytes_and_multiplied_one_by_one():
+    device, int8 = Device(bandwidth=1000.0, operations=4000.0), dataclasses.replace(TINY, int8=True)
+    costs = roofline_costs(int8, None, device, item_bytes=2, rows=[1, 64])
+    assert isinstance(costs.layer, dict)
+    assert costs.layer[1] == pytest.approx(layer_bytes(int8, 2) / 1000)
+    assert costs.layer[64] == pytest.approx(2 * 64 * layer_bytes(int8, 2) / 4000)
+
+
+def test_a_drafts_step_reads_the_caches_of_all_its_layers():
+    device = Device(bandwidth=1.0, operations=1e30)
+    found = cache_costs(TINY, dataclasses.replace(TINY, layers=3), device, item_bytes=2, rows=[1])
+    assert (found.layer, found.draft) == ({1: 16}, {1: 3 * 16})
+
+
 def test_the_engine_reads_a_cache_with_place_for_the_tree_and_others_one_of_the_context():
     device = Device(bandwidth=1.0, operations=1e30)
     per_slot = cache_costs(TINY, problem().draft, device, item_bytes=2, rows=[1, 64])
@@ -212,6 +257,27 @@ def test_tensor_parallel_wins_on_fast_links_and_the_pipeline_on_slow_ones():
     assert slower.chosen is not None
     assert slower.best_alternative is not None
     assert slower.chosen.seconds < slower.best_alternative.seconds
+
+
+def test_of_each_kind_the_quickest_that_fits_is_kept_or_the_one_that_lacks_least():
+    one = next(iter(plan.engine_predictions(problem(devices=1))))
+    slow, quick = (
+        dataclasses.replace(one, seconds=seconds, memory={"weights": held}) for seconds, held in ((2.0, 50), (1.0, 100))
+    )
+    for slow_fits, quick_fits, kept in ((True, True, quick), (None, None, quick), (True, False, slow)):
+        given = [dataclasses.replace(x, fits=fits) for x, fits in ((slow, slow_fits), (quick, quick_fits))]
+        for order in (given, given[::-1]):
+            assert [x.seconds for x in plan._best_of_each(order)] == [kept.seconds]
+    neither = [dataclasses.replace(x, fits=False) for x in (quick, slow)]
+    assert [x.seconds for x in plan._best_of_each(neither)] == [slow.seconds]
+    kinds = {(x.method, x.tensor > 1) for x in plan.make_plan(problem(devices=10)).methods}
+    assert {("pipedec", False), ("pipedec", True)} <= kinds
+
+
+def test_trees_that_are_too_large_for_the_engine_are_left_out():
+    wide = HitCurve({dataclasses.replace(LEVELS, width=MOST_PLACES): {4: 1.1, 8: 1.2}, LEVELS: {4: 1.6, 8: 2.4}}, {})
+    found = list(plan.engine_predictions(problem(curve=wide)))
+    assert {x.width for x in found if x.method == "pipedec"} == {LEVELS.width}
 
 
 def test_what_does_not_fit_is_not_chosen():

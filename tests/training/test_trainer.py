@@ -28,7 +28,7 @@ def initial():
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, initial):
     windows = TextWindows(DOCUMENTS, begin=0)
     whole = train("whole", MODEL, RUN, initial, windows, tmp_path / "whole")
-    for stop in (3, 7, None):  # Once before and once after the model grew.
+    for stop in (5, 7, None):  # Once when the model is about to grow and once after.
         resumed = train("parts", MODEL, RUN, initial, windows, tmp_path / "parts", stop_after=stop)
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert len(whole["layers"]) == 2
