@@ -27,7 +27,7 @@ def convert_cached(source: str | Path, cache_dir: str | Path | None = None) -> P
     source = Path(source).resolve()
     if not is_source(source):
         raise FileNotFoundError(f"{source} is no Hugging Face directory: it has no config.json (and none of Meta's)")
-    destination = cache_directory(cache_dir) / f"{source.name}-{_fingerprint(source)}"
+    destination = cache_directory(cache_dir) / f"{source.name}-{stamp(source)}"
     if not is_converted(destination):
         try:
             # The widest dtype of the source, where it has several: keeps every value.
@@ -39,8 +39,8 @@ def convert_cached(source: str | Path, cache_dir: str | Path | None = None) -> P
     return destination
 
 
-def _fingerprint(source: Path) -> str:
-    """Identifies a source by path, config, and the names, sizes and times of its files; reads no weights."""
+def stamp(source: Path) -> str:
+    """Identifies a model's directory by its path and the names, sizes and times of its files; reads no weights."""
     digest = hashlib.sha256(f"{VERSION}\0{source}\0".encode())
     for path in sorted(source.iterdir()):
         if path.is_file():

@@ -11,6 +11,7 @@ loaded: guesses change no token.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,8 +23,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from checkpoints_convert import is_converted, is_source
+from checkpoints_convert.cache import stamp
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.disk_cache import cache_directory
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes
 from pipedec_jax.model.int8 import unrounded
@@ -52,6 +56,25 @@ def fingerprint(source: ParameterSource) -> str:
         picked = np.linspace(0, flat.size - 1, min(flat.size, SAMPLE)).astype(np.int64)
         digest.update(np.ascontiguousarray(flat[picked].astype(np.float32)).tobytes())
     return digest.hexdigest()
+
+
+def kept_fingerprint(target: Model) -> str:
+    """`fingerprint` of a target as it is stored, computed once: it is kept in `fingerprints` in the cache directory.
+
+    Computed anew when the files in the target's directory have other names, sizes or times, and where it is no local
+    directory. It takes about as long as reading the whole model, of which a device reads its layers alone.
+    """
+    directory = _directory(target)
+    if not (is_converted(directory) or is_source(directory)) or not directory.is_dir():
+        return fingerprint(unrounded(target.source))
+    kept = cache_directory() / "fingerprints" / stamp(directory.resolve())
+    try:
+        return kept.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        found = fingerprint(unrounded(target.source))
+        with contextlib.suppress(OSError):  # It is only slower without.
+            write_whole(kept, found)
+        return found
 
 
 def save_exit_head(
@@ -183,7 +206,7 @@ def find_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
 
 
 def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> ExitHead:
-    """Read a head and make sure that it belongs to this target; reads the target's weights for their fingerprint.
+    """Read a head and make sure that it belongs to this target, whose weights are read once (`kept_fingerprint`).
 
     Args:
         target: The target.
@@ -207,7 +230,7 @@ def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
         _check_shapes(config, target.config, arrays, str(folder / WEIGHTS))
     except ValueError as error:
         raise ValueError(f"{error}; train the head again") from error
-    if description["target"]["fingerprint"] != fingerprint(unrounded(target.source)):
+    if description["target"]["fingerprint"] != kept_fingerprint(target):
         raise ValueError(
             f"the exit head in {folder} belongs to another target: its weights are not those of {target.name}; "
             "train one for this target with scripts/train_exit_head.py"

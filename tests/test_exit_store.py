@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import ml_dtypes
@@ -104,6 +105,21 @@ def test_a_head_drafts_for_its_target_made_int8_while_it_is_loaded(directory, tm
         load_exit_head(load(int8), 2)
     save(int8)
     assert load_exit_head(load(int8), 2).config == HEAD
+
+
+def test_a_targets_weights_are_read_once_for_its_heads(directory, monkeypatch):
+    save(directory)
+    load_exit_head(load(directory), 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipedec_jax.exit_store.fingerprint", lambda _: pytest.fail("weights were read"))
+        assert load_exit_head(load(directory, int8=True), 2).config == HEAD
+        os.utime(directory / "model.safetensors", ns=(1, 1))  # other files, as far as can be told
+        with pytest.raises(pytest.fail.Exception, match="weights were read"):
+            load_exit_head(load(directory), 2)
+    # Where nothing can be kept they are read each time.
+    (directory / "file").touch()
+    monkeypatch.setenv("PIPEDEC_JAX_CACHE", str(directory / "file"))
+    assert load_exit_head(load(directory), 2).config == HEAD
 
 
 def test_a_head_of_another_geometry_is_refused_before_weights_are_read(directory, monkeypatch):

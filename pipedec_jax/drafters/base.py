@@ -122,7 +122,9 @@ class Drafter:
     def share(self, params: Any, offer: Any, view: View) -> Any:
         """At an exit, on every device: its part of the work on an offer, a pytree of arrays. `view.hidden` is stale.
 
-        It stands at the top level of the tick, and holds no collective.
+        It stands at the top level of the tick, and holds no collective. Parameters of a drafter of one's own are the
+        same on all devices; which of them this one is, and of how many, `lax.axis_index(pipedec_jax.exchange.AXES)`
+        and `lax.axis_size` of it say.
         """
         return ()
 
