@@ -3,7 +3,8 @@
 Writes a calibration for `generate.py --calibration FILE`, `plan.py --calibration FILE` and
 `pipedec_jax.Decoder(calibration=...)`: modeled time is then in measured seconds, and where time grows with the rows,
 best-first sends only what is worth it. It holds for the geometries it was measured of and is refused for others.
-Weights are random; geometries come from models, or from files such as those in configs/. By default the demo family.
+Weights are random; geometries come from models, or from files such as those in configs/. By default the demo family. A
+target of your own, given without a draft, is measured alone.
 
 python scripts/calibrate.py --target configs/llama-3.1-70b.json --draft configs/llama-3.2-1b.json --layers 6 \
     --dtype bfloat16 --out configs/times_DEVICE.json         # one stage of 14, on one accelerator
@@ -32,10 +33,17 @@ from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.whole_files import write_whole
 
 
-def geometry(name: str | None, demo: str) -> LlamaConfig:
-    """Of the demo family, of a JSON file, or of a model's directory."""
-    if name is None:
-        return pipedec_jax.load_demo(demo).config
+def geometries(target: str | None, draft: str | None) -> tuple[LlamaConfig, LlamaConfig | None]:
+    """Of a target and a draft; the demo's draft goes with the demo's target only."""
+    if target is None:
+        return pipedec_jax.load_demo("target").config, geometry(draft) if draft else pipedec_jax.load_demo(
+            "draft"
+        ).config
+    return geometry(target), geometry(draft) if draft else None
+
+
+def geometry(name: str) -> LlamaConfig:
+    """Of a JSON file, or of a model's directory."""
     path = Path(name)
     if path.suffix == ".json":
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -58,7 +66,7 @@ def main() -> None:
     """Parse and check arguments; a bad one ends with status 2."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", help="model directory or geometry (JSON); default: the demo target")
-    parser.add_argument("--draft", help="the same for the draft; default: the demo draft")
+    parser.add_argument("--draft", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--exit-layer", type=int, help="also an exit head stored beside the target")
     parser.add_argument("--exit-head", metavar="NAME", help="which one (the best)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
@@ -91,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     pipedec_jax.use_cpu_devices(args.ranks or 2)
     if args.ranks is None:
         args.ranks = 2 if jax.default_backend() == "cpu" else jax.device_count()
-    target, draft = geometry(args.target, "target"), geometry(args.draft, "draft")
+    target, draft = geometries(args.target, args.draft)
     head = exit_head(args.target, args.exit_layer, args.exit_head)
     times = calibrate(
         target,
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
 def show(
     times: dict[str, Any],
     target: LlamaConfig,
-    draft: LlamaConfig,
+    draft: LlamaConfig | None,
     head: ExitHeadConfig | None,
     args: argparse.Namespace,
 ) -> None:
@@ -135,8 +143,9 @@ def show(
     parts = {
         "layer": (f"stage of {args.layers} layers", args.layers, args.layers * layer_bytes(target, item)),
         "head": ("target head", 1, head_bytes(target, item)),
-        "draft": ("draft step", 1, draft.layers * layer_bytes(draft, item) + head_bytes(draft, item)),
     }
+    if draft is not None:
+        parts["draft"] = ("draft step", 1, draft.layers * layer_bytes(draft, item) + head_bytes(draft, item))
     if head is not None:
         weights = step_weights(head, target)
         parts["exit_head"] = (f"exit head {head.name}", 1, item * weights["path"])

@@ -125,11 +125,16 @@ def calibrated_costs(
         head: the exit head, if there is one.
 
     Raises:
-        ValueError: for an unknown or missing name, a value that is no time, or times of other models.
+        ValueError: for an unknown or missing name, the draft's included where there is one, a value that is no time, or
+            times of other models.
     """
     seconds = dict(seconds)
     measured = seconds.pop("measured", None)
     check_keys(seconds, Costs, "calibration")
+    if draft is not None and "draft" not in seconds:
+        raise ValueError(
+            "the calibration lacks draft, the seconds of a step of the draft: calibrate with it (calibrate.py --draft)"
+        )
     if measured is not None:
         check_measured(measured, target, draft, dtype, head)
 

@@ -30,6 +30,8 @@ from pipedec_jax.tokenizer import check_same_tokens
 
 MEASURED_PROMPT = "def main(arguments):\n    for name in arguments:\n"
 """After it the models are measured, where passes are not given."""
+MEASURED_TOKENS = 96
+"""Of the text along which they are measured."""
 RACED_TOKENS = 64
 """Of an answer, where ways to decode are run against each other."""
 
@@ -206,8 +208,13 @@ class HierarchyDecoder:
         def reform(engine: Any, form: Form) -> None:
             engine.settings = HierarchySettings(**{**vars(engine.settings), "form": form})
 
-        prompt = self.target.tokenizer.encode(MEASURED_PROMPT)
-        return race(choices, forms, make, reform, prompt, RACED_TOKENS)
+        return race(choices, forms, make, reform, *self._sample(RACED_TOKENS))
+
+    def _sample(self, new_tokens: int) -> tuple[list[int], int]:
+        """A prompt, and how many tokens to decode after it: fewer where the target's context is short."""
+        context = self.target.config.context
+        prompt = self.target.tokenizer.encode(MEASURED_PROMPT)[: max(1, context // 2)]
+        return prompt, min(new_tokens, context - len(prompt))
 
     @property
     def stages(self) -> int:
@@ -320,8 +327,9 @@ class HierarchyDecoder:
     def _measure(self, models: Sequence[Model], stages: Sequence[Sequence[int]]) -> Measured | None:
         """What a choice rests on; of several processes, the first one's."""
         devices, ticks, shared = self.devices, None, 0.0
-        sources, prompts = [model.source for model in models], [self.target.tokenizer.encode(MEASURED_PROMPT)]
-        parts: dict[str, Any] = {"vocab_size": self.target.vocab_size, "dtype": self.dtype}
+        prompt, new_tokens = self._sample(MEASURED_TOKENS)
+        sources, prompts = [model.source for model in models], [prompt]
+        parts: dict[str, Any] = {"vocab_size": self.target.vocab_size, "dtype": self.dtype, "new_tokens": new_tokens}
         if process_count() > 1:
             # Together what takes all of them; then the first one alone, each model in turn on devices of its own.
             ticks, shared = measure_together(sources, prompts, stages, devices, **parts)

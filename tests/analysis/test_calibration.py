@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from calibrate import show
+from calibrate import geometries, show
 from pipedec_jax.analysis import calibration
 from pipedec_jax.analysis.cost import at_rows, calibrated_costs
 from pipedec_jax.model.exit_head import ExitHeadConfig
@@ -51,12 +52,15 @@ def test_a_model_of_int8_layers_is_measured_as_such(monkeypatch):
 def test_a_calibration_says_what_it_is_of_and_is_refused_for_others():
     times = {"layer": 1.0, "head": 1.0, "measured": {"dtype": "float32", "target": CONFIG.to_dict(), "draft": None}}
     deeper = dataclasses.replace(CONFIG, layers=9, context=7)  # a layer takes as long
-    assert calibrated_costs(times, deeper, CONFIG, "float32").layer == 1.0
+    assert calibrated_costs(times, deeper, None, "float32").layer == 1.0
+    with pytest.raises(ValueError, match=r"lacks draft, .*\(calibrate.py --draft\)"):  # it would be free
+        calibrated_costs(times, deeper, CONFIG, "float32")
+    assert calibrated_costs({**times, "draft": 0.0}, deeper, CONFIG, "float32").draft == 0.0
     with pytest.raises(ValueError, match="of another target: width was 16, this one's is 32"):
         calibrated_costs(times, dataclasses.replace(CONFIG, width=32))
     with pytest.raises(ValueError, match="measured in float32, not in bfloat16"):
         calibrated_costs(times, CONFIG, None, jnp.bfloat16)
-    draft = {**times, "measured": {"draft": CONFIG.to_dict()}}
+    draft = {**times, "draft": 1.0, "measured": {"draft": CONFIG.to_dict()}}
     with pytest.raises(ValueError, match="of another draft: layers was 2, this one's is 9"):
         calibrated_costs(draft, CONFIG, deeper)
 
@@ -64,6 +68,17 @@ def test_a_calibration_says_what_it_is_of_and_is_refused_for_others():
 @pytest.mark.slow
 def test_what_a_tick_adds_is_measured():
     assert calibration.measure_exchange(dataclasses.replace(CONFIG, context=256), 2, jnp.float32, width=2) >= 0
+
+
+def test_the_demos_draft_is_measured_with_the_demos_target_only(tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(CONFIG.to_dict()))
+    assert geometries(str(own), None) == (CONFIG, None)
+    assert geometries(str(own), str(own)) == (CONFIG, CONFIG)
+    target, draft = geometries(None, None)
+    assert draft is not None
+    assert draft.layers < target.layers
+    assert geometries(None, str(own)) == (target, CONFIG)
 
 
 def test_what_a_link_takes_is_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import jax
@@ -25,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     asked: list[dict] = []
 
     def measure(sources, prompts, **options):
-        asked.append(options)
+        asked.append({"prompts": prompts, **options})
         kept = slice(3 - len(sources), 3)
         return made_up((0.8, 0.9)[-len(sources) + 1 :], MEASURED.seconds[kept], exchange=MEASURED.exchange[kept])
 
@@ -119,6 +120,25 @@ def test_too_few_devices_are_refused_before_anything_is_measured(measured, optio
     with pytest.raises(ValueError, match="devices must be a list of JAX devices"):
         pipedec_jax.HierarchyDecoder(demo("draft", "target"), devices=["cpu", "cpu"], **options)  # pyright: ignore[reportArgumentType]
     assert not measured
+
+
+@pytest.mark.parametrize("context", [640, 64, 12])
+def test_what_is_decoded_to_measure_fits_into_the_targets_context(measured, monkeypatch, context) -> None:
+    raced = []
+
+    def race(choices, forms, make, reform, prompt, new_tokens):
+        raced.append(len(prompt) + new_tokens)
+        return [Entry(choices[0], "lockstep", None, 1e-3)]
+
+    monkeypatch.setattr(decoding, "race", race)
+    models = demo("draft", "target")
+    models[-1].config = dataclasses.replace(models[-1].config, context=context)
+    pipedec_jax.HierarchyDecoder(models, select=True)
+    (asked,) = measured
+    prompt = len(asked["prompts"][0])
+    assert asked["new_tokens"] == min(96, context - prompt)
+    assert raced == [prompt + min(64, context - prompt)]
+    assert 0 < prompt <= context // 2
 
 
 @pytest.mark.slow
