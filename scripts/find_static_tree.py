@@ -5,7 +5,7 @@ depend on the stages, so that one run is priced for any number of them. The firs
 best of each width by modeled time: with the draft's steps charged, and for nothing. Killed, the same command goes on.
 
 python scripts/find_static_tree.py --out trees.json
-python scripts/find_static_tree.py --target DIR --draft DIR --stages 4 --width 16 --drafter both
+python scripts/find_static_tree.py --target DIR --draft DIR --prompts FILE --stages 4 --width 16 --drafter both
 """
 
 from __future__ import annotations
@@ -16,48 +16,76 @@ from pathlib import Path
 from typing import Any
 
 import pipedec_jax
-from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.analysis.held_out import prompts_given
+from pipedec_jax.command_line.options import Parser, fail
+from pipedec_jax.command_line.output import check_place, run_command
 
 
-def main() -> None:
-    """Parse arguments, simulate every tree and print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", help="model directory or hub id (default: the demo target)")
-    parser.add_argument("--draft", help="the same for the draft (default: the demo draft)")
+    parser.add_argument("--draft", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16], help="of the target (4 8 16)")
     parser.add_argument("--width", type=int, nargs="+", default=[8, 16, 32, 64], help="most nodes of a level")
     parser.add_argument("--depths", type=int, nargs="+", help="levels of the trees (2 to 24)")
     parser.add_argument("--drafter", nargs="+", default=["model", "both"], choices=("model", "both"))
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
+    parser.add_argument("--prompts", default="4", help="number of held-out prompts, or a file as of benchmark.py (4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws held-out prompts (default 0)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits (default 1)")
     parser.add_argument("--out", type=Path, help="keep every tree's row in this file (JSON) and go on from there")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    pipedec_jax.use_cpu_devices(max(args.stages) + 1)
+
+def main() -> None:
+    """Parse and check arguments; a bad one ends with status 2."""
+    args = parse()
+    pipedec_jax.use_cpu_devices(max(1, *args.stages) + 1)
+    try:
+        if args.out is not None:
+            check_place("--out", args.out)
+        run(args)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def models(target: str | None, draft: str | None) -> list[pipedec_jax.Model]:
+    """Target and draft; the demo's draft goes with the demo's target only."""
+    if (target is None) != (draft is None):
+        raise ValueError("give --target DIR and --draft DIR, or neither for the demo family")
+    if target is None or draft is None:
+        return [pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")]
+    return [pipedec_jax.load(target), pipedec_jax.load(draft)]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Simulate every tree and print both tables."""
     from pipedec_jax.analysis import static_trees
     from pipedec_jax.analysis.method_table import plain_answers
 
-    target = pipedec_jax.load(args.target) if args.target else pipedec_jax.load_demo("target")
-    draft = pipedec_jax.load(args.draft) if args.draft else pipedec_jax.load_demo("draft")
-    make = functools.partial(pipedec_jax.Decoder, target, draft, sharpness=args.sharpness)
-    prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
+    make = functools.partial(pipedec_jax.Decoder, *models(args.target, args.draft), sharpness=args.sharpness)
+    prompts, words = prompts_given(args.prompts, args.seed)
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
-    about = static_trees.about(args.target, args.draft, args.prompts, args.seed, args.sharpness, **options)
+    number = len(prompts) if args.prompts.isdigit() else words
+    about = static_trees.about(args.target, args.draft, number, args.seed, args.sharpness, **options)
     kept = static_trees.TreeFile(args.out, about)
     answers = functools.cache(functools.partial(plain_answers, make, prompts, **options))
+    trees = list(static_trees.shapes(args.width, args.depths or static_trees.DEPTHS, args.drafter))
+    # What is wrong with any of them shows before the first is simulated.
+    decoders = [make(method="stpp", stages=stages, **trees[0]) for stages in args.stages]
+    decoders += [make(method="stpp", stages=1, **shape) for shape in trees]
+    for prompt in prompts:
+        decoders[0].request(prompt, **options)
 
-    print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
+    print(f"{words}, {args.max_new_tokens} tokens each, ", end="")
     print(f"temperature {args.temperature}; simulated. A tree takes N + 1 ticks on N stages.")
     print("| drafter | width | depth | tokens a tree | ", end="")
     print(" | ".join(f"{stages} stages" for stages in args.stages) + " |")
     print("|" + " --- |" * (4 + len(args.stages)))
     free = static_trees.with_free_drafting(make)
     rows = []
-    for shape in static_trees.shapes(args.width, args.depths or static_trees.DEPTHS, args.drafter):
+    for shape in trees:
         row = kept.find(shape) or kept.add(static_trees.with_one_stage(make, prompts, answers(), shape, **options))
         rows.append(row)
         cells = []

@@ -1,14 +1,15 @@
-"""Prompts from the demo family's held-out files, drawn by seed."""
+"""Prompts from the demo family's held-out files, drawn by seed; or, for other models, from a file."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.resources
 from pathlib import Path
 
 import numpy as np
 
-from pipedec_jax.analysis.questions import Question
+from pipedec_jax.analysis.questions import Question, read_questions
 from pipedec_jax.training.corpus import library_root, read_list, read_text
 
 
@@ -58,3 +59,23 @@ def held_out_questions(count: int, seed: int) -> list[Question]:
         Question(f"{prompt.path}:{prompt.line}", "held-out source", (prompt.text,), number)
         for number, prompt in enumerate(held_out_prompts(count, seed), start=1)
     ]
+
+
+def prompts_given(given: str, seed: int) -> tuple[list[str], str]:
+    """Texts of prompts as an option gives them, and in words what they are.
+
+    Args:
+        given: a number of held-out prompts, or a file as `questions.read_questions` takes it (first turns count).
+        seed: that draws held-out prompts.
+
+    Raises:
+        OSError: when the file cannot be read.
+        ValueError: as `held_out_questions` and `read_questions` do.
+    """
+    if given.removeprefix("-").isdigit():
+        questions, words = held_out_questions(int(given), seed), f"{given} held-out prompts (seed {seed})"
+    else:
+        questions, path = read_questions(Path(given)), Path(given)
+        sum_ = hashlib.sha256(path.read_bytes()).hexdigest()
+        words = f"{len(questions)} prompts of {path.name} (SHA-256 {sum_[:16]})"
+    return [question.turns[0] for question in questions], words

@@ -144,9 +144,9 @@ def ticks_with_drafting(rounds: int, stages: int, depth: int, levels: int) -> in
 
 
 def about(
-    target: str | None, draft: str | None, prompts: int, seed: int, sharpness: float = 1.0, **options: Any
+    target: str | None, draft: str | None, prompts: int | str, seed: int, sharpness: float = 1.0, **options: Any
 ) -> dict[str, Any]:
-    """What a file's trees have in common: models, held-out prompts, the draft's sharpness, options of `generate`."""
+    """What a file's trees have in common: models, prompts (how many held-out ones, or others in words), options."""
     fixed = {"target": target, "draft": draft, "prompts": prompts, "seed": seed, "sharpness": sharpness}
     return fixed | options
 

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 
+import find_static_tree
 import pipedec_jax
 from pipedec_jax.analysis import static_trees
 from pipedec_jax.analysis.method_table import MethodRow, simulate
@@ -13,6 +14,7 @@ from pipedec_jax.analysis.static_trees import TreeFile, on_stages, shape_of, sha
 from pipedec_jax.drafters.replay import ReplayDrafter, random_text
 from pipedec_jax.pipeline.settings import EngineSettings
 from tests.analysis.planning import TINY
+from tests.listed_library import needs_listed_library
 
 OPTIONS = {"max_new_tokens": 24}
 PROMPTS = ["class Stack:"]
@@ -84,3 +86,25 @@ def test_rows_are_kept_and_found_again(tmp_path):
     with pytest.raises(ValueError, match="no file of static trees"):
         TreeFile(path, {"seed": 1})
     assert TreeFile(None, {}).rows == []
+
+
+@needs_listed_library
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--target", "DIR"], "give --target DIR and --draft DIR, or neither"),
+        (["--width", "0"], "width must be a whole number of at least 1, not 0"),
+        (["--stages", "4", "99"], "stages (99) must not exceed the target's layers (16)"),
+        (["--prompts", "0"], "held-out prompts must be at least 1, not 0"),
+        (["--prompts", "nowhere"], "nowhere: No such file"),
+        (["--max-new-tokens", "4000"], "exceed the target's context"),
+    ],
+)
+def test_the_script_refuses_what_no_tree_can_have_before_any_is_simulated(given, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["find_static_tree.py", *given])
+    monkeypatch.setattr("pipedec_jax.use_cpu_devices", lambda _: None)
+    with pytest.raises(SystemExit) as stopped:
+        find_static_tree.main()
+    shown = capsys.readouterr()
+    assert (stopped.value.code, shown.out, shown.err.count("\n")) == (2, "", 1)
+    assert message in shown.err
