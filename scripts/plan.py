@@ -152,6 +152,11 @@ def costs_of(
     return costs, per_slot, source
 
 
+def milliseconds(seconds: float) -> str:
+    """To the hundredth, and below one to three digits."""
+    return f"{1e3 * seconds:.2f}" if seconds >= 1e-3 else f"{1e3 * seconds:.3g}"
+
+
 def describe(found: Prediction) -> str:
     """One prediction in words."""
     words = [found.method]
@@ -184,17 +189,20 @@ def verdict(plan: Plan, problem: Problem) -> list[str]:
         return [*lines, "nothing fits: more devices, more memory, a narrower dtype or a shorter context is needed"]
     if best is None:
         assert other is not None
-        return [*lines, f"no method of this software fits; use {describe(other)}: {1e3 * other.seconds:.2f} ms a token"]
-    lines.append(f"would choose: {describe(best)}: {1e3 * best.seconds:.2f} ms a token")
+        return [
+            *lines,
+            f"no method of this software fits; use {describe(other)}: {milliseconds(other.seconds)} ms a token",
+        ]
+    lines.append(f"would choose: {describe(best)}: {milliseconds(best.seconds)} ms a token")
     if other is not None and other.seconds < best.seconds:
         lines.append(
-            f"but {describe(other)} WINS: {1e3 * other.seconds:.2f} ms a token, "
+            f"but {describe(other)} WINS: {milliseconds(other.seconds)} ms a token, "
             f"{best.seconds / other.seconds:.2f} times as fast as that"
         )
     elif other is not None:
         lines.append(
             f"it wins: {other.seconds / best.seconds:.2f} times as fast as the best of the alternatives, "
-            f"{describe(other)} at {1e3 * other.seconds:.2f} ms"
+            f"{describe(other)} at {milliseconds(other.seconds)} ms"
         )
     if plan.needed_hit_rate is not None and other is not None:
         need = plan.needed_hit_rate
@@ -209,10 +217,10 @@ def table(predictions: list[Prediction], baseline: float) -> None:
     print("|" + " --- |" * 8)
     for found in predictions:
         ticks = "-" if found.ticks is None else f"{found.ticks:.2f}{'*' if found.beyond else ''}"
-        tick = "-" if found.tick_seconds is None else f"{1e3 * found.tick_seconds:.2f}"
+        tick = "-" if found.tick_seconds is None else milliseconds(found.tick_seconds)
         fits = {None: "", True: "fits", False: "does NOT fit"}[found.fits]
         print(
-            f"| {describe(found)} | {found.devices} | {ticks} | {tick} | {1e3 * found.seconds:.2f} | "
+            f"| {describe(found)} | {found.devices} | {ticks} | {tick} | {milliseconds(found.seconds)} | "
             f"{baseline / found.seconds:.2f} | {found.bytes / GIGA:.3g} | {fits} |"
         )
 

@@ -384,6 +384,22 @@ def test_json_holds_the_same(capsys, tmp_path):
     assert found["verdict"][0].startswith(("would choose", "does not fit"))
 
 
+def test_without_a_context_it_plans_for_what_the_models_have_and_small_times_keep_their_digits(capsys, tmp_path):
+    for name, context in (("target", 64), ("draft", 48)):
+        config = dataclasses.replace(TINY, context=context).to_dict()
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    models = ["--target", str(tmp_path / "target.json"), "--devices", "2", *ROOFLINE]
+    script.main(models)
+    shown = capsys.readouterr().out
+    assert ", 64 tokens." in shown
+    assert " 0.00 ms" not in shown
+    script.main([*models, "--draft", str(tmp_path / "draft.json")])
+    assert ", 48 tokens." in capsys.readouterr().out
+    script.main([*BASIC, *ROOFLINE])
+    assert ", 4096 tokens." in capsys.readouterr().out
+    assert [script.milliseconds(seconds) for seconds in (0.04906, 1e-3, 4.36e-5)] == ["49.06", "1.00", "0.0436"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
