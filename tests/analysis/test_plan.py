@@ -353,12 +353,6 @@ def test_a_pair_of_models_may_differ_in_padded_rows_but_not_in_tokens(family, tm
         script.pair(target, str(draft))
 
 
-def test_a_short_context_is_taken_whole(capsys, tmp_path):
-    (tmp_path / "tiny.json").write_text(json.dumps(TINY.to_dict()))
-    script.main(["--target", str(tmp_path / "tiny.json"), "--devices", "2", *ROOFLINE])
-    assert f"2 devices, bfloat16, {TINY.context} tokens." in capsys.readouterr().out
-
-
 TIMES = {"layer": {"1": 0.001, "8": 0.002}, "head": 0.002, "draft": 0.001}
 
 
