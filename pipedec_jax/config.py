@@ -105,6 +105,8 @@ class LlamaConfig:
 
 def check_keys(values: dict[str, Any], cls: type, what: str) -> None:
     """Raise `ValueError` when `values` has a key that dataclass `cls` lacks, or lacks one it requires."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} must be an object with keys, not {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from pipedec_jax.command_line.options import fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import check_place, run_command
 from pipedec_jax.training import prefer_fast_products
 
 HEAD_OPTIONS = ("exit_layer", "head", "width", "feed_forward", "tied")
@@ -73,6 +73,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     prefer_fast_products()
+    from pipedec_jax.exit_store import FOLDER
     from pipedec_jax.training.evaluate import agreement_table
     from pipedec_jax.training.exit_run import ExitRun, worse_than_untrained
     from pipedec_jax.training.exits import ExitPlan
@@ -102,6 +103,12 @@ def main() -> None:
             store_dtype=options.store_dtype,
             save_seconds=options.save_seconds,
         )
+        # Before anything is computed.
+        check_place("--target", Path(run.target.name) / FOLDER / "head")
+        check_place("--run", run.directory / "run")
+        if options.log:
+            check_place("--log", options.log)
+            options.log.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         fail(error)
 
@@ -113,7 +120,10 @@ def main() -> None:
                 file.write(line + "\n")
 
     print(f"run in {run.directory}", flush=True)
-    heads = run.train(log, options.every if options.every is not None else max(1, plan.training.steps // 10))
+    try:
+        heads = run.train(log, options.every if options.every is not None else max(1, plan.training.steps // 10))
+    except ValueError as error:
+        fail(error)
     agreement = run.measure(heads)
     print(agreement_table(agreement))
     if worse := worse_than_untrained(agreement):

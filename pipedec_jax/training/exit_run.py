@@ -105,6 +105,8 @@ class ExitRun:
         save_seconds: float = 180.0,
     ) -> None:
         self.target: Model = load(target)
+        if not Path(self.target.name).is_dir():
+            raise ValueError(f"heads are stored beside their target, and {self.target.name} is no local directory")
         self.geometry = trained_geometry(self.target)
         self.plan = plan
         for head in plan.heads:
@@ -190,8 +192,7 @@ class ExitRun:
         """Note in the folder whose run it is; raise `ValueError` when the target's weights changed since it began."""
         weights = fingerprint(self.target.source)
         if self._identity_file.is_file():
-            found = json.loads(self._identity_file.read_text(encoding="utf-8"))
-            if found.get("fingerprint") != weights:
+            if self._found().get("fingerprint") != weights:
                 raise ValueError(
                     f"{self.directory} holds a run for other weights than {self.target.name} has; name another (--run)"
                 )
@@ -199,11 +200,19 @@ class ExitRun:
         values = self.identity | {"fingerprint": weights}
         write_whole(self._identity_file, json.dumps(values, indent=1) + "\n")
 
+    def _found(self) -> dict[str, Any]:
+        """Whose run the folder holds."""
+        try:
+            found = json.loads(self._identity_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self._identity_file} is damaged ({error}); name another folder (--run)") from error
+        return found if isinstance(found, dict) else {}
+
     def _check_directory(self) -> None:
         """Raise `ValueError` when the folder holds another run."""
         if not self._identity_file.is_file():
             return
-        found = json.loads(self._identity_file.read_text(encoding="utf-8"))
+        found = self._found()
         here = json.loads(json.dumps(self.identity))  # Tuples become lists.
         differing = sorted(key for key in here if found.get(key) != here[key])
         if differing:

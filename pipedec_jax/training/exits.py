@@ -117,6 +117,8 @@ class ExitTraining:
     def from_dict(cls, values: dict[str, Any]) -> ExitTraining:
         """Build from a dictionary; unknown and missing keys and bad values raise `ValueError`."""
         check_keys(values, cls, "training of exit heads")
+        if not isinstance(values["stretches"], list | tuple):
+            raise ValueError(f"stretches must be a list, not {values['stretches']!r}")
         for stretch in values["stretches"]:
             check_keys(stretch, Stretch, "stretch")
         fields: dict[str, Any] = values | {"stretches": tuple(Stretch(**stretch) for stretch in values["stretches"])}
@@ -152,6 +154,8 @@ class ExitPlan:
     def from_dict(cls, values: dict[str, Any]) -> ExitPlan:
         """Build from a dictionary; unknown and missing keys and bad values raise `ValueError`."""
         check_keys(values, cls, "plan of exit heads")
+        if not isinstance(values["heads"], list):
+            raise ValueError(f"heads must be a list, not {values['heads']!r}")
         heads = tuple(ExitHeadConfig.from_dict(head) for head in values["heads"])
         return cls(heads, ExitTraining.from_dict(values["training"]))
 
@@ -197,7 +201,10 @@ class ExitPlan:
             values = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON file: {error}") from error
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def head_logits(

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -257,6 +258,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path, family, texts):
         make_run(family["target"], texts, tmp_path, plan=other)
     with pytest.raises(ValueError, match="another data"):
         make_run(family["target"], texts, tmp_path, data=texts[:2])
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run.json is damaged .* name another folder \(--run\)"):
+        make_run(family["target"], texts, tmp_path)
 
 
 def test_a_run_does_not_go_on_with_other_weights_or_other_portions(tmp_path, family, texts):
@@ -316,6 +320,9 @@ def test_one_file_alone_leaves_nothing_to_measure_on(tmp_path, family, texts):
     ("values", "message"),
     [
         ({"heads": []}, "at least one exit head"),
+        ({"heads": 3}, "heads must be a list, not 3"),
+        ({"heads": [3]}, "exit head must be an object with keys, not 3"),
+        ({"training": {"stretches": 3}}, "stretches must be a list, not 3"),
         ({"heads": [{"exit_layer": 2}] * 2}, "2-norm-linear is named twice"),
         ({"heads": [{"exit_layer": 2, "variant": "target"}]}, "not trained"),
         ({"training": {"stretches": []}}, "at least one stretch"),
@@ -336,6 +343,32 @@ def test_sizes_of_a_block_that_is_not_trained_are_refused():
     with pytest.raises(ValueError, match="leave --feed-forward 8 out"):
         ExitPlan.simple([2], ["norm-linear"], feed_forward=8)
     ExitPlan.simple([2], ["norm-linear", "block"], feed_forward=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "{plan}"], "plan.json: unknown key 'head' in plan of exit heads; did you mean 'heads'?"),
+        (["--exit-layer", "2", "--run", "{plan}"], "--run {plan}/run cannot be written: Not a directory"),
+        (["--exit-layer", "2", "--log", "{plan}/log"], "--log {plan}/log cannot be written: Not a directory"),
+        (["--exit-layer", "2", "--every", "-1"], "--every must be at least 0, not -1"),
+        (["--exit-layer", "2", "--save-seconds", "nan"], "--save-seconds must be at least 0, not nan"),
+    ],
+)
+def test_the_script_refuses_before_it_computes(tmp_path, family, texts, monkeypatch, capsys, options, message):
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"head": []}')
+    options = [option.replace("{plan}", str(plan)) for option in options]
+    monkeypatch.setattr("pipedec_jax.training.prefer_fast_products", lambda: None)
+    monkeypatch.setattr("pipedec_jax.loading.Model.source", property(lambda _: pytest.fail("weights were read")))
+    given = ["--target", str(family["target"]), "--data", *texts, "--length", "16", *options]
+    if "--plan" in options:
+        given = [option for option in given if option not in ("--length", "16")]
+    monkeypatch.setattr(sys, "argv", ["train_exit_head.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "train_exit_head.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert message.replace("{plan}", str(plan)) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
