@@ -11,7 +11,7 @@ from pipedec_jax.model.parameters import initialize
 from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.generate import score
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
-from pipedec_jax.training.trainer import Phase, TrainingConfig, grow, loss_of, train
+from pipedec_jax.training.trainer import Phase, TrainingConfig, grow, loss_of, make_optimizer, train
 
 MODEL = LlamaConfig(
     vocab_size=64, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=64
@@ -41,6 +41,21 @@ def test_training_lowers_the_loss(tmp_path, initial):
     model = dataclasses.replace(MODEL, layers=1)
     train("short", model, run, initial, windows, tmp_path, log=lambda figures: losses.append(figures["loss"]))
     assert losses[-1] < losses[0] < np.log(64) + 0.1
+
+
+def test_a_gradient_counts_for_no_more_than_the_clip():
+    params, slope = {"final_norm": jnp.ones(4)}, {"final_norm": jnp.asarray([1.0, -2.0, 0.0, 2.0])}
+    optimizer = make_optimizer(dataclasses.replace(RUN, clip=3.0))  # its norm
+
+    def after(*scales):
+        state = optimizer.init(params)
+        for scale in scales:
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                update, state = optimizer.update(jax.tree.map(lambda x, by=scale: by * x, slope), state, params)
+        return update
+
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-4), after(1.0, 100.0), after(1.0, 1.0))
+    assert not np.allclose(after(1.0, 0.5)["final_norm"], after(1.0, 1.0)["final_norm"]), "less is left as it is"
 
 
 def test_a_grown_model_repeats_its_layers(initial):
