@@ -31,6 +31,7 @@ from pipedec_jax.training.teacher import Portion
 from pipedec_jax.training.trainer import loss_of
 from tests.conftest import copy_target
 from tests.listed_library import needs_listed_library
+from tests.training.test_trainer import optimizer_steps
 
 TARGET = LlamaConfig(vocab_size=64, width=16, feed_forward=24, layers=3, heads=2, kv_heads=1, head_size=8, context=64)
 DOCUMENTS = [np.arange(1, 63, dtype=np.int32).repeat(3) for _ in range(4)]
@@ -63,6 +64,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(tmp_path, own, bat
     for stop in (2, 5, None):  # Once in each stretch.
         resumed = train_exit_heads(BOTH, TARGET, own, batches, tmp_path, stop_after=stop)
     jax.tree.map(np.testing.assert_array_equal, both, resumed)
+    assert optimizer_steps(tmp_path, 7) == {7}, "the optimizers' state goes from step to step"
 
 
 def test_a_head_trained_beside_others_equals_one_trained_alone(tmp_path, own, batches, both):

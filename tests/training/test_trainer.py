@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pipedec_jax.config import LlamaConfig
@@ -10,6 +11,7 @@ from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import initialize
 from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.generate import score
+from pipedec_jax.training.loop import Checkpoints
 from pipedec_jax.training.teacher import Portion, TeacherWindows, write_records
 from pipedec_jax.training.trainer import Phase, TrainingConfig, grow, loss_of, make_optimizer, train
 
@@ -32,6 +34,13 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, initial):
         resumed = train("parts", MODEL, RUN, initial, windows, tmp_path / "parts", stop_after=stop)
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert len(whole["layers"]) == 2
+    assert optimizer_steps(tmp_path / "whole", 9) == {4}, "the optimizer's state goes from step to step, until it grows"
+
+
+def optimizer_steps(directory, step):
+    """How many steps the optimizers that were saved with a step have counted."""
+    state = Checkpoints(directory)._manager.restore(step, args=ocp.args.StandardRestore())["state"]
+    return {int(leaf) for leaf in state.values() if np.ndim(leaf) == 0 and np.issubdtype(leaf.dtype, np.integer)}
 
 
 def test_training_lowers_the_loss(tmp_path, initial):
