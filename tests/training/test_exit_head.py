@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from pipedec_jax.exit_store import load_exit_head, stored_exit_heads
 from pipedec_jax.loading import demo_directory, load
 from pipedec_jax.model.exit_head import ExitHeadConfig, initialize_head
 from pipedec_jax.model.parameters import flatten, nest, parameter_shapes
+from pipedec_jax.training import exit_run
 from pipedec_jax.training.batches import TextWindows
 from pipedec_jax.training.evaluate import EvaluationConfig
 from pipedec_jax.training.exit_run import ExitRun, measure_stored, worse_than_untrained
@@ -278,6 +280,17 @@ def test_a_run_does_not_go_on_with_other_weights_or_other_portions(tmp_path, fam
     again = make_run(target, texts, tmp_path, portions=portions)
     with pytest.raises(ValueError, match="holds a run for other weights"):
         again.train()
+
+
+def test_agreement_is_reported_after_so_many_steps_each(tmp_path, family, texts, monkeypatch):
+    run = make_run(family["target"], texts, tmp_path)
+    monkeypatch.setattr(exit_run, "train_exit_heads", lambda *arguments: arguments[-1])
+    monkeypatch.setattr(run, "_texts", lambda _: np.zeros((1, 1)))
+    monkeypatch.setattr(run, "_agreement", lambda heads, _: heads)
+    report: Any = run.train(every=3)
+    assert [done for done in range(1, 10) if report(done, {}) == {"agreement": {}}] == [3, 6, 9]
+    report = run.train()
+    assert [report(done, {}) for done in (3, 6)] == [{}, {}]
 
 
 def test_heads_are_measured_as_they_will_be_stored(tmp_path, family, texts, monkeypatch):
