@@ -93,6 +93,21 @@ def test_a_new_head_has_the_stated_arrays_and_weights(head, own):
     assert counted["path"] + counted["vocabulary"] == expected
 
 
+def test_random_weights_of_heads_depend_on_seed_and_name(own):
+    def first(exit_layer, seed):
+        head = ExitHeadConfig(exit_layer, "block", width=8)
+        return np.asarray(initialize_head(head, TARGET, own, seed)["layers"]["0"]["up"])
+
+    np.testing.assert_array_equal(first(1, 0), first(1, 0))
+    assert not np.array_equal(first(1, 0), first(2, 0)), "heads of one run do not begin alike"
+    assert not np.array_equal(first(1, 0), first(1, 1))
+
+
+def test_the_untrained_head_reads_a_norm_and_the_vocabulary():
+    assert step_weights(ExitHeadConfig(2, "target"), TARGET) == {"path": 16, "vocabulary": 16 * 64}
+    assert step_weights(ExitHeadConfig(2, "norm-linear"), TARGET) == {"path": 16, "vocabulary": 16 * 64}
+
+
 def test_a_new_tied_head_begins_as_the_untrained_one(own, token_BT):
     head = ExitHeadConfig(2, "norm-linear", tied=True)
     params = initialize_head(head, TARGET, own, seed=0)
