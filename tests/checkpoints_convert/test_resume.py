@@ -189,6 +189,23 @@ def test_a_checkpoint_that_was_moved_away_before_a_stopped_run_is_made_good_is_m
     assert others() == ["converted", "moved"]
 
 
+def test_what_an_overwrite_left_that_was_stopped_before_its_end_is_in_no_other_s_way(
+    source, tmp_path, others, monkeypatch
+):
+    destination = convert(source, tmp_path / "converted", "bfloat16")
+
+    def stop(_):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workplace.Workplace, "remove", stop)
+        with pytest.raises(Stopped):
+            convert(source, destination, overwrite=True)
+    convert(source, destination, "float16", overwrite=True)
+    assert open_checkpoint(destination).dtype == "float16"
+    assert others() == ["converted"]
+
+
 def test_a_lock_on_a_file_that_is_removed_meanwhile_is_none(tmp_path, monkeypatch):
     """Whoever held it removes the workplace when done, while others wait for that very file."""
     fcntl = pytest.importorskip("fcntl")
