@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from checkpoints_convert import convert, export, open_checkpoint, open_hugging_face, store
+from checkpoints_convert import conversion, convert, export, open_checkpoint, open_hugging_face, store
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.library import library
 from checkpoints_convert.source import same_bits
@@ -58,6 +58,24 @@ def test_an_interrupted_conversion_goes_on_with_the_same_bytes(count, source, tm
         with pytest.raises(Stopped):
             convert(source, tmp_path / "converted", int8=True)
     assert contents(convert(source, tmp_path / "converted", int8=True)) == expected
+
+
+def test_stopped_between_a_matrix_and_its_scales_it_goes_on_with_the_scales(source, tmp_path, monkeypatch):
+    written, write = [], conversion.write_array
+
+    def writing(parameters, path, *arguments):
+        if path == "layers/0/up_scale" and path not in written:
+            written.append(path)
+            raise Stopped
+        written.append(path)
+        return write(parameters, path, *arguments)
+
+    monkeypatch.setattr(conversion, "write_array", writing)
+    with pytest.raises(Stopped):
+        convert(source, tmp_path / "converted", int8=True)
+    converted = convert(source, tmp_path / "converted", int8=True)
+    assert written.count("layers/0/up") == 1, "the matrix was done"
+    assert list(differences(source, converted)) == []
 
 
 def test_verify_finds_another_weight(source, tmp_path):

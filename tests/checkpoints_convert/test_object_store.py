@@ -71,6 +71,13 @@ def test_goes_on_after_a_stop_and_nothing_loads_before(count, source, tmp_path, 
     assert [path.name for path in (bucket / "library").iterdir()] == ["model"]
 
 
+def test_what_an_error_leaves_is_removed(source, tmp_path, bucket, monkeypatch):
+    stop_at(monkeypatch, 12, ValueError("bad"))
+    with pytest.raises(ValueError, match="bad"):
+        convert(source, PLACE)
+    assert contents(bucket) == {}
+
+
 def test_damage_is_found_when_loading(source, bucket):
     convert(source, PLACE)
     model = pipedec_jax.load(PLACE)

@@ -250,6 +250,9 @@ def test_the_disk_has_all_of_a_checkpoint_before_it_gets_its_name(source, tmp_pa
 
 @pytest.mark.parametrize("change", ["source", "dtype", "boot", "files"])
 def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch):
+    extra = source / "special_tokens_map.json"
+    if change == "files":
+        extra.write_text("{}")
     with monkeypatch.context() as patch:
         stop_at(patch, 9, Stopped)
         with pytest.raises(Stopped):
@@ -257,7 +260,7 @@ def test_another_plan_starts_anew(change, source, tmp_path, others, monkeypatch)
     if change == "source":
         tiny_source(source, seed=1)
     if change == "files":
-        (source / "generation_config.json").unlink()
+        extra.unlink()
     if change == "boot":
         # A power cut: what was recorded as finished never reached the disk.
         monkeypatch.setattr(conversion, "boot", lambda: "another")
