@@ -81,6 +81,9 @@ def test_progress_counts_bytes_and_goes_on_where_it_was(source, tmp_path, monkey
         stop_at(patch, 12, Stopped)
         with pytest.raises(Stopped):
             convert(source, tmp_path / "converted")
+    # The disk has room for what is still to be written, and no more.
+    free = shown[0].total - shown[0].n
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     total = open_checkpoint(convert(source, tmp_path / "converted")).nbytes
     first, second = shown
     assert (first.total, second.total, second.n) == (total, total, total)
