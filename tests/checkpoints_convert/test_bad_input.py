@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from checkpoint_trials.synthetic import write_tokenizer
-from checkpoints_convert import convert, open_checkpoint, open_hugging_face
+from checkpoints_convert import conversion, convert, open_checkpoint, open_hugging_face
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.safetensors_reader import SafetensorsDirectory
 from tests.checkpoints_convert.sources import TINY, edit_json, tiny_source
@@ -165,6 +165,14 @@ def test_a_source_that_is_not_there(tmp_path):
 def test_unknown_dtype_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match=r"dtype .int8. is not supported; choose one of .* --int8"):
         convert(source, tmp_path / "converted", "int8")
+
+
+def test_what_is_not_finite_in_the_source_is_kept_in_any_dtype():
+    array = np.asarray([np.inf, -np.inf, np.nan, 1.5], np.float32)
+    for dtype in ("float16", "bfloat16"):
+        np.testing.assert_array_equal(conversion.cast(array, "x", dtype).astype(np.float32), array)
+    with pytest.raises(ValueError, match="'x' has values too large for float16"):
+        conversion.cast(np.asarray([np.inf, 70000.0], np.float32), "x", "float16")
 
 
 def test_values_too_large_for_float16_are_refused(source, tmp_path, others):
