@@ -51,7 +51,7 @@ class Cycle:
     head: float
     """The exit head's own work in layers, without its product with the vocabulary."""
     vocabulary: float
-    """That product in layers, of which each of the N ranks has an equal part."""
+    """That product in layers, of which each device has an equal part."""
 
 
 def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:

@@ -22,6 +22,7 @@ from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.exit_store import load_exit_head
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
+from pipedec_jax.model.tensor_parallel import tensor_share
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import (
     EXIT_ONLY,
@@ -228,8 +229,15 @@ class Decoder:
 
     @property
     def cycle(self) -> Cycle | None:
-        """The longest stage of a target with an exit at full width, the exit head included; `None` without an exit."""
-        return cycle(self._costs, self.split, self.width) if self.split.exit else None
+        """The longest stage of a target with an exit at full width, the exit head included; `None` without an exit.
+
+        In whole layers, also where a device has a part of each.
+        """
+        if not self.split.exit:
+            return None
+        found, parts = cycle(self._costs, self.split, self.width), self.settings.tensor_parallel
+        share = tensor_share(self.target.config, parts)
+        return Cycle(found.stage, share * found.layers, share * found.head, parts * share * found.vocabulary)
 
     @property
     def exit_head_config(self) -> ExitHeadConfig | None:

@@ -105,6 +105,11 @@ def open_data(
         if not apart:
             raise ValueError(f"{data[0]} holds records: name held-out text as well (--held-out)")
         records = TeacherWindows(Path(data[0]), seed)
+        if records.highest >= tokenizer.size:
+            raise ValueError(
+                f"{data[0]} holds token {records.highest}, and the target's tokenizer has {tokenizer.size} tokens: "
+                "give records of this target (--records writes them)"
+            )
         return ExitData(records, None, apart, begin, records.digest)
     documents = encode_documents(tokenizer, read_files(data, root), end_token)
     if not apart:

@@ -135,6 +135,11 @@ class TeacherWindows:
         tokens = (self._records[length].token.tobytes() for length in sorted(self._records))
         return hashlib.sha256(b"".join(tokens)).hexdigest()
 
+    @property
+    def highest(self) -> int:
+        """The highest token in them, written or chosen."""
+        return max(int(max(record.token.max(), record.choice.max())) for record in self._records.values())
+
     def __call__(self, window: int, B: int, T: int) -> Batch:
         """Sequences number `window .. window + B - 1` of length `T`, with the teacher's choices."""
         if T not in self._records:

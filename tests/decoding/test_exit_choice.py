@@ -95,6 +95,15 @@ def test_a_trees_rate_is_the_agreement_of_as_many_guesses(target):
         assert {one.head.exit_layer: one.rate for one in decoder.exit_forecasts} == HEADS
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_predicted_and_the_longest_stage_are_told_in_the_same_layers(target, parts):
+    decoder = Decoder(target, method="ppsd", stages=2, tensor_parallel=parts)
+    best, cycle = decoder.exit_forecasts[0], decoder.cycle
+    vocabulary = 32 * 416 / (2 * 32 * 32 + 3 * 32 * 48 + 2 * 32 * 16 + 2 * 32)  # the target's own, in layers
+    slices = (vocabulary + cycle.vocabulary) / (2 * parts)
+    assert best.layers == pytest.approx(best.ticks * (cycle.layers + slices))
+
+
 def test_exits_that_do_not_fit_the_stages_are_left_out(target):
     decoder = Decoder(target, method="ppsd", stages=4, exit_stages=2)
     assert [one.head.exit_layer for one in decoder.exit_forecasts] == [2]

@@ -241,6 +241,12 @@ def test_a_run_learns_from_text_that_the_target_wrote(tmp_path, family, texts):
     found = []
     again.train(found.append)
     assert found[-1]["2-norm-linear"] == lines[-1]["2-norm-linear"]
+    with np.load(tmp_path / "run" / "records" / "00-16.npz") as record:
+        arrays = {name: record[name] for name in record.files}
+    arrays["choice"][0, 3, 2] = 400
+    np.savez(tmp_path / "run" / "records" / "00-16.npz", **arrays)
+    with pytest.raises(ValueError, match="holds token 400, and the target's tokenizer has 400 tokens"):
+        make_run(family["target"], texts, tmp_path, data=[records], held_out=texts)
 
 
 def test_heads_that_agree_less_than_the_untrained_one_are_found():
