@@ -17,6 +17,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import prompts_given
+from pipedec_jax.command_line.opening import target_and_draft
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import check_place, run_command
 
@@ -50,21 +51,12 @@ def main() -> None:
         fail(error)
 
 
-def models(target: str | None, draft: str | None) -> list[pipedec_jax.Model]:
-    """Target and draft; the demo's draft goes with the demo's target only."""
-    if (target is None) != (draft is None):
-        raise ValueError("give --target DIR and --draft DIR, or neither for the demo family")
-    if target is None or draft is None:
-        return [pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")]
-    return [pipedec_jax.load(target), pipedec_jax.load(draft)]
-
-
 def run(args: argparse.Namespace) -> None:
     """Simulate every tree and print both tables."""
     from pipedec_jax.analysis import static_trees
     from pipedec_jax.analysis.method_table import plain_answers
 
-    make = functools.partial(pipedec_jax.Decoder, *models(args.target, args.draft), sharpness=args.sharpness)
+    make = functools.partial(pipedec_jax.Decoder, *target_and_draft(args.target, args.draft), sharpness=args.sharpness)
     prompts, words = prompts_given(args.prompts, args.seed)
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
     number = len(prompts) if args.prompts.isdigit() else words

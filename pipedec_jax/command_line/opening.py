@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 
 
+def target_and_draft(target: str | None, draft: str | None) -> tuple[pipedec_jax.Model, pipedec_jax.Model]:
+    """The models of `--target` and `--draft`, of commands that need both; the demo's draft goes with its target only.
+
+    Raises:
+        ValueError: when one is given without the other, or is no model.
+        OSError: when a model cannot be read.
+    """
+    if (target is None) != (draft is None):
+        raise ValueError("give --target DIR and --draft DIR, or neither for the demo family")
+    if target is None or draft is None:
+        return pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
+    return pipedec_jax.load(target), pipedec_jax.load(draft)
+
+
 def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecoder:
     """The decoder of the options; it may record what happens in every tick.
 
