@@ -68,13 +68,14 @@ def kept_fingerprint(target: Model) -> str:
     if not (is_converted(directory) or is_source(directory)) or not directory.is_dir():
         return fingerprint(unrounded(target.source))
     kept = cache_directory() / "fingerprints" / stamp(directory.resolve())
-    try:
-        return kept.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
+    found = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = kept.read_text(encoding="ascii")
+    if len(found) != hashlib.sha256().digest_size * 2:  # Several processes may be writing it at once.
         found = fingerprint(unrounded(target.source))
         with contextlib.suppress(OSError):  # It is only slower without.
             write_whole(kept, found)
-        return found
+    return found
 
 
 def save_exit_head(

@@ -9,7 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import convert
+from checkpoints_convert.cache import stamp
 from pipedec_jax import exit_store
+from pipedec_jax.disk_cache import cache_directory
 from pipedec_jax.exit_store import (
     find_exit_head,
     fingerprint,
@@ -116,6 +118,10 @@ def test_a_targets_weights_are_read_once_for_its_heads(directory, monkeypatch):
         os.utime(directory / "model.safetensors", ns=(1, 1))  # other files, as far as can be told
         with pytest.raises(pytest.fail.Exception, match="weights were read"):
             load_exit_head(load(directory), 2)
+    load_exit_head(load(directory), 2)
+    kept = cache_directory() / "fingerprints" / stamp(directory.resolve())
+    kept.write_bytes(kept.read_bytes()[:20])  # half written
+    assert load_exit_head(load(directory), 2).config == HEAD
     # Where nothing can be kept they are read each time.
     (directory / "file").touch()
     monkeypatch.setenv("PIPEDEC_JAX_CACHE", str(directory / "file"))
