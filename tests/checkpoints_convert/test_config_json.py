@@ -113,6 +113,7 @@ def test_config_json_reads_back(config):
         ({"rope_parameters": LLAMA3_ROPE, "rope_theta": 10000.0}, "rope_theta is given twice, as 10000.0 and 500000.0"),
         ({"rope_parameters": LLAMA3_ROPE, "rope_scaling": {"type": "linear"}}, "contradict each other"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"hidden_size": ...}, "lacks 'hidden_size'"),
         ({"hidden_size": "64"}, "hidden_size must be a positive whole number, not '64'"),
         ({"num_attention_heads": 0}, "num_attention_heads must be a positive whole number, not 0"),

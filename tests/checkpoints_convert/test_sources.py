@@ -85,7 +85,8 @@ META = {
     "one file": (LLAMA_1, 1, False, {}),
     "four files, LLaMA 1 and 2's embedding": (LLAMA_1, 4, False, {}),
     "two files, grouped queries": (LLAMA_2, 2, False, {}),
-    "more files than KV heads": (ONE_KV, 4, True, {}),
+    "more files than KV heads": (LLAMA_2, 4, False, {}),
+    "one KV head in all files": (ONE_KV, 4, True, {}),
     "LLaMA 3": ("LLaMA 3: large theta", 2, True, {"rope_theta": 500000.0}),
     "LLaMA 3.1": ("LLaMA 3.1: scaled RoPE", 2, True, {"rope_theta": 500000.0, "use_scaled_rope": True}),
     "LLaMA 3.2": ("LLaMA 3.2: tied, scaled RoPE", 1, True, {"rope_theta": 500000.0, "use_scaled_rope": True}),
@@ -118,6 +119,24 @@ def test_metas_files_equal_hugging_faces(name, tmp_path):
     # Of the others, Hugging Face's file has the same bits, and logits of its own test.
     if (ranks > 1 and (llama3 or geometry == LLAMA_1)) or "3.2" in geometry:
         logits_agree(model, open_checkpoint(converted))
+
+
+def test_a_head_of_metas_that_begins_as_the_embedding_must_be_it(tmp_path):
+    model = hugging_face_model(GEOMETRIES[LLAMA_1] | {"vocab_size": EVEN})
+    embedding = model.model.embed_tokens.weight.detach().clone()
+    model.lm_head.weight.data = embedding.clone()
+    assert open_source(save_as_meta(model, tmp_path / "tied")).config.tied_embeddings
+    assert "head" not in open_checkpoint(convert(tmp_path / "tied", tmp_path / "converted")).manifest.arrays
+    model.lm_head.weight.data[-1, -1] += 1
+    with pytest.raises(ValueError, match=r"'output\.weight' differs from 'tok_embeddings\.weight' though both begin"):
+        convert(save_as_meta(model, tmp_path / "damaged"), tmp_path / "other")
+
+
+def test_parts_of_one_tensor_must_have_one_dtype(meta, tmp_path):
+    source = shutil.copytree(meta, tmp_path / "source")
+    edit_rank(source, 0, output__weight=torch.load(source / "consolidated.00.pth")["output.weight"].half())
+    with pytest.raises(ValueError, match=r"'output\.weight' is float32 in consolidated\.01\.pth, float16 before"):
+        convert(source, tmp_path / "converted", "float32")
 
 
 def test_metas_files_beside_a_config_of_hugging_faces_are_metas(meta, source, tmp_path):
