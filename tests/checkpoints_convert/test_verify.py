@@ -119,6 +119,14 @@ def test_an_array_of_another_layout_is_found(change, pair):
     assert found.endswith("final_norm/.zarray differs from what was converted")
 
 
+def test_a_manifest_that_says_the_same_in_other_bytes_is_found(source, tmp_path):
+    converted = convert(source, tmp_path / "converted")
+    path = converted / "pipedec_jax.json"
+    path.write_text(path.read_text() + "\n")
+    expected = ["file pipedec_jax.json is written otherwise than by the converter"]
+    assert list(damage(converted)) == list(differences(source, converted)) == expected
+
+
 def test_files_config_and_end_tokens_are_compared(pair):
     source, converted = pair
     (converted / "tokenizer.json").write_text("{}")
