@@ -123,6 +123,8 @@ def test_what_a_device_reads_is_its_part():
     assert layer_part(WIDE, "output", 2, 1) == (slice(4, 8), slice(0, 4), slice(0, 16))
     assert layer_part(WIDE, "key", 8, 3) == (slice(0, 16), slice(1, 2), slice(0, 4))
     assert layer_part(WIDE, "down", 4, 3) == (slice(18, 22), slice(0, 16))  # 6, 6, 6 and 4 rows
+    narrow = dataclasses.replace(WIDE, feed_forward=5)
+    assert [layer_part(narrow, "up", 4, part)[1] for part in range(4)] == [*map(slice, (0, 2, 4, 5), (2, 4, 5, 5))]
     int8 = dataclasses.replace(WIDE, int8=True)
     assert layer_part(int8, "gate_scale", 4, 3) == (slice(18, 22),)
     assert layer_part(int8, "value_scale", 2, 1) == (slice(2, 4), slice(0, 4))
