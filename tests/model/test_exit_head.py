@@ -85,6 +85,8 @@ def test_a_new_head_has_the_stated_arrays_and_weights(head, own):
     params = initialize_head(head, TARGET, own, seed=0)
     shapes = {path: value.shape for path, value in flatten(params)}
     assert shapes == head_shapes(head, TARGET)
+    # Without a map a tied norm-linear head could learn a norm's weights alone.
+    assert ("map" in shapes) == (head.width is not None or (head.tied and head.variant == "norm-linear"))
     counted = step_weights(head, TARGET)
     own_head = "head" in params
     expected = sum(value.size for value in jax.tree.leaves(params)) + (0 if own_head else 16 * 64)

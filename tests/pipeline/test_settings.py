@@ -1,9 +1,20 @@
 """Sizes that follow from the settings, at the ends of their ranges."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request, make_schedule, tree_slots
+from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.pipeline.settings import (
+    EngineSettings,
+    cache_slots,
+    check_fit,
+    check_request,
+    make_schedule,
+    tree_slots,
+)
 from pipedec_jax.pipeline.split import split_layers
 
 TARGET = LlamaConfig(vocab_size=100, width=8, feed_forward=16, layers=4, heads=2, kv_heads=1, head_size=4, context=64)
@@ -29,6 +40,40 @@ def test_prompt_and_answer_may_fill_the_context_and_no_more():
         check_request(settings, TARGET, 90, [0, 89], 63)
     with pytest.raises(ValueError, match="prompt token 90 is none of the target's: ids go from 0 to 89"):
         check_request(settings, TARGET, 90, [90], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guessing(Drafter):
+    """A drafter of a user's."""
+
+    children: Any = 1
+    ranks: Any = 0
+
+    def propose(self, params, state, view):
+        raise NotImplementedError
+
+
+class Silent(Drafter):
+    """Does not say how it guesses."""
+
+    children = 1
+
+
+@pytest.mark.parametrize(
+    ("drafter", "message"),
+    [
+        (Guessing(children=0), r"Guessing\.children must be a whole number of at least 1, .* not 0"),
+        (Guessing(children=True), r"Guessing\.children must be a whole number of at least 1, .* not True"),
+        (Guessing(ranks=2), r"Guessing\.ranks must be 0 or 1 .* not 2"),
+        (Silent(), r"Silent must define propose\(\)"),
+        ("nobody", "drafter must be one of model, .* not 'nobody'"),
+    ],
+)
+def test_a_drafter_that_is_none_is_refused(drafter, message):
+    settings = EngineSettings(method="pipedec", stages=2, width=1, children=1)
+    check_fit(settings, TARGET, None, 90, Guessing())
+    with pytest.raises(ValueError, match=message):
+        check_fit(settings, TARGET, None, 90, drafter)
 
 
 @pytest.mark.parametrize(("depth", "stages", "spare"), [(4, 2, 2), (5, 2, 3), (1, 4, 1), (8, 8, 1)])
