@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.training import prefer_fast_products
 
@@ -19,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, made or gone on with")
     stages = "text, target, records, middle, draft, export or evaluate"
     parser.add_argument("--until", default="evaluate", metavar="STAGE", help=f"last stage to run: {stages} (default)")
@@ -39,18 +40,29 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Parse and check arguments; a bad one ends with status 2."""
     options = parse()
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the stages that are not done yet."""
     prefer_fast_products()
     from pipedec_jax.training.evaluate import EvaluationConfig, table
     from pipedec_jax.training.family import STAGES, Family, ModelPlan, read_portions
 
     if options.until not in STAGES:
-        raise SystemExit(f"--until {options.until!r}: choose one of {', '.join(STAGES)}")
+        raise ValueError(f"--until {options.until}: choose one of {', '.join(STAGES)}")
     plans = {}
     for name in ("target", "middle", "draft"):
         plan = ModelPlan.read(getattr(options, name))
         steps = getattr(options, f"{name}_steps")
-        plans[name] = plan.scaled(steps) if steps else plan
+        if steps is not None and steps < 1:
+            raise ValueError(f"--{name}-steps must be at least 1, not {steps}")
+        plans[name] = plan if steps is None else plan.scaled(steps)
 
     def log(figures: dict) -> None:
         line = json.dumps(figures)
