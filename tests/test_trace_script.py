@@ -77,7 +77,7 @@ def test_bad_options_of_its_own_are_refused_at_once(
 def test_without_matplotlib_the_trace_and_the_counts_are_there_and_the_pictures_are_said_to_be_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, recording = recorded(CHEAP[0])
+    progress, recording = recorded(CHEAP[0])
     decoder = types.SimpleNamespace(
         request=lambda *_, **__: None,
         generate=lambda *_, **__: types.SimpleNamespace(text="the answer"),
@@ -88,7 +88,10 @@ def test_without_matplotlib_the_trace_and_the_counts_are_there_and_the_pictures_
     trace(own(tmp_path / "out"), [])
     shown = capsys.readouterr()
     assert shown.err.startswith("left out: timeline.svg, tree.svg (pictures need matplotlib: pip install ")
-    assert f"{len(recording.tokens)} tokens in {len(recording.ticks)} ticks (counted)" in shown.out
+    hits, last = sum(progress.hits[:-1]), len(progress.hits) - 1
+    late = sum(delay > recording.lag for delay, hit in zip(progress.delays[:-1], progress.hits, strict=False) if hit)
+    counted = f"{len(recording.tokens)} tokens in {len(recording.ticks)} ticks (counted): {hits} hits, "
+    assert f"{counted}{late} of them late, {last - hits} misses\n" in shown.out
     assert shown.out.endswith(f"written to {tmp_path / 'out'}: trace.json\n")
     assert checked(json.loads((tmp_path / "out" / "trace.json").read_text()))
     capsys.readouterr()

@@ -102,12 +102,13 @@ def write_pictures(own: argparse.Namespace, recording: Recording | PassRecording
 
 
 def summary(recording: Recording, text: str) -> str:
-    """What was counted."""
+    """What was counted; hits and misses as `Generation` has them, which leaves the last token out."""
     rows = recording.rows()
-    kinds = [recording.kind(commit) for one in recording.ticks for commit in one.committed]
-    counted = ", ".join(f"{kinds.count(kind)} {name}" for kind, name in style.KINDS.items())
+    kinds = [recording.kind(commit) for one in recording.ticks for commit in one.committed][:-1]
+    hits, late, misses = (kinds.count(kind) for kind in ("hit", "late hit", "miss"))
     return (
-        f"{text}\n\n{len(recording.tokens)} tokens in {len(recording.ticks)} ticks (counted): {counted}\n"
+        f"{text}\n\n{len(recording.tokens)} tokens in {len(recording.ticks)} ticks (counted): {hits + late} hits, "
+        f"{late} of them late, {misses} misses\n"
         f"rows at the stages (counted): {rows['text']} became text, {rows['pruned']} were pruned later, "
         f"{rows['dead']} dead, {rows['open']} undecided at the end; {rows['bubbles']} bubbles"
     )
