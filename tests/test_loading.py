@@ -1,5 +1,6 @@
 """Opening models: converted and Hugging Face directories, end tokens, the demo family, and paths that are none."""
 
+import dataclasses
 import json
 import shutil
 
@@ -73,6 +74,8 @@ def test_models_of_metas_load_with_their_tokenizers(tmp_path):
 def test_padding_rows_of_the_embedding_are_no_tokens(family):
     model = pipedec_jax.load(family["target"])
     assert (model.config.vocab_size, model.tokenizer.size, model.vocab_size) == (416, 400, 400)
+    narrow = dataclasses.replace(model.config, vocab_size=300)
+    assert loading.Model(narrow, model.tokenizer, lambda: model.source).vocab_size == 300, "nor are ids without a row"
 
 
 def test_the_tokenizer_names_the_end_where_the_checkpoint_does_not(family, tmp_path):

@@ -135,6 +135,15 @@ def test_a_cache_that_is_just_large_enough_loses_no_slot() -> None:
         bench(SHAPE, "float64").decode(PAIR, prompt, LONGEST - 59, FILTERED)
 
 
+def test_the_last_chunk_of_a_prompt_may_reach_beyond_the_cache() -> None:
+    shape, _, _ = next(program for program in SMALL_GRID if program[0].method == "pp" and program[0].stages == 4)
+    prompt, one = prompt_of(LONGEST - 2, 2), bench(shape, "float64")
+    settings = one.load(PAIR).settings
+    start = (len(prompt) - 2) // settings.prefill_width * settings.prefill_width
+    assert start + settings.prefill_width > (settings.capacity or 0)
+    assert one.decode(PAIR, prompt, 2, FILTERED).tokens == tokens_of(PAIR, prompt, FILTERED, 2)
+
+
 def test_nothing_is_read_from_a_slot_that_this_prompt_has_not_written() -> None:
     """Neither by the target (tokens) nor by the draft (hits): caches full of large numbers change nothing."""
     prompt = prompt_of(20, 3)
