@@ -120,3 +120,12 @@ def check_keys(values: dict[str, Any], cls: type, what: str) -> None:
     ]
     if missing:
         raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")
+
+
+def check_exit(exit_layer: int, layers: int) -> None:
+    """Raise `ValueError` unless there are layers on both sides of an exit, which a target of one layer has not."""
+    if not 1 <= exit_layer < layers:
+        choice = (
+            f"choose 1 to {layers - 1}" if layers > 1 else "a target of one layer has no exit: choose another method"
+        )
+        raise ValueError(f"exit layer {exit_layer} lies not inside the target's {layers} layers; {choice}")

@@ -99,6 +99,10 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
         for method in options.methods:
             name, used = f"{method}-{stages}", {**shared, "method": method, "stages": stages}
             if method in hierarchy.METHODS:
+                if models and len(models) == 1:
+                    raise ValueError(
+                        f"--methods {method} needs --draft DIR beside --target DIR, or two --models or more"
+                    )
                 pair = [models[0], models[-1]] if models and method == "speculative" else models
                 used["models"] = pair
                 if method == "pipespec":

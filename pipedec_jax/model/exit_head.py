@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.config import LlamaConfig, check_exit, check_keys
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters, layer_shapes, nest
 
@@ -91,11 +91,7 @@ class ExitHeadConfig:
 
     def check(self, target: LlamaConfig) -> None:
         """Raise `ValueError` unless a target of this geometry has the exit."""
-        if self.exit_layer >= target.layers:
-            raise ValueError(
-                f"exit layer {self.exit_layer} lies not inside the target's {target.layers} layers; "
-                f"choose 1 to {target.layers - 1}"
-            )
+        check_exit(self.exit_layer, target.layers)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExitHeadConfig:

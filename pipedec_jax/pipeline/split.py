@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from pipedec_jax.config import check_exit
+
 
 @dataclasses.dataclass(frozen=True)
 class StageSplit:
@@ -71,10 +73,7 @@ def split_at_exit(
     Raises:
         ValueError: when the exit is not inside the target, or either side of it has more stages than layers, or none.
     """
-    if not 1 <= exit_layer < layers:
-        raise ValueError(
-            f"exit layer {exit_layer} lies not inside the target's {layers} layers; choose 1 to {layers - 1}"
-        )
+    check_exit(exit_layer, layers)
     if not 2 <= stages <= layers:
         raise ValueError(
             f"an exit needs from 2 stages to as many as the target's layers ({layers}), not {stages}: its own, and one "

@@ -442,6 +442,10 @@ BAD = {
     "another method": (["--methods", "pp", "magic"], "ppsd, eesd, pipespec, speculative, not 'magic'"),
     "no limit": (["--limit", "0"], "limit must be at least 1"),
     "a temperature": (["--temperature", "-1"], "temperature must be"),
+    "no draft": (
+        ["--target", "a", "--draft", "", "--methods", "pipespec"],
+        "pipespec needs --draft DIR beside --target",
+    ),
     "selected models": (["--models", "auto", "a", "b"], "--models auto is for generate.py"),
 }
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipedec_jax.config import LlamaConfig
+from pipedec_jax.config import LlamaConfig, check_exit
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits, head_shapes, initialize_head, step_weights
 from pipedec_jax.model.parameters import flatten, nest, parameter_shapes
@@ -141,3 +141,14 @@ def test_a_head_that_cannot_be_is_refused(values, message):
 def test_an_exit_outside_the_target_is_refused():
     with pytest.raises(ValueError, match="choose 1 to 3"):
         ExitHeadConfig(4).check(TARGET)
+
+
+def test_an_exit_has_layers_on_both_sides():
+    check_exit(1, 2)
+    for exit_layer, layers, choice in (
+        (0, 4, "choose 1 to 3"),
+        (4, 4, "choose 1 to 3"),
+        (1, 1, "of one layer has no exit"),
+    ):
+        with pytest.raises(ValueError, match=f"exit layer {exit_layer} lies not inside .* {choice}"):
+            check_exit(exit_layer, layers)
