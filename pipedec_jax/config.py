@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 LARGEST = 2**31 - 1
@@ -101,6 +103,14 @@ class LlamaConfig:
             check_keys(scaling, RopeScaling, "rope_scaling")
             values["rope_scaling"] = RopeScaling(**scaling)
         return cls(**values)
+
+
+def read_values(path: Path) -> Any:
+    """What a JSON file of our own holds; `ValueError` when it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
 
 
 def check_keys(values: dict[str, Any], cls: type, what: str) -> None:

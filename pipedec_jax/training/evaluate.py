@@ -143,7 +143,7 @@ def evaluate(
             "files": len(documents),
             "bytes": int(sum(sizes)),
             "bytes_per_token": round(bytes_per_token, 3),
-            "tokens_measured": int(target.size),
+            "tokens_measured": len(target) // settings.batch * settings.batch * settings.window,
         },
         "models": {},
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.config import LlamaConfig, check_keys, read_values
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, initialize_head, vocabulary_part
 from pipedec_jax.model.parameters import Parameters
@@ -197,10 +196,7 @@ class ExitPlan:
             FileNotFoundError: when there is no such file.
             ValueError: when it is not JSON, or for unknown and missing keys and bad values.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON file: {error}") from error
+        values = read_values(path)
         try:
             return cls.from_dict(values)
         except ValueError as error:

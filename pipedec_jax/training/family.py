@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipedec_jax.config import LlamaConfig, check_keys
+from pipedec_jax.config import LlamaConfig, check_keys, read_values
 from pipedec_jax.exit_store import stored_exit_heads
 from pipedec_jax.loading import load
 from pipedec_jax.model.exit_head import ExitHeadConfig
@@ -59,9 +59,9 @@ class ModelPlan:
 
         Raises:
             FileNotFoundError: when there is no such file.
-            ValueError: for an unknown or missing key.
+            ValueError: when it is not JSON, or for an unknown or missing key.
         """
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_values(path)
         check_keys(values, cls, str(path))
         return cls(LlamaConfig.from_dict(values["model"]), TrainingConfig.from_dict(values["training"]))
 
@@ -77,10 +77,7 @@ def read_portions(path: Path) -> list[Portion]:
         FileNotFoundError: when there is no such file.
         ValueError: when it is not JSON, or for unknown and missing keys and bad values.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+    found = read_values(path)
     if not isinstance(found, list) or not found or not all(isinstance(values, dict) for values in found):
         raise ValueError(f"{path} must hold a list of portions, as configs/demo_records.json does")
     return [Portion.from_dict(values) for values in found]

@@ -83,10 +83,14 @@ def test_held_out_windows_cut_each_document_from_its_start():
     np.testing.assert_array_equal(token[:, 1:], target[:, :-1])
 
 
-def test_a_plan_with_an_unknown_key_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"model": {}, "training": {}, "optimizer": {}}', "optimizer"), ("# a plan", r"plan\.json is no JSON file")],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({"model": {}, "training": {}, "optimizer": {}}))
-    with pytest.raises(ValueError, match="optimizer"):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
         ModelPlan.read(path)
 
 
