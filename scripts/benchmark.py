@@ -4,7 +4,7 @@ Reads Spec-Bench's questions and HumanEval's problems (.jsonl, .jsonl.gz), or a 
 Without --target and --models, the demo family answers. All methods must give the same tokens, or it fails. Killed, the
 same command goes on where it stopped.
 
-python scripts/benchmark.py --prompts ../shared/data/spec_bench_question.jsonl --limit 13 --max-new-tokens 64
+python scripts/benchmark.py --prompts question.jsonl --limit 13 --max-new-tokens 64
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ def memory(options: argparse.Namespace, decoder: AnyDecoder) -> dict[str, Any]:
     return {"bytes_per_device": decoder.bytes_per_device()} if options.memory else {}
 
 
+def counted(count: int, what: str) -> str:
+    """The number of them in words, such as `1 stage`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str) -> None:
     """An answer's figures, each with what it is; `basis` says what the modeled one is from."""
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
@@ -91,7 +96,8 @@ def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str)
         ("per token", rest, f"measured TPOT after the first{virtual}"),
     ]
     dtype = f"{decoder.dtype.name}{', int8 layers' if decoder.target.config.int8 else ''}"
-    print(f"{decoder.method}, {decoder.stages} stages, {len(decoder.devices)} devices, {dtype}")
+    places = f"{counted(decoder.stages, 'stage')}, {counted(len(decoder.devices), 'device')}"
+    print(f"{decoder.method}, {places}, {dtype}")
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
         if not decoder.plain:
             print(f"  stages of the models, the smallest first: {' '.join(map(str, decoder.settings.stages))}")

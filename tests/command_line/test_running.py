@@ -8,6 +8,7 @@ import pytest
 
 import pipedec_jax
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
+from pipedec_jax.command_line.printing import counted
 from pipedec_jax.decoding.result import FIGURES
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import engine
@@ -58,6 +59,10 @@ def test_text_is_streamed_after_the_prompt_and_before_the_table(script, models, 
         "bytes per",
     ):
         assert word in table
+
+
+def test_stages_and_devices_are_named_as_many_as_they_are():
+    assert [counted(number, "stage") for number in (1, 2)] == ["1 stage", "2 stages"]
 
 
 def test_pp_needs_no_draft_and_stops_at_a_string(script, family, capsys):
