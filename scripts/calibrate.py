@@ -36,9 +36,8 @@ from pipedec_jax.whole_files import write_whole
 def geometries(target: str | None, draft: str | None) -> tuple[LlamaConfig, LlamaConfig | None]:
     """Of a target and a draft; the demo's draft goes with the demo's target only."""
     if target is None:
-        return pipedec_jax.load_demo("target").config, geometry(draft) if draft else pipedec_jax.load_demo(
-            "draft"
-        ).config
+        demo = {name: pipedec_jax.load_demo(name).config for name in ("target", "draft")}
+        return demo["target"], geometry(draft) if draft else demo["draft"]
     return geometry(target), geometry(draft) if draft else None
 
 

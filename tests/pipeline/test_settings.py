@@ -44,7 +44,7 @@ def test_prompt_and_answer_may_fill_the_context_and_no_more():
 
 @dataclasses.dataclass(frozen=True)
 class Guessing(Drafter):
-    """A drafter of a user's."""
+    """A drafter of a user's; it is only looked at, never asked."""
 
     children: Any = 1
     ranks: Any = 0
