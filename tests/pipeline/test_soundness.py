@@ -85,9 +85,17 @@ def test_a_prompt_token_that_spoils_the_caches_is_an_error_before_the_first_tick
     )
 
 
-@pytest.mark.parametrize(("layer", "stage"), [(1, 1), (2, 2), (4, 4)])
-def test_the_stage_whose_layer_is_broken_is_named_with_the_tick(layer: int, stage: int) -> None:
-    engine = broken(**{f"model.layers.{layer}.mlp.down_proj.weight/3": np.nan})
+@pytest.mark.parametrize(
+    ("matrix", "value", "stage"),
+    [
+        ("1.mlp.down_proj", np.nan, 1),
+        ("2.self_attn.k_proj", np.nan, 2),  # what is cached is made finite
+        ("3.self_attn.k_proj", np.inf, 3),
+        ("4.self_attn.v_proj", np.nan, 4),
+    ],
+)
+def test_the_stage_whose_layer_is_broken_is_named_with_the_tick(matrix: str, value: float, stage: int) -> None:
+    engine = broken(**{f"model.layers.{matrix}.weight/3": value})
     start(engine, PROMPT[-1:])
     error = caught(engine)
     assert (error.stage, error.tick, error.progress.tokens) == (stage, stage, [])
