@@ -136,7 +136,7 @@ def guess(tree: PredictionTree, node_W: jax.Array, token_WK: jax.Array, log_prob
     log_prob_WK = jnp.where(jnp.isnan(log_prob_WK), -jnp.inf, jnp.minimum(log_prob_WK, SUREST))
     return tree.replace(
         drafted=tree.drafted | mark(tree, node_W),
-        guess_token=tree.guess_token.at[node_W].set(token_WK, mode="drop"),
+        guess_token=tree.guess_token.at[node_W].set(token_WK.astype(jnp.int32), mode="drop"),
         guess_log_prob=tree.guess_log_prob.at[node_W].set(log_prob_WK, mode="drop"),
     )
 

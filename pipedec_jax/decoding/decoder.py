@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
-from pipedec_jax.decoding.devices import check_devices, decoding_dtype, pick_devices
+from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices
 from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.decoding.result import Generation
@@ -258,6 +258,7 @@ class Decoder:
     @functools.cached_property
     def engine(self) -> Engine:
         """The engine, with the weights on the devices; made when it is first asked for."""
+        check_dtype(self.dtype)
         return Engine(
             self.target.source,
             self.draft.source if self.draft is not None else None,
@@ -328,7 +329,7 @@ class Decoder:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: str | Iterable[str] = (),
+        stop: str | Collection[str] = (),
         logprobs: bool = False,
         drafter_params: Any = None,
     ) -> Request:
@@ -346,8 +347,10 @@ class Decoder:
             drafter_params: new parameters for a drafter of one's own; by default it keeps those of the request before.
 
         Raises:
-            ValueError: for an empty prompt, a token that is none, a length over the context, or a value out of range.
+            ValueError: for an empty prompt, a token that is none, a length over the context, or a value out of range;
+                and for float64 where JAX's 64-bit mode, which each thread has of its own, is off.
         """
+        check_dtype(self.dtype)
         if isinstance(prompt, str):
             prompt = self.target.tokenizer.encode(prompt) if prompt else []
         tokens = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)

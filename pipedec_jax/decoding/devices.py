@@ -166,6 +166,14 @@ def decoding_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]
         found = None
     if found is None or found.name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if jax.dtypes.canonicalize_dtype(found) != found:
-        raise ValueError("dtype float64 needs JAX's 64-bit mode: jax.config.update('jax_enable_x64', True)")
+    check_dtype(found)
     return found
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Raise `ValueError` for float64 where JAX's 64-bit mode is off here and now: it would silently be float32."""
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            "dtype float64 needs JAX's 64-bit mode, also while decoding: jax.config.update('jax_enable_x64', True) "
+            "(jax.enable_x64(True) is for its block and thread alone)"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from pipedec_jax.pipeline.settings import check_count
 from pipedec_jax.sampling import Sampling
@@ -15,7 +15,7 @@ def check_request_options(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: str | Iterable[str] = (),
+    stop: str | Collection[str] = (),
 ) -> tuple[Sampling, tuple[str, ...]]:
     """How tokens are drawn, and the stop strings, from what `Decoder.request` takes.
 
@@ -24,7 +24,8 @@ def check_request_options(
     """
     check_count("max_new_tokens", max_new_tokens)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    # What can be gone through once would stop the first of several answers alone.
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Collection) else tuple(stop)
     for text in stops:
         if not isinstance(text, str) or not text:
             raise ValueError(f"a stop string must be text and not empty, not {text!r}")

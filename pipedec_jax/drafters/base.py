@@ -143,11 +143,13 @@ def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
         raise ValueError(f"{type(drafter).__name__}.{method}() must give Proposals, not {type(proposals).__name__}")
     for name, kind in (("token", jnp.integer), ("log_prob", jnp.floating)):
         found = getattr(proposals, name)
-        fits = found.shape in ((rows, drafter.children), (1, drafter.children))
+        an_array = isinstance(found, jax.Array | np.ndarray)
+        fits = an_array and found.shape in ((rows, drafter.children), (1, drafter.children))
         if not fits or not jnp.issubdtype(found.dtype, kind):
+            what = f"{found.dtype} {list(found.shape)}" if an_array else type(found).__name__
             raise ValueError(
                 f"{type(drafter).__name__}.{method}() must give {name} as {kind.__name__} numbers "
-                f"[{rows}, {drafter.children}] (nodes of the frontier, children), not {found.dtype} {list(found.shape)}"
+                f"[{rows}, {drafter.children}] (nodes of the frontier, children), not {what}"
             )
 
 
@@ -163,6 +165,8 @@ def check_drafter(drafter: Drafter) -> None:
         )
     if drafter.ranks not in (0, 1):
         raise ValueError(f"{name}.ranks must be 0 or 1 (ranks behind the target's stages), not {drafter.ranks!r}")
+    if drafter.at_exit and drafter.ranks:
+        raise ValueError(f"{name}.ranks must be 0: at_exit it is on the rank of the exit, whose hidden rows it sees")
 
 
 @dataclasses.dataclass(frozen=True)

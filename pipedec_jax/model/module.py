@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.llama import forward
-from pipedec_jax.model.parameters import Parameters, initialize
+from pipedec_jax.model.parameters import Parameters, initialize, parameter_shapes
 
 
 class Llama(nn.Module):
@@ -26,9 +26,12 @@ class Llama(nn.Module):
     @nn.compact
     def __call__(self, token_BT: jax.Array) -> jax.Array:
         """Logits of whole sequences, computed by `pipedec_jax.model.llama.forward`."""
-        abstract = jax.eval_shape(lambda key: initialize(self.config, key, self.dtype), jax.random.key(0))
 
         def part(name: str) -> Parameters:
+            # Flax would compare given parameters with new ones, which int8 models have not.
+            if self.config.int8 and self.has_variable("params", name):
+                return self.get_variable("params", name)
             return self.param(name, lambda key: initialize(self.config, key, self.dtype)[name])
 
-        return forward(self.config, {name: part(name) for name in abstract}, token_BT)
+        names = dict.fromkeys(path.split("/")[0] for path in parameter_shapes(self.config))
+        return forward(self.config, {name: part(name) for name in names}, token_BT)

@@ -244,7 +244,7 @@ class Engine:
         if not self.settings.record:
             raise ValueError("nothing is recorded: give record=True")
         if self._shared is None:
-            raise RuntimeError("call start() first; after an interrupt nothing can be told")
+            raise RuntimeError("there is no answer yet, or it was interrupted while the devices worked on it")
         progress = self._progress
         layout = Layout(
             method=self.settings.method,

@@ -166,8 +166,13 @@ def test_dtypes_are_taken_by_name_or_as_such_and_default_to_float32_on_cpu(targe
         assert decoder.dtype.name == decoder.settings.dtype.name == name
 
 
-def test_float64_is_taken_in_64_bit_mode(target, x64):
-    assert Decoder(target, method="pp", stages=2, dtype="float64").dtype == np.float64
+def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target):
+    with jax.enable_x64(True):
+        decoder = Decoder(target, method="pp", stages=2, dtype="float64")
+        assert decoder.dtype == np.float64
+    for act in (lambda: decoder.generate("x", max_new_tokens=8), decoder.prepare):
+        with pytest.raises(ValueError, match="needs JAX's 64-bit mode, also while decoding"):
+            act()
 
 
 @pytest.mark.parametrize(
@@ -279,6 +284,7 @@ def test_more_stages_than_devices_are_refused(draft):
         ("x", {"stop": ["a", ""]}, "stop string must be text and not empty"),
         ("x", {"stop": [3]}, "stop string must be text and not empty, not 3"),
         ("x", {"stop": 3}, "stop string must be text and not empty, not 3"),
+        ("x", {"stop": iter(["a"])}, "stop string must be text and not empty, not <list_iterator"),
     ],
 )
 def test_bad_requests_are_refused_before_weights_are_read(target, prompt, options, message):

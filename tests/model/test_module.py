@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import checkpoints_convert
 from pipedec_jax import Llama
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.llama import forward
-from pipedec_jax.model.parameters import flatten, initialize, parameter_shapes
+from pipedec_jax.model.parameters import MemorySource, flatten, initialize, nest, parameter_shapes
 
 CONFIG = LlamaConfig(vocab_size=31, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=32)
 
@@ -33,3 +35,13 @@ def test_a_checkpoint_is_applied_as_it_is_read(family):
     logits = Llama(checkpoint.config).apply({"params": params}, token_BT)
     assert logits.shape == (1, 5, checkpoint.config.vocab_size)
     assert jnp.array_equal(logits, forward(checkpoint.config, jax.tree.map(jnp.asarray, params), token_BT))
+
+
+def test_a_model_of_int8_layers_is_applied_too():
+    source = Int8Source(MemorySource(CONFIG, initialize(CONFIG, jax.random.key(1))))
+    params = nest({path: jnp.asarray(source.read(path)) for path in parameter_shapes(source.config)})
+    token_BT = jnp.asarray([[3, 1, 4, 1, 5]], jnp.int32)
+    logits = Llama(source.config).apply({"params": params}, token_BT)
+    assert jnp.array_equal(logits, forward(source.config, params, token_BT))
+    with pytest.raises(ValueError, match="made from plain weights"):
+        Llama(source.config).init(jax.random.key(0), token_BT)

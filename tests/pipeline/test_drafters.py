@@ -36,7 +36,7 @@ class Bigrams(Drafter):
     def propose(self, params: jax.Array, state: Any, view: View) -> tuple[Any, Proposals]:
         last = view.tree.token.at[view.frontier].get(mode="fill", fill_value=0)
         log_prob, token = jax.lax.top_k(params[last], self.children)
-        return state, Proposals(token=token.astype(jnp.int32), log_prob=log_prob)
+        return state, Proposals(token=token.astype(int), log_prob=log_prob)  # int64, as argmax gives there
 
 
 def bigram_chances(text: list[int]) -> np.ndarray:
@@ -95,7 +95,11 @@ def test_guesses_of_another_shape_or_kind_are_named() -> None:
     drafter = Bigrams(children=3)
     numbers = {"token": jnp.zeros((4, 3), jnp.int32), "log_prob": jnp.zeros((4, 3), jnp.float32)}
     check_proposals(drafter, Proposals(**numbers), 4)
-    for name, wrong in (("token", numbers["log_prob"]), ("log_prob", numbers["log_prob"][:, :2])):
+    for name, wrong in (
+        ("token", numbers["log_prob"]),
+        ("log_prob", numbers["log_prob"][:, :2]),
+        ("token", cast(Any, [[1, 2, 3]] * 4)),
+    ):
         with pytest.raises(ValueError, match=rf"Bigrams.propose\(\) must give {name} as .*\[4, 3\]"):
             check_proposals(drafter, Proposals(**numbers | {name: wrong}), 4)
 

@@ -48,6 +48,7 @@ class Guessing(Drafter):
 
     children: Any = 1
     ranks: Any = 0
+    at_exit: Any = False
 
     def propose(self, params, state, view):
         raise NotImplementedError
@@ -65,6 +66,7 @@ class Silent(Drafter):
         (Guessing(children=0), r"Guessing\.children must be a whole number of at least 1, .* not 0"),
         (Guessing(children=True), r"Guessing\.children must be a whole number of at least 1, .* not True"),
         (Guessing(ranks=2), r"Guessing\.ranks must be 0 or 1 .* not 2"),
+        (Guessing(ranks=1, at_exit=True), r"Guessing\.ranks must be 0: at_exit it is on the rank of the exit"),
         (Silent(), r"Silent must define propose\(\)"),
         ("nobody", "drafter must be one of model, .* not 'nobody'"),
     ],
