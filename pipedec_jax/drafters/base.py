@@ -153,6 +153,18 @@ def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:
             )
 
 
+def new_state_of(drafter: Drafter, slots: int, dtype: Any) -> Any:
+    """A drafter's new state; `ValueError` where an array of it has no axis along which devices could have their own."""
+    state = drafter.new_state(slots, dtype)
+    for leaf in jax.tree.leaves(state):
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"{type(drafter).__name__}.new_state() must give arrays of at least one axis, not a single "
+                f"{jnp.result_type(leaf)}: make it an array of shape [1]"
+            )
+    return state
+
+
 def check_drafter(drafter: Drafter) -> None:
     """Raise `ValueError` unless an object of a drafter's class has what every drafter must have."""
     name = type(drafter).__name__

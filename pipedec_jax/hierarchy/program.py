@@ -156,9 +156,10 @@ class ModelProgram:
         local = held[1] if held is not None and held[0] == capacity else None
         del held
         fresh = local is None
-        if local is None:
-            local = jax.block_until_ready(self.new_local(capacity))
-        programs = self._compile(request, local, mode, below, above)
+        with jax.set_mesh(self.mesh):  # a caller may be within another
+            if local is None:
+                local = jax.block_until_ready(self.new_local(capacity))
+            programs = self._compile(request, local, mode, below, above)
         if fresh or len(self._programs) > compiled:
             self.compile_seconds += time.perf_counter() - begun
         self._local, self._request, self._ready = (capacity, local), request, programs

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pipedec_jax.cache import for_platform
-from pipedec_jax.drafters.base import Drafter
+from pipedec_jax.drafters.base import Drafter, new_state_of
 from pipedec_jax.exchange import vary
 from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
@@ -303,7 +303,7 @@ class Engine:
             return held[1]
         del held  # frees the caches of another capacity before new ones are made
         begun = time.perf_counter()
-        with self.preparing():
+        with self.preparing(), jax.set_mesh(self.mesh):  # a caller may be within another
             local = jax.block_until_ready(self.new_local(capacity))
         self.compile_seconds += time.perf_counter() - begun
         return local
@@ -313,7 +313,7 @@ class Engine:
         config, dtype = self.target.config, self.settings.dtype
         if capacity not in self._makers:
             new_state = jax.shard_map(
-                lambda: vary(for_platform(self._drafter.new_state(capacity, dtype), placement.platform(self.mesh))),
+                lambda: vary(for_platform(new_state_of(self._drafter, capacity, dtype), placement.platform(self.mesh))),
                 mesh=self.mesh,
                 in_specs=(),
                 out_specs=OWN,
@@ -339,7 +339,7 @@ class Engine:
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
         if (shapes, mode) not in self._programs:
             begun = time.perf_counter()
-            with self.preparing():
+            with self.preparing(), jax.set_mesh(self.mesh):
                 self._compile_new(shapes, mode, request, local)
             self.compile_seconds += time.perf_counter() - begun
         return self._programs[shapes, mode]

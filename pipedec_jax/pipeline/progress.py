@@ -62,11 +62,11 @@ def read_progress(shared: Shared, prompt_length: int, before: Progress = NOTHING
 
 def check_sound(shared: Shared, target: Target, progress: Progress) -> None:
     """Raise `NotFiniteError` where the target's next choice would come from NaN or infinity."""
-    nodes = shared.tree
-    place, sent = jax.device_get((stuck(shared), nodes.sent_tick[nodes.root]))
+    shared = jax.device_get(shared)
+    place, sent = int(stuck(shared)), int(shared.tree.sent_tick[shared.tree.root])
     if place:
         # A row is at one stage a tick; the last one and the logits share theirs.
-        raise not_finite_error(target, int(place), 0 if shared.spoiled else int(sent) + int(place) - 1, progress)
+        raise not_finite_error(target, place, 0 if shared.spoiled else sent + place - 1, progress)
 
 
 def not_finite_error(target: Target, place: int, tick: int, progress: Progress) -> NotFiniteError:

@@ -11,6 +11,7 @@ from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayDrafter
+from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
 from pipedec_jax.pipeline.settings import has_places
 from tests.conftest import DEVICES, write_byte_level
 
@@ -102,6 +103,18 @@ def test_an_abandoned_stream_does_not_disturb_the_next_answer(pipedec):
     assert pipedec.generate(PROMPTS[1], max_new_tokens=20).tokens == whole.tokens
     with pytest.raises(RuntimeError, match="another answer"):
         next(abandoned)
+
+
+def test_a_mesh_of_the_callers_own_makes_no_difference(pp, target):
+    whole = pp.generate(PROMPTS[0], max_new_tokens=8)
+    broken = {path: np.array(target.source.read(path)) for path in parameter_shapes(target.config)}
+    broken["layers/3/value"][0, 0, 0] = np.nan
+    unsound = pipedec_jax.Model(target.config, target.tokenizer, lambda: MemorySource(target.config, nest(broken)))
+    with jax.set_mesh(jax.make_mesh((DEVICES,), ("data",))):
+        for decoder in (pp, Decoder(target, method="pp", stages=2)):
+            assert decoder.generate(PROMPTS[0], max_new_tokens=8).token_ids == whole.token_ids
+        with pytest.raises(pipedec_jax.NotFiniteError, match="stage 2 of 2"):
+            Decoder(unsound, method="pp", stages=2).generate([5], max_new_tokens=8)
 
 
 def test_several_prompts_share_the_compiled_program(pipedec):

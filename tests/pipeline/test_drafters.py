@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipedec_jax import transcript, tree
-from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals
+from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals, new_state_of
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.pipeline.engine import Engine
@@ -111,6 +111,18 @@ def test_guesses_of_another_shape_or_kind_are_named() -> None:
         check_proposals(Shared(children=3), cast(Any, ()), 4)
     with pytest.raises(ValueError, match=r"Shared\.settle\(\) must give token as integer"):
         check_proposals(Shared(children=3), Proposals(**numbers | {"token": numbers["log_prob"]}), 4)
+
+
+def test_a_state_without_an_axis_is_named() -> None:
+    class Counting(Bigrams):
+        def new_state(self, slots: int, dtype: Any) -> Any:
+            return {"slots": jnp.zeros(slots), "count": jnp.zeros((), jnp.int32)}
+
+    with pytest.raises(
+        ValueError, match=r"Counting\.new_state\(\) must give arrays of at least one axis, not a single int32"
+    ):
+        new_state_of(Counting(children=3), 8, jnp.float32)
+    assert new_state_of(Bigrams(children=3), 8, jnp.float32) == ()
 
 
 @pytest.mark.parametrize("method", ["stpp", "pipedec", "best-first"])
