@@ -17,9 +17,13 @@ import pipedec_jax
 from pipedec_jax.exit_store import description_path
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.int8 import unrounded
+from pipedec_jax.model.parameters import ParameterSource, parameter_shapes
 
 VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 """Of the environment, that decide what is computed."""
+CORNER = 16
+"""Elements along each axis of an array that are compared."""
 
 
 def versions() -> dict[str, Any]:
@@ -42,7 +46,7 @@ def model_facts(models: Mapping[str, Model]) -> dict[str, Any]:
             ("geometry", model.config.to_dict()),
             ("tokens", model.vocab_size),
             ("dtype", model.dtype),
-            ("weights", _digest([np.ascontiguousarray(model.source.read("final_norm")).tobytes()])),
+            ("weights", _digest(_corners(unrounded(model.source)))),
         )
     }
 
@@ -57,6 +61,18 @@ def exit_facts(target: Model, head: ExitHeadConfig | None) -> dict[str, Any]:
 def file_digest(path: Path) -> str:
     """A hash of a file's content."""
     return _digest([path.read_bytes()])
+
+
+def _corners(source: ParameterSource) -> Iterable[bytes]:
+    """Of what is no layer's, and of the first and the last layer: fine-tuning often leaves norms as they were.
+
+    Not of all layers: a converted model is read in whole chunks.
+    """
+    held = {"0", str(source.config.layers - 1)}
+    for path, shape in parameter_shapes(source.config).items():
+        if not path.startswith("layers/") or path.split("/")[1] in held:
+            corner = source.read(path, tuple(slice(0, min(CORNER, size)) for size in shape))
+            yield np.ascontiguousarray(corner).tobytes()
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -39,7 +39,8 @@ def test_models_are_the_same_by_geometry_tokens_dtype_and_weights_wherever_they_
     tree = {path: noise.normal(size=shape) for path, shape in parameter_shapes(target.config).items()}
 
     def known(**changes):
-        arrays = tree | {"final_norm": tree["final_norm"] + changes.pop("shift", 0.0)}
+        shifted = changes.pop("shifted", "final_norm")
+        arrays = tree | {shifted: tree[shifted] + changes.pop("shift", 0.0)}
         config = dataclasses.replace(target.config, **changes.pop("geometry", {}))
         source = MemorySource(config, nest(arrays))
         model = Model(config, target.tokenizer, lambda: source, **({"name": "here"} | changes))
@@ -50,6 +51,8 @@ def test_models_are_the_same_by_geometry_tokens_dtype_and_weights_wherever_they_
     assert len(before) == 2 * 4, "of each model its own"
     for changes, what in (
         ({"shift": 1.0}, "target weights"),
+        ({"shift": 1e-3, "shifted": "layers/0/query"}, "target weights"),
+        ({"shift": 1e-3, "shifted": f"layers/{target.config.layers - 1}/down"}, "target weights"),
         ({"dtype": "bfloat16"}, "target dtype"),
         ({"geometry": {"norm_eps": 1e-3}}, "target geometry"),
     ):
