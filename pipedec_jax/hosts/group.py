@@ -19,6 +19,8 @@ PATIENCE = 30.0
 """Seconds of silence, or of a step on the devices, after which a process takes another for gone."""
 START_PATIENCE = 600.0
 """Seconds that the processes wait for each other at start, and to read weights and compile."""
+TOLD = 5
+"""Most facts that are told of those that differ: of two files of prompts all may."""
 
 
 class Alone:
@@ -112,7 +114,8 @@ class Group(Alone):
         first, mine = self.share(name, facts), json.loads(json.dumps(facts))
         differing = [key for key in {**first, **mine} if first.get(key) != mine.get(key)]
         if differing:
-            what = ", ".join(f"{key} {mine.get(key)!r} and not {first.get(key)!r}" for key in differing)
+            told = [f"{key} {_brief(mine.get(key))} and not {_brief(first.get(key))}" for key in differing[:TOLD]]
+            what = ", ".join([*told, *([f"{len(differing) - TOLD} more"] if len(differing) > TOLD else [])])
             raise ValueError(f"process {self.index} was started with {what} as process 0: all need the same")
         self._watch.meet()
 
@@ -197,6 +200,12 @@ def join(
     finally:
         late.set()
     return Group(patience, start_patience) if process_count() > 1 else Alone()
+
+
+def _brief(value: Any) -> str:
+    """A value as text, without the middle where it is long, as prompts may be."""
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"
 
 
 def _alarm(seconds: float, message: str) -> threading.Event:

@@ -252,6 +252,8 @@ def check_request(
         raise ValueError("a prompt must be text or token ids, not bytes; decode it first")
     try:
         tokens = [operator.index(token) for token in prompt]
+        if any(isinstance(token, bool) for token in prompt):
+            raise TypeError("True and False are none")
     except TypeError as error:
         raise ValueError(f"a prompt must be text or whole token ids ({error})") from error
     if not tokens:

@@ -285,6 +285,7 @@ def test_more_stages_than_devices_are_refused(draft):
         ([], {}, "the prompt is empty"),
         ([0, 400], {}, "prompt token 400 is none of the target's: ids go from 0 to 399"),
         ([-1], {}, "prompt token -1"),
+        ([1, True], {}, "a prompt must be text or whole token ids"),
         ("x", {"max_new_tokens": 127}, r"prompt \(2 tokens\) and max_new_tokens \(127\) exceed .* 128"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         (b"x", {}, "a prompt must be text or token ids, not bytes"),

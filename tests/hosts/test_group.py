@@ -66,6 +66,15 @@ def test_whatever_differs_is_named_and_what_is_alike_is_waited_for(member, store
         second.check_same("settings", {"seed": 5, "stop": ("a",), "top_k": 3})
 
 
+def test_of_much_that_differs_the_first_is_told_and_of_long_values_the_ends(member):
+    first, second = member(0), member(1)
+    first.check_same("settings", {"prompt": "a" * 9999, **{f"line {n}": "x" for n in range(2000)}})
+    with pytest.raises(ValueError, match="line 3 'y' and not 'x', 1996 more as process 0: all need the same") as error:
+        second.check_same("settings", {"prompt": "b" * 9999, **{f"line {n}": "y" for n in range(2000)}})
+    assert len(str(error.value)) < 1000
+    assert "bbb' and not 'aaa" in str(error.value)
+
+
 def test_processes_wait_for_each_other_after_weights_are_read_and_whenever_one_compiles(member, store):
     one = member(1)
     decoder = types.SimpleNamespace(preparing=None)
