@@ -5,6 +5,7 @@ https://docs.python.org/3/library/signal.html#note-on-sigpipe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -57,6 +58,13 @@ def check_place(option: str, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be written: {error.strerror or error}") from error
+
+
+def is_output(path: Path) -> bool:
+    """Whether a file is what standard output goes to."""
+    with contextlib.suppress(OSError):  # there is no such file, or no output of the system's
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    return False
 
 
 def discard_output() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import Failed, fail, parse, paths_as_text, read_prompt, request_options
-from pipedec_jax.command_line.output import discard_output
+from pipedec_jax.command_line.output import discard_output, is_output
 from pipedec_jax.command_line.printing import show
 from pipedec_jax.decoding import batch
 from pipedec_jax.decoding.request_options import check_request_options
@@ -24,8 +24,8 @@ HOSTS = ("coordinator", "num_processes", "process_id", "hosts", "patience", "sta
 """How processes find and watch each other; nothing that an answer depends on."""
 NO_SETTINGS = ("prompt", "prompt_file", "prompts", "out", "json", "memory", *HOSTS)
 """What may change when a file of prompts is gone on with."""
-OF_A_PLACE = ("target", "draft", "models", "calibration", "prompt_file", "prompts", "out", *HOSTS)
-"""What may differ between processes: names of files, whose content is compared."""
+OF_A_PLACE = ("target", "draft", "models", "calibration", "prompt", "prompt_file", "prompts", "out", *HOSTS)
+"""What may differ between processes: names of files, whose content is compared, as is the prompt's text."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, group: Alone) -> int:
         prompt = read_prompt(options)
         if not prompt:
             raise ValueError("the prompt is empty; give some text")
-        decoder = open_with(options, group, prompt)
+        decoder = open_with(options, group, {"prompt": prompt})
         given = request_options(options)
         tokens = decoder.target.chat(prompt) if options.chat else prompt
         decoder.request(tokens, **given)
@@ -131,8 +131,13 @@ def run(options: argparse.Namespace, group: Alone) -> int:
     return 0
 
 
-def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyDecoder:
+def open_with(options: argparse.Namespace, group: Alone, asked: dict[str, str]) -> AnyDecoder:
     """The decoder, after a look at whether all processes would do the same.
+
+    Args:
+        options: of this process.
+        group: of all.
+        asked: what the prompts are, by their names.
 
     Raises:
         ValueError: when they would not, or as `open_decoder` does.
@@ -143,7 +148,7 @@ def open_with(options: argparse.Namespace, group: Alone, prompt: object) -> AnyD
 
     own = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in OF_A_PLACE}
     calibration = file_digest(options.calibration) if options.calibration else None
-    group.check_same("settings", {**versions(), **own, "calibration": calibration, "prompt": prompt})
+    group.check_same("settings", {**versions(), **own, "calibration": calibration, **asked})
     decoder = open_decoder(options)
     models = getattr(decoder, "models", None) or [decoder.target, getattr(decoder, "draft", None)]
     with group.preparing():  # a pickled model is converted here
@@ -159,9 +164,11 @@ def run_batch(options: argparse.Namespace, group: Alone) -> int:
         fail("--prompts FILE and --out FILE need each other")
     if options.memory:
         fail("--memory is for one prompt")
+    if is_output(options.out):
+        fail(f"--out {options.out} is this command's own output, where its last words go: give another file")
     try:
         content = batch.read_lines(options.prompts)
-        decoder = open_with(options, group, [line.digest for line in content])
+        decoder = open_with(options, group, {f"line {line.number} of the prompts": line.digest for line in content})
         given: dict[str, Any] = {
             **paths_as_text(vars(options)),
             "target": decoder.target.name,
@@ -175,6 +182,7 @@ def run_batch(options: argparse.Namespace, group: Alone) -> int:
             settings=settings,
             chat=options.chat,
             group=group,
+            lines=content,
             **request_options(options),
         )
     except (ValueError, OSError) as error:

@@ -1,8 +1,6 @@
 """Many prompts from a file, one answer a line: killed at any moment and started again, it goes on where it was.
 
-An answer is one line, appended and brought to the disk before the next prompt begins, so a kill leaves at most one torn
-line at the end: that is dropped, and its prompt decoded again. What is finished is known by the number of the prompt's
-line and a digest of what stands there. The first line holds the settings: with others, the file is refused.
+What is asked for is read here; the answers' file, which says what is finished, is `decoding.answers`.
 """
 
 from __future__ import annotations
@@ -11,16 +9,16 @@ import codecs
 import contextlib
 import dataclasses
 import difflib
-import hashlib
 import json
-import os
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pipedec_jax.decoding.answers import Answers, Line, open_answers
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.hosts.group import Alone
 from pipedec_jax.small_files import json_kind
@@ -32,28 +30,12 @@ if TYPE_CHECKING:
 
     AnyDecoder = Decoder | HierarchyDecoder
 
-VERSION = 1
-"""Of the form of the answers' file."""
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 """What a prompt's line may set for itself."""
 KEYS = ("prompt", "messages", "id", *OPTIONS)
 """What a prompt's line may hold."""
 CHUNK = 16
 """Tokens between two looks of the host: an interrupt is noticed so soon."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """A line of the prompts' file."""
-
-    number: int
-    """From 1, as editors count."""
-    content: bytes
-
-    @property
-    def digest(self) -> str:
-        """By which the content is known again."""
-        return hashlib.blake2b(self.content, digest_size=16).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +78,7 @@ def decode_file(
     settings: Mapping[str, Any],
     chat: bool = False,
     group: Alone | None = None,
+    lines: Sequence[Line] | None = None,
     **options: Any,
 ) -> Summary:
     """Decode the prompts of a file that have no line in the answers' file yet, one at a time, in order.
@@ -112,6 +95,7 @@ def decode_file(
         settings: JSON-ready; recorded in the first line.
         chat: put a prompt's text into the target's chat template.
         group: the processes that decode together; the first of them alone reads and writes `out`.
+        lines: what stands in `prompts`, where that has been read: the file may grow while processes compare it.
         **options: as for `Decoder.request`, for prompts that do not set their own.
 
     Raises:
@@ -121,12 +105,16 @@ def decode_file(
     """
     group = group or Alone()
     check_request_options(**{name: options[name] for name in OPTIONS if name in options})
-    lines = read_lines(Path(prompts))
+    lines = read_lines(Path(prompts)) if lines is None else lines
     if Path(out).exists() and Path(out).samefile(prompts):
         raise ValueError(f"the answers must go to another file than the prompts: {out}")
     begun, answered, bad, tokens, compiling = time.perf_counter(), 0, 0, 0, 0.0
     with contextlib.ExitStack() as held:
-        answers = held.enter_context(open_answers(Path(out), settings, lines)) if group.leads else Answers(None, {})
+        answers = (
+            held.enter_context(open_answers(Path(out), settings, lines))
+            if group.leads
+            else Answers(None, Path(out), {})
+        )
         answers.finished.update(group.share("finished", sorted(answers.finished.items())))
         found, found_bad = len(answers.finished), sum(answers.finished.values())
         with tqdm(total=len(lines), initial=found, unit="prompt", disable=None if group.leads else True) as bar:
@@ -150,9 +138,10 @@ def decode_line(
     """The answer to one line, or its `error`."""
     mark: dict[str, Any] = {}
     try:
-        asked = read_prompt(line)
+        asked = read_object(line)
         if "id" in asked:
             mark["id"] = asked["id"]
+        check_asked(asked)
         if "messages" in asked:
             prompt: Prompt = decoder.target.chat(asked["messages"])
         elif chat and isinstance(asked["prompt"], str):
@@ -180,14 +169,14 @@ def read_lines(path: Path) -> list[Line]:
     return [Line(number, line.strip()) for number, line in enumerate(content, start=1) if line.strip()]
 
 
-def read_prompt(line: Line) -> dict[str, Any]:
-    """What a line asks for: `prompt` or `messages`, and perhaps `id` and `OPTIONS`.
+def read_object(line: Line) -> dict[str, Any]:
+    """A line's object; text alone is that of a `prompt`.
 
     Raises:
-        ValueError: when it is not that.
+        ValueError: when it is neither.
     """
     try:
-        asked = json.loads(line.content.decode(), parse_constant=_refuse_constant)
+        asked = json.loads(line.content.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("the line is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -198,6 +187,11 @@ def read_prompt(line: Line) -> dict[str, Any]:
         asked = {"prompt": asked}
     if not isinstance(asked, dict):
         raise ValueError(f"a line must be a JSON string or object, not {json_kind(asked)}")
+    return asked
+
+
+def check_asked(asked: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a line's object has not `prompt` or `messages`, and perhaps `id` and `OPTIONS`."""
     for name in asked:
         if name not in KEYS:
             near = difflib.get_close_matches(name, KEYS, 1)
@@ -210,11 +204,17 @@ def read_prompt(line: Line) -> dict[str, Any]:
         raise ValueError(f"prompt must be text or a list of token ids, not {json_kind(asked['prompt'])}")
     if "messages" in asked:
         _check_messages(asked["messages"])
-    return asked
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # no JSON where an answer repeats it
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _check_messages(messages: Any) -> None:
@@ -223,127 +223,3 @@ def _check_messages(messages: Any) -> None:
 
     if not isinstance(messages, list) or not all(is_message(one) for one in messages):
         raise ValueError("messages must be a list of objects with role and content, both text")
-
-
-class Answers:
-    """The answers' file while it is held. `open_answers` makes one.
-
-    Args:
-        file: its descriptor, at the end of the last whole line; `None` where another process writes.
-        finished: by the numbers of the prompts' lines that have an answer, whether that is an error.
-    """
-
-    def __init__(self, file: int | None, finished: dict[int, bool]) -> None:
-        self._file = file
-        self.finished = finished
-
-    def append(self, line: Line, answer: Mapping[str, Any]) -> None:
-        """Write an answer; when this returns, the disk has it."""
-        if self._file is not None:
-            _write(self._file, {"line": line.number, "digest": line.digest, **answer})
-        self.finished[line.number] = "error" in answer
-
-
-@contextlib.contextmanager
-def open_answers(path: Path, settings: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[Answers]:
-    """Open an answers' file for appending, after a look at what it holds; a torn last line is cut off.
-
-    Raises:
-        ValueError: when it holds something else, other settings, or answers to other prompts.
-        BlockingIOError: when another process writes to it.
-    """
-    # As it will be read again: tuples become lists.
-    header = {"pipedec_jax_answers": VERSION, "settings": json.loads(json.dumps(settings))}
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-    try:
-        _lock(file, path)
-        content = b""
-        while piece := os.read(file, 1 << 20):
-            content += piece
-        whole = content[: content.rfind(b"\n") + 1]
-        if not whole and not _encode(header).startswith(content):
-            raise ValueError(f"{path} is no file of answers: give another --out")
-        finished = _check_answers(path, whole.splitlines(), header, lines) if whole else {}
-        if len(whole) < len(content):
-            os.ftruncate(file, len(whole))
-        if not whole:
-            _write(file, header)
-            _sync_directory(path.parent)
-        yield Answers(file, finished)
-    finally:
-        os.close(file)
-
-
-def _check_answers(
-    path: Path, held: Sequence[bytes], header: Mapping[str, Any], lines: Sequence[Line]
-) -> dict[int, bool]:
-    """The numbers of the prompts that have an answer, and whether that is an error."""
-    try:
-        first = json.loads(held[0])
-    except (ValueError, RecursionError):
-        first = None
-    if not isinstance(first, dict) or "pipedec_jax_answers" not in first:
-        raise ValueError(f"{path} is no file of answers: give another --out")
-    if first["pipedec_jax_answers"] != VERSION or not isinstance(first.get("settings"), dict):
-        raise ValueError(f"{path} is no file of answers of this version: give another --out")
-    records = []
-    for number, line in enumerate(held[1:], start=2):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record["line"], int):
-                raise ValueError("no answer")
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"line {number} of {path} is damaged ({error}): remove that line, or give another --out"
-            ) from error
-        records.append(record)
-    old, new = first["settings"], header["settings"]
-    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if differing:
-        what = ", ".join(
-            f"{name} {json.dumps(old.get(name))} and not {json.dumps(new.get(name))}" for name in differing
-        )
-        raise ValueError(f"{path} was begun with {what}: give the same settings, or another --out")
-    prompts = {line.number: line.digest for line in lines}
-    finished: dict[int, bool] = {}
-    for record in records:
-        number = record["line"]
-        if number in finished:
-            raise ValueError(f"{path} has two answers to line {number}: remove one")
-        if prompts.get(number) != record.get("digest"):
-            raise ValueError(f"line {number} of the prompts has changed since {path} was begun: give another --out")
-        finished[number] = "error" in record
-    return finished
-
-
-def _encode(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
-
-
-def _write(file: int, record: Mapping[str, Any]) -> None:
-    rest = _encode(record)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-    os.fsync(file)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Bring the name of a new file to the disk, where the system lets one."""
-    with contextlib.suppress(OSError):
-        place = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
-
-
-def _lock(file: int, path: Path) -> None:
-    """Hold the file until it is closed; the system lets go of it when the process ends, however it does."""
-    try:
-        import fcntl
-    except ImportError:  # Not on Windows: there, two processes must not write to one file.
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(f"another process is writing to {path}; wait until it is done") from None

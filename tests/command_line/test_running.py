@@ -248,6 +248,17 @@ def test_a_file_of_bad_prompts_alone_ends_with_status_1(script, models, no_engin
         assert capsys.readouterr().out.startswith(f"2 prompts: {found} finished before, 0 answered, {bad} bad; ")
 
 
+def test_answers_do_not_go_where_the_last_words_go(script, capfd, monkeypatch, tmp_path):
+    """They would stand in the place of the answers' first line."""
+    (tmp_path / "prompts").write_text('"a"\n', encoding="utf-8")
+    with (tmp_path / "out").open("w+", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as ended:
+            script.main(["--prompts", str(tmp_path / "prompts"), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "out is this command's own output, where its last words go: give another file" in capfd.readouterr().err
+
+
 def test_modeled_time_follows_a_calibration(script, models, capsys, tmp_path):
     times = {"layer": {"1": 1.0, "64": 3.0}, "head": 1.0, "draft": 0.5}
     (tmp_path / "times.json").write_text(json.dumps(times), encoding="utf-8")

@@ -1,0 +1,19 @@
+"""The files of a job over many prompts."""
+
+import json
+
+import pytest
+
+from tests.decoding.jobs import PROMPTS
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "answers.jsonl"
