@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import check_place, run_command
 from pipedec_jax.whole_files import write_whole
 
 MIB = 2**20
@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     from plan import geometry
 
     try:
+        if options.out:
+            check_place("--out", options.out)
         target = geometry(options.target, "target")
         draft = geometry(options.draft, "draft") if options.draft else None
         middle = [geometry(name, "middle") for name in options.middle]
@@ -71,7 +73,13 @@ def main(arguments: list[str] | None = None) -> None:
         devices = described.described_devices(options.platform, options.topology)
         if options.stages is None:
             ranks = len(devices) // max(1, options.tensor_parallel)
-            options.stages = min(target.layers, ranks - (len(middle) + 1 if draft else 0))
+            smaller = len(middle) + 1 if draft else 0
+            if ranks <= smaller:
+                raise ValueError(
+                    f"{options.topology} has {len(devices)} devices, too few for a stage over "
+                    f"{options.tensor_parallel} and {smaller} smaller model(s): give a larger --topology"
+                )
+            options.stages = min(target.layers, ranks - smaller)
         sizes = described.Sizes(**{name: getattr(options, name) for name in names})
         kind = devices[0].device_kind
         memory = described.MEMORY.get(kind)

@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pipedec_jax.analysis.compiled import ShapeSource, report, shape_head
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.decoding.devices import decoding_dtype
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.settings import HierarchySettings
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
+from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings, check_count
 from pipedec_jax.pipeline.stage import TargetParams
 
 MEMORY = {"TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v4": 32, "TPU v6 lite": 32, "TPU7x": 192}
@@ -114,11 +114,12 @@ def compile_hierarchy(
     if sizes.tensor_parallel > 1:
         raise ValueError(f"{method} does not split a stage: leave out --tensor-parallel")
     configs = [*smaller, target]
+    _check_context(sizes, target)
     settings = HierarchySettings(
         method=method,
         stages=(*[1] * len(smaller), sizes.stages),
         passes=(sizes.passes,) * len(smaller),
-        dtype=jnp.dtype(sizes.dtype),
+        dtype=decoding_dtype(sizes.dtype, sizes.dtype, devices[0]),
     )
     vocabulary = min(config.vocab_size for config in configs)
     engine = HierarchyEngine([ShapeSource(c) for c in configs], settings, vocab_size=vocabulary, devices=devices)
@@ -137,7 +138,9 @@ def described_engine(
 ) -> Engine:
     """The engine of a method whose models have shapes and no weights."""
     exits, chain = method in EXIT_ONLY, method in ("pp", *EXIT_ONLY)
-    layer = (sizes.exit_layer or max(1, target.layers // 8)) if exits else None
+    layer = sizes.exit_layer if exits else None
+    if exits and layer is None:
+        layer = max(1, target.layers // 8)
     settings = EngineSettings(
         method=method,
         stages=sizes.stages,
@@ -147,12 +150,13 @@ def described_engine(
         draft_steps=sizes.draft_steps if method == "best-first" else 1,
         depth=sizes.depth,
         exit_layer=layer,
-        dtype=jnp.dtype(sizes.dtype),
+        dtype=decoding_dtype(sizes.dtype, sizes.dtype, devices[0]),
     )
     drafter = "model" if chain else sizes.drafter
     models = not chain and drafter != "ngram"
     if models and draft is None:
         raise ValueError(f"{method} with --drafter {drafter} needs --draft CONFIG")
+    _check_context(sizes, target)
     return Engine(
         ShapeSource(target),
         ShapeSource(draft) if models and draft else None,
@@ -175,6 +179,12 @@ def weight_floor(engine: Engine) -> int:
         head = drafter.embedding if drafter.head is None else drafter.head
         drafting = engine.settings.steps * _bytes((drafter.layers, head))
     return max(stage, drafting) + _bytes(target.output)
+
+
+def _check_context(sizes: Sizes, target: LlamaConfig) -> None:
+    check_count("context", sizes.context)
+    if sizes.context > target.context:
+        raise ValueError(f"context ({sizes.context}) exceeds the target's {target.context} tokens: lower --context")
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

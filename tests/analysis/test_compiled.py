@@ -52,6 +52,17 @@ def test_what_a_method_needs_to_be_compiled_is_said():
         compile_method("pipedec", Sizes(stages=2), TINY, None, jax.devices())
     with pytest.raises(ValueError, match="speculative does not split a stage"):
         compile_hierarchy("speculative", Sizes(stages=2, tensor_parallel=2), TINY, [TINY], jax.devices())
+    for sizes, message in (
+        (Sizes(stages=2), r"context \(4096\) exceeds the target's 64 tokens: lower --context"),
+        (Sizes(stages=2, context=0), "context must be a whole number of at least 1, not 0"),
+        (Sizes(stages=2, context=30, dtype="bf16"), "dtype must be one of float32, bfloat16, .* not 'bf16'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compile_method("pp", sizes, TINY, None, jax.devices())
+        with pytest.raises(ValueError, match=message):
+            compile_hierarchy("pipespec", sizes, TINY, [TINY], jax.devices())
+    with pytest.raises(ValueError, match="exit_layer must be a whole number of at least 1, not 0"):
+        compile_method("ppsd", Sizes(stages=2, exit_layer=0), TINY, None, jax.devices())
     with pytest.raises(ValueError, match="cannot be compiled for"):
         described_devices("nothing", "v5e:4x4")
 
