@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -181,16 +182,17 @@ def join(
     _keep_standard_output()
     late = _alarm(start_patience, f"process {'?' if index is None else index}: not all processes have come")
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            index,
-            cluster_detection_method=None if hosts in (None, "auto") else hosts,
-            # JAX's own limits end a process without a word of ours: they stand behind those of `Watch` and `_alarm`.
-            initialization_timeout=int(start_patience + 60),
-            heartbeat_timeout_seconds=int(patience + 25),
-            shutdown_timeout_seconds=int(patience),
-        )
+        with _interrupts_at_once():
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                index,
+                cluster_detection_method=None if hosts in (None, "auto") else hosts,
+                # JAX's own limits end a process without a word of ours: they stand behind `Watch`'s and `_alarm`'s.
+                initialization_timeout=int(start_patience + 60),
+                heartbeat_timeout_seconds=int(patience + 25),
+                shutdown_timeout_seconds=int(patience),
+            )
     except (ValueError, TypeError, RuntimeError) as error:
         if coordinator is not None:
             raise ValueError(f"the processes did not come together at {coordinator}: {error}") from error
@@ -219,6 +221,20 @@ def _alarm(seconds: float, message: str) -> threading.Event:
 
     threading.Thread(target=wait, daemon=True).start()
     return done
+
+
+@contextlib.contextmanager
+def _interrupts_at_once() -> Iterator[None]:
+    """Ctrl-C ends this process: while JAX waits for the others, Python would see it only when they have come."""
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _keep_standard_output() -> None:

@@ -1,5 +1,6 @@
 """What processes of a group share and compare, when they wait for each other, and how they come together."""
 
+import signal
 import threading
 import types
 
@@ -99,6 +100,7 @@ def test_the_alarm_for_those_that_do_not_come_ends_with_the_joining(monkeypatch,
 
     def initialize(*arguments, **limits):
         assert not alarm.is_set()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "Ctrl-C is not left to Python, which is not asked"
         said.update(limits, arguments=arguments)
         if error is not None:
             raise error
@@ -113,6 +115,7 @@ def test_the_alarm_for_those_that_do_not_come_ends_with_the_joining(monkeypatch,
         with pytest.raises(ValueError, match="the processes did not come together at there:1: refused"):
             join("there:1", 1, 0)
     assert alarm.is_set()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert said["arguments"] == ("there:1", 1, 0)
     # Ours end a process first, with a word.
     assert said["initialization_timeout"] > group.START_PATIENCE

@@ -1,0 +1,29 @@
+"""Ctrl-C that is not lost while JAX works.
+
+JAX has Python call it in every collection of garbage. While a program is compiled that is often the first Python code
+after a signal, so the interrupt is raised in there, where Python drops every exception.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+
+AGAIN_S = 0.05
+"""Seconds after which an interrupt that was dropped comes again."""
+
+
+def take_interrupts() -> None:
+    """Raise `KeyboardInterrupt` at Ctrl-C, as Python does, until it is raised where it is not dropped."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    told = sys.unraisablehook
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(AGAIN_S, _thread.interrupt_main).start()
+        else:
+            told(dropped)
+
+    sys.unraisablehook = again

@@ -1,0 +1,59 @@
+"""Ctrl-C is raised wherever it comes."""
+
+import gc
+import itertools
+import signal
+import sys
+import weakref
+
+import pytest
+
+from pipedec_jax.command_line.interrupts import take_interrupts
+
+
+class Thing:
+    """That something can be called at the end of."""
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    """What is told of exceptions that Python drops."""
+    found = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: found.append(dropped.exc_type))
+    before = signal.getsignal(signal.SIGINT)
+    take_interrupts()
+    yield found
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_python_drops_comes_again(told):
+    def interrupted(*_):
+        if not calls:
+            calls.append(None)
+            signal.raise_signal(signal.SIGINT)
+
+    def work():
+        gc.collect()
+        for _ in itertools.repeat(None, 10**10):
+            pass
+
+    calls = []
+    gc.callbacks.append(interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        gc.callbacks.remove(interrupted)
+    assert calls
+    assert told == []
+
+
+def test_any_other_exception_that_python_drops_is_told(told):
+    def fail(_):
+        raise ValueError
+
+    thing = Thing()
+    reference = weakref.ref(thing, fail)
+    del thing
+    assert reference() is None
+    assert told == [ValueError]
