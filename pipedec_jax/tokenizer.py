@@ -132,6 +132,10 @@ class Tokenizer:
         assert isinstance(text, str)
         return text
 
+    def label(self, token: int) -> str:
+        """A token to look at: its text, or `<id>` where that has none, as what a drafter guesses need not."""
+        return (self.decode([token]) if token >= 0 else "") or f"<{token}>"
+
     def chat_text(self, messages: str | Sequence[Message]) -> str:
         """A chat (or one user message) under the checkpoint's chat template, up to where the assistant speaks.
 

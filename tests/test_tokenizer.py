@@ -50,6 +50,13 @@ def test_size_is_the_highest_id_and_one_where_ids_are_left_out(byte_level_dir, t
     assert (tokenizer.size, len(tokenizer.vocabulary)) == (451, 401)
 
 
+def test_a_label_is_the_text_or_the_number_of_what_has_none(directory):
+    tokenizer = Tokenizer.load(directory)
+    assert tokenizer.label(tokenizer.vocabulary["d"]) == "d"
+    begin = next(iter(tokenizer.special_ids))
+    assert [tokenizer.label(token) for token in (begin, -1, 10**6)] == [f"<{begin}>", "<-1>", "<1000000>"]
+
+
 def test_sentencepiece_model_is_converted(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "corpus.txt").write_text("\n".join(CORPUS * 20))

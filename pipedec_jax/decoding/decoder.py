@@ -382,7 +382,7 @@ class Decoder:
             RuntimeError: before the first answer.
             ValueError: where the decoder was not made with `record=True`.
         """
-        return self.engine.recording(lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
+        return self.engine.recording(self.target.tokenizer.label)
 
     def modeled_speedup_vs_pp(self, cost_per_token: float) -> float:
         """How many times faster than PP on as many stages an answer is, in modeled time; 1 for PP itself.

@@ -284,7 +284,7 @@ class HierarchyDecoder:
             raise ValueError("plain decoding was the fastest (models auto), and of it no passes are recorded")
         names = short_names(model.name for model in self.models)
         said = [names[model.name] for model in self.models]
-        return self.engine.recording(said, lambda token: self.target.tokenizer.decode([token]) or f"<{token}>")
+        return self.engine.recording(said, self.target.tokenizer.label)
 
     def report(self) -> list[str]:
         """What was measured and predicted where something was chosen, as lines; none where all was given."""
