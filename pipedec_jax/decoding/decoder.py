@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Decoder:
     """Decodes prompts with one method.
 
     Arguments are checked at once; weights are read, and programs compiled, when they are first needed, and then kept.
-    One request runs at a time: a new one ends the stream before it, and a decoder belongs to one thread.
+    One request runs at a time: a new one, of whatever thread, ends the stream before it.
 
     Args:
         target: the model whose tokens are given.
@@ -206,6 +207,7 @@ class Decoder:
             costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, make_schedule(settings).width)
         self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
         self._stream: Stream | None = None
+        self._turn = threading.Lock()
 
     @property
     def stages(self) -> int:
@@ -395,9 +397,17 @@ class Decoder:
         return cost.pp_token_cost(self._costs, self.target.config.layers, self.stages) / cost_per_token
 
     def _begin(self, request: Request, chunk: int) -> Stream:
-        if self._stream is not None:
-            self._stream.supersede()
-        self._stream = Stream(
-            self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk, self.lag
-        )
-        return self._stream
+        with self._turn:
+            if self._stream is not None:
+                self._stream.supersede()
+            self._stream = Stream(
+                self.engine,
+                self.target.tokenizer,
+                request,
+                self.method,
+                self.modeled_speedup_vs_pp,
+                chunk,
+                self.lag,
+                turn=self._turn,
+            )
+            return self._stream

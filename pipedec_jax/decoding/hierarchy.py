@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
@@ -135,6 +136,7 @@ class HierarchyDecoder:
         names = short_names(model.name for model in models)
         self._names = [names[model.name] for model in models]
         self._stream: Stream | None = None
+        self._turn = threading.Lock()
         if passes is None:
             self._choose(select, free_stages, width, (form,) if form else get_args(Form))
         if not self.plain:
@@ -341,12 +343,19 @@ class HierarchyDecoder:
         return dataclasses.replace(found, shared=shared)
 
     def _begin(self, request: Request, chunk: int) -> Stream:
-        if self._stream is not None:
-            self._stream.supersede()
-        self._stream = Stream(
-            self.engine, self.target.tokenizer, request, self.method, self.modeled_speedup_vs_pp, chunk
-        )
-        return self._stream
+        with self._turn:
+            if self._stream is not None:
+                self._stream.supersede()
+            self._stream = Stream(
+                self.engine,
+                self.target.tokenizer,
+                request,
+                self.method,
+                self.modeled_speedup_vs_pp,
+                chunk,
+                turn=self._turn,
+            )
+            return self._stream
 
 
 def stage_counts(most: int) -> list[int]:

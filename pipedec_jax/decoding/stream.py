@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -63,6 +64,7 @@ class Stream(Iterator[str]):
         speedup: gives the modeled speedup over PP for a tick cost per token.
         chunk: tokens to commit before the host looks again; changes when text is seen, never the answer.
         lag: ticks from a token's sending to that of its guesses at the earliest.
+        turn: held while the engine works; shared by all streams of one engine.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Stream(Iterator[str]):
         speedup: Callable[[float], float],
         chunk: int,
         lag: int = 1,
+        turn: threading.Lock | None = None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -82,6 +85,7 @@ class Stream(Iterator[str]):
         self._speedup = speedup
         self._chunk = chunk
         self._lag = lag
+        self._turn = turn or threading.Lock()
         self._read: tuple[TextStream | None, int, int] = (None, 0, 0)
         """The text so far, how many tokens it has read, and how many characters were given to the caller; no text while
         it reads, nor after an interrupt in that, so that it is made anew and never reads a token twice."""
@@ -138,9 +142,10 @@ class Stream(Iterator[str]):
             RuntimeError: when the decoder has started another answer in the meantime.
         """
         while self._result is None:
-            if self._superseded:
-                raise RuntimeError("this stream was cut off: its decoder has started another answer")
-            piece = self._advance()
+            with self._turn:
+                if self._superseded:
+                    raise RuntimeError("this stream was cut off: its decoder has started another answer")
+                piece = self._advance()
             if piece:
                 return piece
         raise StopIteration

@@ -1,5 +1,6 @@
 """The decoder over the real engine and tiny random models, and every check it makes before decoding."""
 
+import concurrent.futures
 import dataclasses
 
 import jax
@@ -103,6 +104,22 @@ def test_an_abandoned_stream_does_not_disturb_the_next_answer(pipedec):
     assert pipedec.generate(PROMPTS[1], max_new_tokens=20).tokens == whole.tokens
     with pytest.raises(RuntimeError, match="another answer"):
         next(abandoned)
+
+
+def test_two_threads_get_right_answers_or_none(pipedec):
+    expected = {prompt: pipedec.generate(prompt, max_new_tokens=12).tokens for prompt in PROMPTS[:2]}
+    found = []
+
+    def ask(prompt):
+        for _ in range(20):
+            try:
+                found.append(pipedec.generate(prompt, max_new_tokens=12).tokens == expected[prompt])
+            except RuntimeError as error:
+                found.append("its decoder has started another answer" in str(error))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(ask, expected))
+    assert found == [True] * 40
 
 
 def test_a_mesh_of_the_callers_own_makes_no_difference(pp, target):
