@@ -143,13 +143,17 @@ def check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]
     """The first `count` of the devices that are given.
 
     Raises:
-        ValueError: when they are fewer, or no devices.
+        ValueError: when they are fewer, no devices, or one of them is there twice.
     """
     if not all(isinstance(device, jax.Device) for device in devices):
         raise ValueError(f"devices must be a list of JAX devices, not {devices!r}")
     if len(devices) < count:
         raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")
-    return list(devices[:count])
+    taken = list(devices[:count])
+    twice = [device for place, device in enumerate(taken) if device in taken[:place]]
+    if twice:
+        raise ValueError(f"devices must be different ones, but {twice[0]} is given twice among the {count} needed")
+    return taken
 
 
 def decoding_dtype(dtype: Any, stored: str, device: jax.Device) -> np.dtype[Any]:

@@ -219,6 +219,7 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
         ({"dtype": "nonsense"}, r"dtype must be one of"),
         ({"dtype": "float64"}, r"needs JAX's 64-bit mode"),
         ({"devices": []}, r"5 devices are needed .* but 0 are given"),
+        ({"devices": jax.devices()[:1] * 5}, r"devices must be different ones, but .* is given twice among the 5"),
         ({"draft": None}, r"method 'best-first' needs a draft model"),
         ({"draft": "a/path"}, r"draft must be a model, such as pipedec_jax.load\('a/path'\) gives"),
         ({"drafter": 3}, r"drafter must be one of model, ngram, both, or an object of a Drafter, not 3"),
