@@ -148,6 +148,7 @@ def open_with(options: argparse.Namespace, group: Alone, asked: dict[str, str]) 
 
     own = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in OF_A_PLACE}
     calibration = file_digest(options.calibration) if options.calibration else None
+    own["--num-processes"] = group.count
     group.check_same("settings", {**versions(), **own, "calibration": calibration, **asked})
     decoder = open_decoder(options)
     models = getattr(decoder, "models", None) or [decoder.target, getattr(decoder, "draft", None)]

@@ -20,6 +20,8 @@ PATIENCE = 30.0
 """Seconds of silence, or of a step on the devices, after which a process takes another for gone."""
 START_PATIENCE = 600.0
 """Seconds that the processes wait for each other at start, and to read weights and compile."""
+LONGEST = 1_000_000
+"""Most seconds of either: JAX counts them, and milliseconds, in 32 bits."""
 TOLD = 5
 """Most facts that are told of those that differ: of two files of prompts all may."""
 
@@ -163,8 +165,8 @@ def join(
     given = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": index}
     missing = [name for name, value in given.items() if value is None]
     for name, value in (("--patience", patience), ("--start-patience", start_patience)):
-        if not 1 <= value < float("inf"):
-            raise ValueError(f"{name} must be a number of seconds of at least 1, not {value}")
+        if not 1 <= value <= LONGEST:
+            raise ValueError(f"{name} must be 1 to {LONGEST:,} seconds, not {value}")
     if hosts is None and len(missing) == len(given):
         return Alone()
     if hosts is not None and len(missing) < len(given):
@@ -175,8 +177,10 @@ def join(
         raise ValueError(f"--num-processes must be at least 1, not {processes}")
     if processes is not None and not 0 <= (index or 0) < processes:
         raise ValueError(f"--process-id must be 0 to {processes - 1} for --num-processes {processes}, not {index}")
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
-        raise ValueError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+    if coordinator is not None:
+        port = coordinator.rpartition(":")[2]
+        if not (port.isdecimal() and 1 <= int(port) < 2**16):
+            raise ValueError(f"--coordinator must be HOST:PORT, with a port from 1 to 65535, not {coordinator!r}")
     # JAX would keep SIGTERM to itself, as news that this machine is taken away; here it ends the process.
     jax.config.update("jax_enable_preemption_service", False)
     _keep_standard_output()

@@ -75,9 +75,9 @@ BAD = {
     ),
     "a coordinator without a port": (
         ["--coordinator", "localhost", "--num-processes", "2", "--process-id", "0"],
-        "--coordinator must be HOST:PORT, not 'localhost'",
+        "--coordinator must be HOST:PORT, with a port from 1 to 65535, not 'localhost'",
     ),
-    "no patience": (["--patience", "0"], "--patience must be a number of seconds of at least 1, not 0.0"),
+    "no patience": (["--patience", "0"], "--patience must be 1 to 1,000,000 seconds, not 0.0"),
     "no checkpoint": (["--target", "/nowhere"], "/nowhere does not exist"),
     "no draft checkpoint": (["--draft", "/nowhere"], "/nowhere does not exist"),
 }

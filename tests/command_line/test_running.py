@@ -8,8 +8,11 @@ import pytest
 
 import pipedec_jax
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
+from pipedec_jax.command_line import running
+from pipedec_jax.command_line.options import parse
 from pipedec_jax.command_line.printing import counted
 from pipedec_jax.decoding.result import FIGURES
+from pipedec_jax.hosts.group import Alone
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import engine
 from pipedec_jax.soundness import NotFiniteError
@@ -246,6 +249,32 @@ def test_a_file_of_bad_prompts_alone_ends_with_status_1(script, models, no_engin
     for found, bad in ((0, 2), (2, 0)):
         assert script.main(job) == 1
         assert capsys.readouterr().out.startswith(f"2 prompts: {found} finished before, 0 answered, {bad} bad; ")
+
+
+class Comparing(Alone):
+    """One of three processes, that says what it would compare."""
+
+    count = 3
+
+    def __init__(self):
+        self.facts = {}
+
+    def check_same(self, name, facts):
+        self.facts |= facts
+
+
+def test_processes_compare_what_they_decode_and_not_where_it_lies(models, tmp_path):
+    (tmp_path / "prompt").write_text("a", encoding="utf-8")
+    found = []
+    for place in (["--prompt", "a"], ["--prompt-file", str(tmp_path / "prompt"), "--process-id", "1"]):
+        group = Comparing()
+        running.open_with(parse([*models, *SIZES, *place]), group, {"prompt": "a"})
+        found.append(group.facts)
+    assert found[0] == found[1]
+    assert found[0]["prompt"] == "a"
+    assert found[0]["--num-processes"] == 3
+    assert {"--seed", "--stages", "jax", "model 0 weights", "model 1 weights"} < set(found[0])
+    assert not {"--target", "--draft", "--prompt", "--prompt-file", "--process-id"} & set(found[0])
 
 
 def test_answers_do_not_go_where_the_last_words_go(script, capfd, monkeypatch, tmp_path):
