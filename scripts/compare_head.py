@@ -17,6 +17,7 @@ from pathlib import Path
 import pipedec_jax
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.pipeline.settings import check_count
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MODELED = (
@@ -48,6 +49,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Print both tables."""
     options = parse(arguments)
+    try:
+        for name in ("stages", "ticks", "repeats", "shrink"):
+            check_count(f"--{name}", getattr(options, name))
+    except ValueError as error:
+        fail(error)
     if not options.shared_cores:  # as devices have no others' processors
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()

@@ -18,8 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.loading import demo_directory
+from pipedec_jax.pipeline.settings import check_count
 
 SCRIPT = Path(__file__).parent / "generate.py"
 BAD = 7
@@ -27,13 +29,18 @@ BAD = 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--kills", type=int, default=100, help="at least")
     parser.add_argument("--prompts", type=int, default=40, help="of a job")
     parser.add_argument("--new-tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--first", type=int, default=0, help="seed of the first job")
     options = parser.parse_args()
+    try:
+        for name in ("kills", "prompts", "new-tokens"):
+            check_count(f"--{name}", getattr(options, name.replace("-", "_")))
+    except ValueError as error:
+        fail(error)
 
     directory: Path = options.directory / "kill_batches"
     shutil.rmtree(directory, ignore_errors=True)

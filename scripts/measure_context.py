@@ -17,17 +17,35 @@ import jax
 import numpy as np
 
 import pipedec_jax
+from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
+from pipedec_jax.pipeline.settings import check_count
 
 
 def main() -> None:
-    """Parse arguments, measure, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Parse arguments and measure."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--capacity", type=int, nargs="+", default=[2048, 8192, 32768], help="slots of the cache")
     parser.add_argument("--context", type=int, default=1000, help="tokens of the prompt (default 1000)")
     parser.add_argument("--tokens", type=int, default=24, help="tokens decoded in a measurement (default 24)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    try:
+        measure(args)
+    except ValueError as error:
+        fail(error)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure, and print the table.
+
+    Raises:
+        ValueError: when the options cannot be measured.
+    """
+    for name in ("context", "tokens", "repeats"):
+        check_count(f"--{name}", getattr(args, name))
+    for capacity in args.capacity:
+        check_count("--capacity", capacity)
 
     from pipedec_jax.model.parameters import MemorySource, initialize
     from pipedec_jax.pipeline.engine import Engine
