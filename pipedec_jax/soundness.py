@@ -43,6 +43,8 @@ class NotFiniteError(FloatingPointError):
             what = "the target's logits are"
         else:
             span = "" if layers is None else f" (layers {layers[0]} to {layers[1]})"
+            if layers and layers[0] == layers[1]:
+                span = f" (layer {layers[0]})"
             what = f"the output of the target's stage {stage} of {stages}{span} is"
         when = f"tick {tick}" if tick else "prefill"
         super().__init__(

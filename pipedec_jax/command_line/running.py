@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipedec_jax.command_line.opening import open_decoder
@@ -77,6 +78,8 @@ def lost(group: Alone, error: Exception) -> NoReturn:
     """End after an error that another process may be the cause of; on its own, a process raises it."""
     if not isinstance(group, Group):
         raise error
+    if not isinstance(error, ValueError | RuntimeError):  # no collective fails so: it is this program's own fault
+        traceback.print_exception(error)
     reason = group.explain(error)
     print(f"error: process {group.index} of {group.count}: {reason}", file=sys.stderr)
     group.stop(reason, STATUS)

@@ -7,6 +7,7 @@ import types
 import jax
 import pytest
 
+from pipedec_jax.command_line.running import lost
 from pipedec_jax.hosts import group, watch
 from pipedec_jax.hosts.group import Group, join
 
@@ -92,6 +93,21 @@ def test_none_leaves_before_all_have_done_their_part(member, store, monkeypatch)
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: store.barriers.append("shut down"))
     one.leave()
     assert store.barriers == ["pipedec_jax/meet/1", "shut down"]
+
+
+@pytest.mark.parametrize(
+    ("error", "own"), [(KeyError("a fault of ours"), True), (RuntimeError("reset by peer"), False)]
+)
+def test_a_fault_of_this_program_is_told_with_its_place(member, monkeypatch, capsys, error, own):
+    one = member(1)
+    monkeypatch.setattr(one, "explain", str)
+    monkeypatch.setattr(one, "stop", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        lost(one, error)
+    assert ended.value.code == watch.STATUS
+    shown = capsys.readouterr().err
+    assert f"error: process 1 of 2: {error}\n" in shown
+    assert (type(error).__name__ in shown) == own
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("refused")])

@@ -160,3 +160,8 @@ def test_after_an_error_the_engine_goes_on_with_another_prompt(plain: list[int])
 def run_whole(engine: Engine) -> Progress:
     start(engine)
     return engine.run(NEW)
+
+
+def test_a_stage_of_one_layer_is_named_so():
+    progress = Progress([], [], [], [], [], 0, False)
+    assert "stage 3 of 3 (layer 5) is not finite" in str(NotFiniteError(3, 3, (5, 5), 1, progress))
