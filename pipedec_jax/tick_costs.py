@@ -41,6 +41,10 @@ class Curve:
         """float32 costs of so many rows."""
         return jnp.asarray(self.cost, jnp.float32)[jnp.minimum(rows, len(self.cost) - 1)]
 
+    def at(self, rows: int) -> float:
+        """The cost of so many rows."""
+        return self.cost[min(rows, len(self.cost) - 1)]
+
     def sizes(self, width: int) -> tuple[int, ...]:
         """The most rows, up to `width`, that each of the different costs buys: sizes worth a program of their own."""
         last = len(self.cost) - 1
@@ -57,8 +61,9 @@ class TickCosts:
     """A draft step, beside the stages, by the nodes it extends."""
     head: Curve = Curve((0.0,))
     """The slice of the head on a rank, by the rows that leave the last stage."""
-    exit_vocabulary: Curve = Curve((0.0,))
-    """The slice of an exit head's vocabulary on a rank, by the rows that pass the exit."""
+    exit_vocabulary: Curve | None = None
+    """The slice of an exit head's vocabulary on a rank, by the rows that pass the exit; `None` where it is the target's
+    head, which rows that leave and rows that pass the exit then meet together."""
     exchange: float = 0.0
 
     def of(
@@ -72,8 +77,19 @@ class TickCosts:
             leaving: rows that leave the last stage.
             passing: rows that pass the exit; `None` without one.
         """
-        slices = self.head.of(leaving) + (0 if passing is None else self.exit_vocabulary.of(passing))
+        slices = self._slices(Curve.of, leaving, passing)
         return jnp.maximum(self.stage.of(widest), drafting) + slices + jnp.float32(self.exchange)
+
+    def slices(self, leaving: int, passing: int | None = None) -> float:
+        """Cost of a rank's slices of the vocabulary for so many rows; without an exit none pass it (`None`)."""
+        return self._slices(Curve.at, leaving, passing)
+
+    def _slices(self, cost: Callable[[Curve, Any], Any], leaving: Any, passing: Any) -> Any:
+        if passing is None:
+            return cost(self.head, leaving)
+        if self.exit_vocabulary is None:
+            return cost(self.head, leaving + passing)
+        return cost(self.head, leaving) + cost(self.exit_vocabulary, passing)
 
 
 TICKS = TickCosts()

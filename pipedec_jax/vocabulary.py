@@ -39,13 +39,14 @@ def head_part(
 ) -> jax.Array:
     """This rank's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over.
 
-    A logit that is infinite becomes NaN, so that no sum over them hides it (see `choose`). At least `least_rows` rows
-    are computed (`placement.least_rows`).
+    The norm's weights are `[D]`, or `[W, D]` of each row. A logit that is infinite becomes NaN, so that no sum over
+    them hides it (see `choose`). At least `least_rows` rows are computed (`placement.least_rows`).
     """
     W = hidden_WD.shape[0]
     with jax.named_scope("head"):
-        more = jnp.pad(hidden_WD, ((0, max(0, least_rows - W)), (0, 0)))
-        logit = llama.logits(config, final_norm, shard, more)[:W]
+        more = ((0, max(0, least_rows - W)), (0, 0))
+        norm = final_norm if final_norm.ndim == 1 else jnp.pad(final_norm, more)
+        logit = llama.logits(config, norm, shard, jnp.pad(hidden_WD, more))[:W]
     token = lax.axis_index(AXES) * shard.shape[0] + jnp.arange(shard.shape[0], dtype=jnp.int32)
     logit = jnp.where(jnp.isfinite(logit), logit, jnp.asarray(jnp.nan, logit.dtype))
     return jnp.where(token < vocab_size, logit, jnp.asarray(-jnp.inf, logit.dtype))

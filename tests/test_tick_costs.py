@@ -43,6 +43,12 @@ def test_a_tick_costs_its_longest_part_then_both_slices_and_the_exchange() -> No
     assert costs.of(rows[3], jnp.float32(3), rows[1]) == 1014
     assert costs.of(rows[2], jnp.float32(3), rows[0], rows[2]) == 1203
     assert costs.of(rows[1], jnp.float32(0), rows[2], rows[1]) == 1121
+    assert (costs.slices(3), costs.slices(1, 1), costs.slices(0, 5)) == (20, 110, 200)
+    # An exit that shares the target's head: the rows of both are one batch of it.
+    shared = TickCosts(stage=costs.stage, head=Curve((0.0, 10.0, 20.0, 40.0)))
+    assert shared.of(rows[1], jnp.float32(0), rows[1], rows[2]) == 41
+    assert shared.of(rows[1], jnp.float32(0), rows[0], rows[1]) == 11
+    assert (shared.slices(2), shared.slices(1, 1), shared.slices(3, 3)) == (20, 20, 40)
 
 
 @pytest.mark.parametrize("sizes", [(W,), (1, 3, W)])

@@ -105,8 +105,10 @@ def measure_parts(
         own = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), own), NamedSharding(mesh, SAME))
         both = {"target": params, "exit": own}
         for size in rows:
-            for part, run in (("exit_head", _exit(exit_head)), ("exit_vocabulary", _exit_vocabulary(exit_head))):
-                wanted[part, size] = functools.partial(_program, mesh, few, run, both, cache, size)
+            wanted["exit_head", size] = functools.partial(_program, mesh, few, _exit(exit_head), both, cache, size)
+            if not exit_head.shares_vocabulary:
+                run = _exit_vocabulary(exit_head)
+                wanted["exit_vocabulary", size] = functools.partial(_program, mesh, few, run, both, cache, size)
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in wanted}
     with tqdm(total=len(wanted) * (1 + repeats), desc=f"measuring {name}", disable=None) as bar:
         bar.set_postfix_str("compiling")
@@ -265,7 +267,8 @@ def calibrate(
     times: dict[str, Any] = {"layer": _never_falling(parts.layer), "head": _never_falling(parts.head)}
     if exit_head is not None:
         times["exit_head"] = _never_falling(parts.exit_head)
-        times["exit_vocabulary"] = _never_falling(parts.exit_vocabulary)
+        if parts.exit_vocabulary:  # A tied one is the target's head.
+            times["exit_vocabulary"] = _never_falling(parts.exit_vocabulary)
     if draft is not None:
         small = measure_parts(draft, name="the draft's parts", **options)
         whole = {size: draft.layers * small.layer[size] + small.head[size] for size in small.layer}

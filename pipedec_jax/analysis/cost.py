@@ -45,13 +45,15 @@ class Costs:
     """One step of the draft: all its layers and its LM head."""
     exit_head: ByRows = 0.0
     """One step of the exit head, without its product with the vocabulary."""
-    exit_vocabulary: ByRows = 0.0
-    """That product, with the whole vocabulary on one device."""
+    exit_vocabulary: ByRows | None = None
+    """That product, with the whole vocabulary on one device; `None` where it is a part of the target's head's."""
     exchange: float = 0.0
     """What a tick adds to its ranks' work: sending activations, and the bookkeeping of the tree."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
+            if value is None and name == "exit_vocabulary":
+                continue
             costs = value if isinstance(value, Mapping) and name != "exchange" else {1: value}
             if not costs:
                 raise ValueError(f"cost {name} must not be empty")
@@ -81,7 +83,7 @@ def byte_costs(
         head=head_bytes(target, item_bytes),
         draft=draft.layers * layer_bytes(draft, item_bytes) + head_bytes(draft, item_bytes) if draft else 0.0,
         exit_head=float(item_bytes * weights["path"]),
-        exit_vocabulary=float(item_bytes * weights["vocabulary"]),
+        exit_vocabulary=None if head is None or head.shares_vocabulary else float(item_bytes * weights["vocabulary"]),
     )
 
 
@@ -103,7 +105,7 @@ def split_over(costs: Costs, target: LlamaConfig, parts: int) -> Costs:
         costs,
         layer=times(costs.layer, tensor_share(target, parts)),
         head=times(costs.head, 1 / parts),
-        exit_vocabulary=times(costs.exit_vocabulary, 1 / parts),
+        exit_vocabulary=None if costs.exit_vocabulary is None else times(costs.exit_vocabulary, 1 / parts),
     )
 
 
@@ -137,6 +139,8 @@ def calibrated_costs(
         )
     if measured is not None:
         check_measured(measured, target, draft, dtype, head)
+    if head is not None and head.shares_vocabulary:
+        seconds.pop("exit_vocabulary", None)
 
     def by_rows(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):

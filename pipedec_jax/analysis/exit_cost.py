@@ -11,8 +11,9 @@ An exit path of e of N stages (E of L layers) guesses the next token; a is the r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
-from pipedec_jax.analysis.cost import Costs, at_rows, pp_token_cost
+from pipedec_jax.analysis.cost import ByRows, Costs, at_rows, pp_token_cost
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.tick_costs import Curve, TickCosts
 
@@ -51,7 +52,7 @@ class Cycle:
     head: float
     """The exit head's own work in layers, without its product with the vocabulary."""
     vocabulary: float
-    """That product in layers, of which each device has an equal part."""
+    """That product in layers, of which each device has an equal part; 0 where it is a part of the target's head's."""
 
 
 def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
@@ -59,7 +60,7 @@ def cycle(costs: Costs, split: StageSplit, rows: int = 1) -> Cycle:
     layer = at_rows(costs.layer, rows)
     head = at_rows(costs.exit_head, rows) / layer
     work = [count + head * (k + 1 == split.exit) for k, count in enumerate(split.count)]
-    vocabulary = at_rows(costs.exit_vocabulary, rows) / layer
+    vocabulary = at_rows(costs.exit_vocabulary or 0.0, rows) / layer
     return Cycle(stage=work.index(max(work)) + 1, layers=max(work), head=head, vocabulary=vocabulary)
 
 
@@ -70,10 +71,15 @@ def exit_tick_costs(costs: Costs, split: StageSplit, width: int) -> TickCosts:
     head, and the exchange, come after it.
     """
     rows = range(1, width + 1)
+
+    def slices(cost: ByRows, rows: Iterable[int]) -> Curve:
+        return Curve((0.0, *(at_rows(cost, count) / split.stages for count in rows)))
+
+    own = costs.exit_vocabulary
     return TickCosts(
         stage=Curve((0.0, *(cycle(costs, split, count).layers * at_rows(costs.layer, count) for count in rows))),
-        head=Curve((0.0, *(at_rows(costs.head, count) / split.stages for count in rows))),
-        exit_vocabulary=Curve((0.0, *(at_rows(costs.exit_vocabulary, count) / split.stages for count in rows))),
+        head=slices(costs.head, rows if own is not None else range(1, 2 * width + 1)),
+        exit_vocabulary=None if own is None else slices(own, rows),
         exchange=costs.exchange,
     )
 
@@ -84,7 +90,7 @@ def eesd_tick_costs(costs: Costs, split: StageSplit, length: int) -> TickCosts:
     A verdict on a whole chain costs what one on a token does: the weights are read once.
     """
     path = sum(split.count[: split.exit]) * at_rows(costs.layer, 1) + at_rows(costs.exit_head, 1)
-    vocabulary = at_rows(costs.exit_vocabulary, 1) / split.stages
+    vocabulary = at_rows(costs.head if costs.exit_vocabulary is None else costs.exit_vocabulary, 1) / split.stages
     drafting = length * (path + vocabulary + split.exit * costs.exchange)
     verdict = pp_token_cost(costs, sum(split.count), split.stages)
     return TickCosts(Curve(((drafting + verdict) / (length * split.exit + split.stages),)))

@@ -55,7 +55,7 @@ def modeled_exit(target: LlamaConfig, head: ExitHeadConfig, stages: int, item_by
         weight = cycle(costs, split_at_exit(target.layers, stages, head.exit_layer)).head
         split = split_at_exit(target.layers, stages, head.exit_layer, weight)
         parts = exit_tick_costs(costs, split, 1)
-        tick = parts.stage.cost[1] + parts.head.cost[1] + parts.exit_vocabulary.cost[1]
+        tick = parts.stage.at(1) + parts.slices(1, 1)
         found[place] = ModeledExit(split.exit, tick, tick * ppsd_ticks_per_token(LIKELY_RATE, stages, split.exit))
     return found
 

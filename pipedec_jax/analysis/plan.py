@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from pipedec_jax.analysis.cost import at_rows, pp_token_cost
+from pipedec_jax.analysis.cost import pp_token_cost
 from pipedec_jax.analysis.device_memory import engine_bytes
-from pipedec_jax.analysis.exit_cost import cycle, ppsd_ticks_per_token
+from pipedec_jax.analysis.exit_cost import exit_tick_costs, ppsd_ticks_per_token
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, exchange_seconds
 from pipedec_jax.analysis.plan_alternatives import alternative_predictions
@@ -151,9 +151,8 @@ def _ppsd(problem: Problem, stages: int, exit_layer: int, rate: float) -> Predic
     costs = costs_with_cache(problem, cache_slots(settings, problem.context))
     costs = with_exit_head(costs, head, target)
     links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes, guesses=1)
-    longest = cycle(costs, split).layers * at_rows(costs.layer, 1)
-    slices = (at_rows(costs.head, 1) + at_rows(costs.exit_vocabulary, 1)) / stages
-    tick = longest + slices + costs.exchange + links
+    parts = exit_tick_costs(costs, split, 1)
+    tick = parts.stage.at(1) + parts.slices(1, 1) + costs.exchange + links
     ticks = ppsd_ticks_per_token(rate, stages, split.exit)
     held = engine_bytes(settings, target, None, problem.context, head)
     return Prediction(

@@ -232,7 +232,7 @@ def with_exit_head(costs: Costs, head: ExitHeadConfig, target: LlamaConfig) -> C
     return dataclasses.replace(
         costs,
         exit_head=weights["path"] / layer * at_rows(costs.layer, 1),
-        exit_vocabulary=weights["vocabulary"] / layer * at_rows(costs.layer, 1),
+        exit_vocabulary=None if head.shares_vocabulary else weights["vocabulary"] / layer * at_rows(costs.layer, 1),
     )
 
 

@@ -21,7 +21,7 @@ from jax import lax
 from pipedec_jax import tree
 from pipedec_jax.cache import Rows
 from pipedec_jax.exchange import AXIS, sum_over_devices, vary
-from pipedec_jax.pipeline.drafting import draft, exit_view
+from pipedec_jax.pipeline.drafting import draft, head_rows, share_at_exit
 from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import begin
@@ -58,9 +58,8 @@ def work_loop(system: System, weights: Weights, shared: Shared, local: Local, co
         live = (place_W < count_N[jnp.minimum(rank, system.stages - 1)]) & (rank < system.stages)
         cache, x = over_live_rows(system.costs.stage.sizes(W), live, stage, local.cache, (rows, local.x))
         state, drafted = draft(system, weights.drafter, local.drafter, now, x)
-        if system.exit:
-            drafted = system.drafter.share(weights.drafter, drafted, exit_view(system, now))
-        part = run_head(
+        beside = head_rows(system, weights.drafter, now, drafted)
+        part, logit = run_head(
             system.target,
             weights.target,
             system.sampling,
@@ -68,8 +67,10 @@ def work_loop(system: System, weights: Weights, shared: Shared, local: Local, co
             x,
             tree.at(shared.tree.position, pipe[-1], 0) + 1,
             pipe[-1] < shared.tree.capacity,
-            system.costs.head.sizes(W),
+            system.costs.head.sizes(W if beside is None else 2 * W),
+            beside,
         )
+        drafted = share_at_exit(system, weights.drafter, now, drafted, logit) if system.exit else drafted
         # What was found is fed back, so that nothing is dropped, and activations do not grow.
         used = jnp.zeros((), jnp.float32)
         for leaf in jax.tree.leaves((x, part, drafted)):

@@ -115,10 +115,15 @@ def print_exit(decoder: pipedec_jax.Decoder, cycle: Cycle) -> None:
     head = decoder.exit_head.config.name if decoder.exit_head else "of one's own"
     path = "stage 1" if decoder.split.exit == 1 else f"stages 1 to {decoder.split.exit}"
     layers = " + ".join(map(str, decoder.split.count))
+    whose = (
+        f", {cycle.vocabulary:.2f}, is over all ranks"
+        if cycle.vocabulary
+        else " is the target's, read for both at once"
+    )
     print(f"  exit head {head} after {path} of {layers} layers")
     print(
         f"  a tick lasts as long as the longest stage, stage {cycle.stage}: {cycle.layers:.2f} layers' work "
-        f"(the head {cycle.head:.2f}; its vocabulary, {cycle.vocabulary:.2f}, is over all ranks)"
+        f"(the head {cycle.head:.2f}; its vocabulary{whose})"
     )
 
 

@@ -160,5 +160,5 @@ def _forecast(target: Model, settings: EngineSettings, head: ExitHeadConfig, spl
     else:
         ticks = ppsd_ticks_per_token(rate, split.stages, split.exit)
         parts = exit_tick_costs(costs, split, 1)
-        tick = parts.stage.cost[1] + parts.head.cost[1] + parts.exit_vocabulary.cost[1]
+        tick = parts.stage.at(1) + parts.slices(1, 1)
     return ExitForecast(head, split, rate, bool(recorded), ticks, ticks * tick / layer_bytes(target.config, 1))

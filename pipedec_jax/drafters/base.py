@@ -21,7 +21,8 @@ answer, only how soon it comes.
 
 A drafter at the exit may leave a part of its work to all devices, each with a slice of its weights, as the target does
 with its LM head. It then defines `offer`, `share` and `settle` in place of `propose`: what is computed at the exit and
-sent to all, what each device makes of that, and what all of that together proposes.
+sent to all, what each device makes of that, and what all of that together proposes. Where that begins with the target's
+own LM head, `head_rows` says of which rows: the head is then read once for them and for the target's.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class View(struct.PyTreeNode):
     """Rows of a frontier that are worth a program of their own; the last is W."""
     hidden: jax.Array | None = None
     """[W, D]: hidden rows of the frontier after the exit layer; `None` for a drafter that is not at an exit."""
+    logit: jax.Array | None = None
+    """[W, Vr]: this device's slice of the logits that `head_rows` asked for (`vocabulary.head_part`), or `None`."""
     least_rows: int = struct.field(pytree_node=False, default=1)
     """Rows that are computed at least, dead ones added (`placement.least_rows`)."""
 
@@ -118,6 +121,13 @@ class Drafter:
         state, proposals = self.propose(params, state, view)
         check_proposals(self, proposals, view.frontier.shape[0])
         return state, Proposals(proposals.token.astype(jnp.int32), proposals.log_prob.astype(jnp.float32))
+
+    def head_rows(self, params: Any, offer: Any) -> tuple[jax.Array, jax.Array] | None:
+        """At an exit, on every device: rows `[W, D]` of an offer for the target's LM head, and their norm `[D]`.
+
+        The logits are `View.logit` of `share`; `None` for none.
+        """
+        return None
 
     def share(self, params: Any, offer: Any, view: View) -> Any:
         """At an exit, on every device: its part of the work on an offer, a pytree of arrays. `view.hidden` is stale.

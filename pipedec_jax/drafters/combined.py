@@ -57,6 +57,10 @@ class CombinedDrafter(Drafter):
         state, offer = self.model.offer(params, state, view)
         return state, (offer, self.other.propose(None, (), view)[1])
 
+    def head_rows(self, params: Any, offer: tuple[Any, Proposals]) -> tuple[jax.Array, jax.Array] | None:
+        """The model's."""
+        return self.model.head_rows(params, offer[0])
+
     def share(self, params: Any, offer: tuple[Any, Proposals], view: View) -> Any:
         """The model's."""
         return self.model.share(params, offer[0], view)

@@ -6,7 +6,9 @@ computed once, as a guess's source and as the beginning of its verification. A h
 more layer of cache, written as the nodes pass and filled with the prompt at prefill.
 
 The product with the vocabulary, most of a head's weight, is not the exit stage's alone as in the paper: like the
-target's LM head it is sharded over all devices (`vocabulary`), so that no stage is longer than the others for it.
+target's LM head it is sharded over all devices (`vocabulary`), so that no stage is longer than the others for it. Where
+it is the target's LM head (a tied or untrained head), rows that pass the exit and rows that leave the last stage go
+through it in one product, so that it is read once.
 """
 
 from __future__ import annotations
@@ -81,20 +83,24 @@ class ExitDrafter(Drafter):
 
         return over_live_rows(view.sizes, view.live, run, state, (view.frontier, view.hidden))
 
+    def head_rows(self, params: ExitParams, offer: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """All rows, where the vocabulary is the target's."""
+        return (offer, params.final_norm) if self.head.shares_vocabulary else None
+
     def share(self, params: ExitParams, offer: jax.Array, view: View) -> LikelyPart:
         """The most likely tokens of this device's slice of the vocabulary."""
 
         def run(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, LikelyPart]:
-            node_W, x_WR = rows
-            model = self.head.model(self.target)
-            logit_WVr = vocabulary.head_part(
-                model, params.final_norm, params.head, x_WR, self.vocab_size, view.least_rows
-            )
-            return None, likely_part(
-                logit_WVr, view, node_W, self.children, self.vocab_size, self.sharpness, self.noise
-            )
+            node_W, found = rows
+            if view.logit is None:
+                model = self.head.model(self.target)
+                found = vocabulary.head_part(
+                    model, params.final_norm, params.head, found, self.vocab_size, view.least_rows
+                )
+            return None, likely_part(found, view, node_W, self.children, self.vocab_size, self.sharpness, self.noise)
 
-        return over_live_rows(view.sizes, view.live, run, None, (view.frontier, offer))[1]
+        given = offer if view.logit is None else view.logit
+        return over_live_rows(view.sizes, view.live, run, None, (view.frontier, given))[1]
 
     def settle(self, offer: jax.Array, shares: LikelyPart, view: View) -> Proposals:
         """The most likely tokens of all slices."""

@@ -227,7 +227,7 @@ def compute(
     received, hidden, (found,) = pass_on(x, pipe.stages, [(found, leads())])
     local = local.replace(x=received, cache=cache)
     after, live = state.start[-1] + 1 + row, row < state.count[-1]
-    part = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, pipe.sizes)
+    part, _ = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, pipe.sizes)
     choice, log_prob = vocabulary.choose(gather_over_devices(part))
     return choice, log_prob, soundness.from_bits(found, pipe.stages), local
 

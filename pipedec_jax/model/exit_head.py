@@ -74,6 +74,11 @@ class ExitHeadConfig:
         # A tied head of norm and linear map alone could learn nothing but a norm's weights.
         return self.width is not None or (self.tied and self.variant == "norm-linear")
 
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether the vocabulary's matrix is the target's LM head."""
+        return self.variant == "target" or self.tied
+
     def model(self, target: LlamaConfig) -> LlamaConfig:
         """The geometry behind the map as that of a one-layer model: block, final norm, linear map.
 
@@ -86,7 +91,7 @@ class ExitHeadConfig:
             feed_forward=self.feed_forward or target.feed_forward,
             layers=1,
             int8=False,
-            tied_embeddings=self.variant == "target" or self.tied,
+            tied_embeddings=self.shares_vocabulary,
         )
 
     def check(self, target: LlamaConfig) -> None:
@@ -131,7 +136,7 @@ def head_shapes(config: ExitHeadConfig, target: LlamaConfig) -> dict[str, tuple[
 def step_weights(config: ExitHeadConfig, target: LlamaConfig) -> dict[str, int]:
     """Weights that one step of the head reads: `path` before the vocabulary's matrix, and `vocabulary`, that matrix.
 
-    A tied or untrained head's vocabulary is the target's own, which a pipeline's tick reads in any case.
+    A tied or untrained head's vocabulary is the target's own, which a pipeline's tick reads once for both.
     """
     path = sum(int(np.prod(shape)) for name, shape in head_shapes(config, target).items() if name != "head")
     if config.variant == "target":

@@ -17,6 +17,7 @@ from pipedec_jax import tree
 from pipedec_jax.cache import give_slots
 from pipedec_jax.drafters.base import Proposals, View, check_proposals
 from pipedec_jax.exchange import AXIS, vary
+from pipedec_jax.pipeline.stage import Beside
 from pipedec_jax.pipeline.state import DraftSteps, Shared, System
 from pipedec_jax.tick_costs import Curve
 from pipedec_jax.tree import PredictionTree
@@ -33,7 +34,7 @@ def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array)
     @jax.jit
     def run(state: Any) -> tuple[Any, Any]:
         if system.exit:
-            return system.drafter.offer(params, state, exit_view(system, shared, x))
+            return system.drafter.offer(params, state, exit_view(system, shared, hidden=x))
         state, nodes, steps = draft_here(system, params, state, shared)
         return state, ({name: getattr(nodes, name) for name in tree.DRAFTING if system.drafts_ahead}, steps)
 
@@ -65,11 +66,22 @@ def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple
     return state, nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
 
 
-def exit_view(system: System, shared: Shared, hidden: jax.Array | None = None) -> View:
-    """What the drafter at an exit sees: the nodes that pass it in this tick, and on its rank their hidden rows."""
+def exit_view(system: System, shared: Shared, **rows: jax.Array | None) -> View:
+    """What the drafter at an exit sees: the nodes that pass it in this tick, and `rows` (`View`) of them."""
     frontier = shared.pipe[system.exit - 1]
     # An exit head is part of its stage, and has its rows.
-    return make_view(system, shared, shared.tree, frontier, system.costs.stage, hidden)
+    return make_view(system, shared, shared.tree, frontier, system.costs.stage).replace(**rows)
+
+
+def head_rows(system: System, params: Any, shared: Shared, offer: Any) -> Beside | None:
+    """The rows of an offer at the exit that go through the target's LM head, where they do."""
+    rows = system.drafter.head_rows(params, offer) if system.exit else None
+    return None if rows is None else Beside(*rows, exit_view(system, shared).live)
+
+
+def share_at_exit(system: System, params: Any, shared: Shared, offer: Any, logit: jax.Array | None) -> Any:
+    """This device's part of the work on an offer at the exit, `logit` those of its `head_rows`; else nothing."""
+    return system.drafter.share(params, offer, exit_view(system, shared, logit=logit)) if system.exit else ()
 
 
 def draft_at_exit(system: System, shared: Shared, offer: Any, shares: Any) -> tuple[PredictionTree, DraftSteps]:
@@ -86,7 +98,6 @@ def make_view(
     nodes: PredictionTree,
     frontier: jax.Array,
     costs: Curve,
-    hidden: jax.Array | None = None,
 ) -> View:
     """What the drafter sees of these nodes; `costs` say which numbers of rows are worth a program of their own."""
     return View(
@@ -94,7 +105,6 @@ def make_view(
         text=shared.text,
         committed=shared.committed,
         frontier=frontier,
-        hidden=hidden,
         sampling=shared.sampling,
         mode=system.sampling,
         sizes=costs.sizes(frontier.shape[0]),

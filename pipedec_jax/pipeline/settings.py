@@ -338,9 +338,8 @@ def batch_price(settings: EngineSettings) -> Curve | None:
     costs = settings.costs
     if not settings.adaptive or len(costs.stage.sizes(settings.width)) == 1:
         return None
-    drafting = settings.steps * costs.draft.cost[min(1, len(costs.draft.cost) - 1)]
-    slices = (costs.head.cost, costs.exit_vocabulary.cost)
-    added = sum(cost[min(1, len(cost) - 1)] for cost in slices) + costs.exchange
+    drafting = settings.steps * costs.draft.at(1)
+    added = costs.slices(1, None if settings.exit_layer is None else 1) + costs.exchange
     ticks = [max(stage, drafting) + added for stage in costs.stage.cost]
     return Curve(tuple(tick / ticks[1] for tick in ticks))
 

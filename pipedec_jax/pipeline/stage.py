@@ -94,6 +94,17 @@ def run_stage(
     return tuple(caches), x[:W]
 
 
+class Beside(struct.PyTreeNode):
+    """Rows that go through the target's head in one product with those that leave the last stage."""
+
+    x: jax.Array
+    """[W, D]"""
+    norm: jax.Array
+    """[D]: their norm's weights."""
+    live: jax.Array
+    """[W] bool: which of them count."""
+
+
 def run_head(
     target: Target,
     params: TargetParams,
@@ -103,7 +114,8 @@ def run_head(
     position_W: jax.Array,
     live_W: jax.Array,
     sizes: Sequence[int],
-) -> vocabulary.ChoicePart:
+    beside: Beside | None = None,
+) -> tuple[vocabulary.ChoicePart, jax.Array | None]:
     """This device's part of the target's choices for rows that leave the last stage; skipped when none is alive.
 
     Args:
@@ -114,18 +126,34 @@ def run_head(
         hidden_WD: of the rows, after the last layer.
         position_W: of the tokens being drawn.
         live_W: which rows count.
-        sizes: as for `tick_costs.over_live_rows`.
+        sizes: as for `tick_costs.over_live_rows`, of the rows beside too.
+        beside: other rows that need the head in this tick.
+
+    Returns:
+        The part, and this device's logits `[W, Vr]` of the rows beside.
     """
+    W, norm = hidden_WD.shape[0], params.final_norm
+    x, live, own = hidden_WD, live_W, jnp.ones(W, bool)
+    if beside is not None:
+        x, live = jnp.concatenate((x, beside.x)), jnp.concatenate((live, beside.live))
+        own = jnp.concatenate((own, ~own))
 
-    def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        hidden, position = rows
-        logit = vocabulary.head_part(
-            target.config, params.final_norm, params.output, hidden, target.vocab_size, target.least_rows
-        )
-        return None, (logit, vocabulary.noise_part(mode, sampling, logit, position, target.vocab_size))
+    def head(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        x, own = rows
+        weights = norm if beside is None else jnp.where(own[:, None], norm, beside.norm)
+        size, least = target.vocab_size, target.least_rows
+        return None, vocabulary.head_part(target.config, weights, params.output, x, size, least)
 
-    _, (logit, noise) = over_live_rows(sizes, live_W, head, None, (hidden_WD, position_W))
-    return vocabulary.choice_part(mode, sampling, logit, noise, target.vocab_size, live_W)
+    def draw(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        return None, vocabulary.noise_part(mode, sampling, *rows, target.vocab_size)
+
+    _, logit = over_live_rows(sizes, live, head, None, (x, own))
+    noise = jnp.zeros_like(logit[:W])
+    if mode.sampled:
+        few = (*(size for size in sizes if size < W), W)
+        _, noise = over_live_rows(few, live_W, draw, None, (noise, position_W))
+    part = vocabulary.choice_part(mode, sampling, logit[:W], noise, target.vocab_size, live_W)
+    return part, None if beside is None else logit[W:]
 
 
 def run_stage_where(

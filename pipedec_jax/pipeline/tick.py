@@ -24,7 +24,7 @@ from jax import lax
 from pipedec_jax import soundness, transcript, tree, vocabulary
 from pipedec_jax.cache import give_slots, tree_rows
 from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_over_devices
-from pipedec_jax.pipeline.drafting import draft, draft_at_exit, exit_view, keep_guesses
+from pipedec_jax.pipeline.drafting import draft, draft_at_exit, head_rows, keep_guesses, share_at_exit
 from pipedec_jax.pipeline.stage import StageCache, run_head, run_stage
 from pipedec_jax.pipeline.state import DraftSteps, Local, Moment, Shared, System, Weights
 from pipedec_jax.schedules.base import Schedule
@@ -66,9 +66,9 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
     found = soundness.to_bits(soundness.not_finite(x, live), rank, system.stages)
     known = [(drafted, leads() & (rank == system.drafting_rank)), (found, leads())]
     received, hidden, (drafted, found) = pass_on(x, system.stages, known)
-    share = system.drafter.share(weights.drafter, drafted, exit_view(system, shared)) if system.exit else ()
+    beside = head_rows(system, weights.drafter, shared, drafted)
     leaving = shared.pipe[-1]
-    part = run_head(
+    part, logit = run_head(
         target,
         weights.target,
         system.sampling,
@@ -76,8 +76,10 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
         hidden,
         tree.at(shared.tree.position, leaving, 0) + 1,
         leaving < shared.tree.capacity,
-        system.costs.head.sizes(system.schedule.width),
+        system.costs.head.sizes(system.schedule.width * (1 if beside is None else 2)),
+        beside,
     )
+    share = share_at_exit(system, weights.drafter, shared, drafted, logit)
     part, share = gather_over_devices((part, share))
     choice, log_prob = vocabulary.choose(part)
 

@@ -98,6 +98,7 @@ def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head_whose_vocabular
     ticks = exit_cost.exit_tick_costs(costs, StageSplit((3, 3, 3, 3), 1), 2)
     assert ticks.stage.cost == pytest.approx([0, (3 + weight) * layer, (3 + weight) * layer])
     assert ticks.head.cost == pytest.approx([0, head_bytes(TARGET, 4) / 4, head_bytes(TARGET, 4) / 4])
+    assert ticks.exit_vocabulary is not None
     assert ticks.exit_vocabulary.cost == pytest.approx([0, costs.exit_vocabulary / 4, costs.exit_vocabulary / 4])
     # Where rows cost, the head's do as well, and another stage may be the longest.
     rising = Costs(
@@ -109,8 +110,24 @@ def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head_whose_vocabular
     )
     ticks = exit_cost.exit_tick_costs(rising, StageSplit((2, 4, 6), 1), 3)
     assert (ticks.stage.cost, ticks.head.cost, ticks.exchange) == ((0, 6, 12, 12), (0, 2 / 3, 4 / 3, 4 / 3), 0.5)
+    assert ticks.exit_vocabulary is not None
     assert ticks.exit_vocabulary.cost == (0, 1, 2, 2)
     assert exit_cost.cycle(rising, StageSplit((4, 4, 4), 1), 3) == Cycle(1, 6.5, 2.5, 3)
+
+
+@pytest.mark.parametrize("head", [ExitHeadConfig(3, "target"), ExitHeadConfig(3, "block", tied=True)])
+def test_a_head_that_shares_the_targets_vocabulary_is_not_charged_for_it_twice(head: ExitHeadConfig) -> None:
+    costs, split = byte_costs(TARGET, None, 4, head), StageSplit((3, 3, 3, 3), 1)
+    part = head_bytes(TARGET, 4) / 4
+    assert exit_cost.cycle(costs, split).vocabulary == 0
+    ticks = exit_cost.exit_tick_costs(costs, split, 2)
+    # Up to two rows that leave, and two that pass the exit.
+    assert (ticks.exit_vocabulary, ticks.head.cost) == (None, (0, part, part, part, part))
+    assert ticks.slices(1, 1) == ticks.slices(2, 0) == ticks.slices(0, 1) == part
+    # By itself, as a draft of EESD is, it needs all of it.
+    (tick,) = exit_cost.eesd_tick_costs(costs, split, 2).stage.cost
+    draft = 3 * layer_bytes(TARGET, 4) + costs.exit_head + part
+    assert tick * (2 * 1 + 4) == pytest.approx(2 * draft + pp_token_cost(costs, 12, 4))
 
 
 def test_eesd_is_charged_for_what_does_not_overlap() -> None:
@@ -118,7 +135,7 @@ def test_eesd_is_charged_for_what_does_not_overlap() -> None:
     costs = dataclasses.replace(costs, exchange=float(layer_bytes(TARGET, 4)))
     split = StageSplit((2, 1, 3, 3, 3), 2)
     # It passes the exchange of both stages of the exit path.
-    draft = 5 * layer_bytes(TARGET, 4) + costs.exit_head + costs.exit_vocabulary / 5
+    draft = 5 * layer_bytes(TARGET, 4) + costs.exit_head + 4 * 8 * 97 / 5
     (tick,) = exit_cost.eesd_tick_costs(costs, split, 4).stage.cost
     # A round of four drafts on an exit path of two of five stages.
     assert tick * (4 * 2 + 5) == pytest.approx(4 * draft + pp_token_cost(costs, 12, 5))

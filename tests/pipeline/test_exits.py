@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -13,12 +14,20 @@ import pytest
 
 from pipedec_jax.analysis.exit_cost import ppsd_ticks
 from pipedec_jax.analysis.simulator import Simulator
+from pipedec_jax.drafters.combined import CombinedDrafter
+from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayAtExit, ReplayDrafter
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits
 from pipedec_jax.model.parameters import nest, parameter_shapes
+from pipedec_jax.pipeline.engine import Engine, make_request
+from pipedec_jax.pipeline.placement import OWN, SAME
+from pipedec_jax.pipeline.prefill import begin
 from pipedec_jax.pipeline.settings import EngineSettings, check_fit
 from pipedec_jax.pipeline.split import StageSplit, split_at_exit
+from pipedec_jax.pipeline.state import System
+from pipedec_jax.pipeline.tick import tick
+from pipedec_jax.sampling import GREEDY
 from tests.exactness import Outcome, bench, compare
 from tests.grids import EXIT_GRID, combinations
 from tests.oracle import Draw
@@ -91,6 +100,31 @@ def test_a_head_with_a_block_guesses_in_the_pipe_what_it_guesses_alone() -> None
             accepted = accepted + 1 if hit else 0
             compared += hit
     assert compared > 40
+
+
+def products_with_the_vocabulary(engine: Engine, system: System) -> int:
+    """How many products with a slice of the target's head a tick's program holds."""
+    capacity = engine.capacity_for(20)
+    shared = begin(system, make_request([0], 1, capacity, GREEDY), jnp.zeros((), jnp.int32))
+    own = jax.tree.map(lambda leaf: leaf.sharding.spec, engine.weights)
+    spread = jax.shard_map(
+        functools.partial(tick, system), mesh=engine.mesh, in_specs=(own, SAME, OWN), out_specs=(SAME, OWN)
+    )
+    program = jax.jit(spread).lower(engine.weights, shared, engine.new_local(capacity)).as_text()
+    rows, width = engine.weights.target.output.sharding.shard_shape(engine.weights.target.output.shape)
+    return len(re.findall(f"stablehlo.dot_general .*tensor<{rows}x{width}xf64>", program))
+
+
+def test_one_product_serves_the_target_and_an_exit_that_shares_its_head() -> None:
+    engine = bench(CHAIN, "float64").load(PAIRS[FIVE][0])
+    tied = engine.system()
+    own = dataclasses.replace(tied.drafter, head=ExitHeadConfig(2, "norm-linear"))
+    with jax.enable_x64(True):
+        assert products_with_the_vocabulary(engine, tied) == 1
+        both = CombinedDrafter(tied.drafter, NGramDrafter(1))
+        assert products_with_the_vocabulary(engine, dataclasses.replace(tied, drafter=both)) == 1
+        # The shapes are the same, and so are the weights: only the head says that they are not the target's.
+        assert products_with_the_vocabulary(engine, dataclasses.replace(tied, drafter=own)) == 2
 
 
 def test_simulated_ticks_from_an_exit_are_the_engines() -> None:
