@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipedec_jax.sentencepiece_file import normalizer, read_model
 from pipedec_jax.small_files import read_small
 from pipedec_jax.tiktoken_file import is_tiktoken, read_ranks, special_tokens
 
@@ -62,7 +63,8 @@ class Tokenizer:
         """Read the tokenizer files of a checkpoint directory.
 
         `tokenizer.json` is taken as it is: it is what the model was trained with. Else `tokenizer.model` is read, which
-        is sentencepiece's, or Meta's tiktoken file (LLaMA 3 and later).
+        is sentencepiece's (ids are that library's; `transformers` drops a space at the start of a text), or Meta's
+        tiktoken file (LLaMA 3 and later).
 
         Raises:
             FileNotFoundError: when there is no tokenizer in the directory.
@@ -220,20 +222,21 @@ def _load_json(directory: Path) -> PreTrainedTokenizerFast:
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     # Where it is missing, or the file is none of its own, `transformers` would try to read something else.
-    from sentencepiece import sentencepiece_model_pb2
+    spec = read_model(directory / "tokenizer.model").normalizer_spec
 
     with no_advice():
         from transformers import LlamaTokenizer
 
-    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    model.ParseFromString((directory / "tokenizer.model").read_bytes())
-    if not model.pieces:
-        raise ValueError("tokenizer.model is neither sentencepiece's nor Meta's: no token was found in it")
     config = directory / "tokenizer_config.json"
     stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     # LLaMA's prompts begin with its begin-of-text token unless the checkpoint says otherwise.
     add_begin = stated.get("add_bos_token", True)
-    return LlamaTokenizer.from_pretrained(str(directory), add_bos_token=add_begin)
+    prefix = spec.add_dummy_prefix and stated.get("add_prefix_space") is not False
+    backend = LlamaTokenizer.from_pretrained(str(directory), add_bos_token=add_begin, add_prefix_space=prefix)
+    # In place of the library's own way with spaces: it adds none to a text that begins with one, as sentencepiece does.
+    backend.backend_tokenizer.normalizer = normalizer(spec, prefix)
+    backend.backend_tokenizer.pre_tokenizer = None
+    return backend
 
 
 def _load_tiktoken(directory: Path) -> PreTrainedTokenizerFast:

@@ -57,21 +57,24 @@ def test_a_label_is_the_text_or_the_number_of_what_has_none(directory):
     assert [tokenizer.label(token) for token in (begin, -1, 10**6)] == [f"<{begin}>", "<-1>", "<1000000>"]
 
 
-def test_sentencepiece_model_is_converted(tmp_path):
+def sentencepiece_model(directory, **settings):
+    """Train a `tokenizer.model` in a directory, as LLaMA's but for `settings`."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS * 20))
+    (directory / "corpus.txt").write_text("\n".join(CORPUS * 20))
+    as_llamas = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=400,
-        model_type="bpe",
+        input=str(directory / "corpus.txt"),
+        model_prefix=str(directory / "tokenizer"),
         byte_fallback=True,
         character_coverage=0.98,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
         minloglevel=2,
+        **({"vocab_size": 400} | as_llamas | settings),
     )
-    reference = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    return sentencepiece.SentencePieceProcessor(str(directory / "tokenizer.model"))
+
+
+def test_sentencepiece_model_is_converted(tmp_path):
+    reference = sentencepiece_model(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
     text = "def push(self, Ω):\n    return item"
     assert tokenizer.encode(text) == [1, *reference.encode(text)]
@@ -79,6 +82,39 @@ def test_sentencepiece_model_is_converted(tmp_path):
     assert tokenizer.rules.kind == "byte_fallback"
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     assert Tokenizer.load(tmp_path).encode(text) == reference.encode(text)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"add_dummy_prefix": False},
+        {"remove_extra_whitespaces": True, "normalization_rule_name": "nmt_nfkc"},  # as OpenLLaMA's
+    ],
+    ids=["LLaMA", "no space before", "spaces dropped, NFKC"],
+)
+def test_spaces_and_characters_are_taken_as_sentencepiece_takes_them(settings, tmp_path):
+    reference = sentencepiece_model(tmp_path, **settings)
+    tokenizer = Tokenizer.load(tmp_path)
+    for text in ["", " ", "  def f", "\n  x = 1  \n", "▁▁a", "a   b ", " a ", "\uff46ull ﬁne\u00a0™ …\t!", *CORPUS]:
+        tokens = tokenizer.encode(text)
+        assert tokens == [1, *reference.encode(text)]
+        assert tokenizer.decode(tokens) == reference.decode(tokens[1:])
+        if not settings:
+            assert tokenizer.decode(tokens) == text.replace("▁", " ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "unigram", "vocab_size": 340}, "is no byte-pair encoding, unlike LLaMA's: save the tokenizer"),
+        ({"treat_whitespace_as_suffix": True}, "puts spaces at the end of words"),
+    ],
+)
+def test_sentencepiece_models_of_other_families_are_refused(settings, message, tmp_path):
+    sentencepiece_model(tmp_path, **settings)
+    with pytest.raises(ValueError, match=rf"cannot read the tokenizer in .*: tokenizer\.model {message}"):
+        Tokenizer.load(tmp_path)
 
 
 def plain_bpe(ranks: dict[bytes, int], word: bytes) -> list[int]:
