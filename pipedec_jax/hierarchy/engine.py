@@ -1,9 +1,10 @@
 """The hierarchy's engine: k + 1 programs, and how they keep time.
 
 Lockstep: in every tick each model starts from the buffers that all had published in the tick before, and makes as many
-passes as were chosen to fit beside the slowest. The programs depend on each other by their buffers alone, so the host
-dispatches ticks ahead and waits only to see whether enough is there. Speculative: the draft's passes and the target's
-verification take turns, each waiting for the other. The free-running form is `pipedec_jax.hierarchy.free`.
+passes as were chosen to fit beside the slowest. Speculative: the draft's passes and the target's verification take
+turns, each waiting for the other. The programs depend on each other by their buffers alone, so the host dispatches
+ticks, or rounds, ahead and waits only to see whether enough is there. The free-running form is
+`pipedec_jax.hierarchy.free`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipedec_jax.recording.passes import PassRecording, read_passes
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 
 LOOK_AHEAD = 2
-"""Ticks that the host dispatches before it waits for one: enough to hide its own time."""
+"""Ticks, or rounds, that the host dispatches beyond the one that it waits for: enough to hide its own time."""
 
 Delay = Callable[[int], float]
 """Seconds to wait before the next step of a model, by its index: to see what a slow or jittery one does."""
@@ -141,6 +142,7 @@ class HierarchyEngine:
         prompt = check_request(self._plain, self._target, self.vocab_size, prompt, max_new_tokens)
         capacity = self.capacity_for(len(prompt) + max_new_tokens)
         request = make_request(prompt, max_new_tokens, capacity, sampling, end_tokens)
+        self._published = []  # models interrupted while they prefill are not of one prompt
         top = len(self.models) - 1
         with self.preparing():
             for index, model in enumerate(self.models):
@@ -170,7 +172,7 @@ class HierarchyEngine:
         Raises:
             NotFiniteError: when fewer tokens can be had, because the target gives NaN or infinity. What the smaller
                 models give is only guesses.
-            RuntimeError: when called before `start`, or after an interrupt inside a model's step.
+            RuntimeError: when called before `start`, or after an interrupt in it or inside a model's step.
         """
         if not self._published:
             raise RuntimeError("call start() before run()")
@@ -178,11 +180,11 @@ class HierarchyEngine:
             raise RuntimeError(INTERRUPTED)
         goal = self._length(self._published[-1]) + new_tokens
         if self.settings.method == "speculative":
-            self._take_turns(goal)
+            self._run_ahead(goal, self._round, most=1)
         elif self.settings.form == "free":
             self._published = run_free(self, self._published, goal)
         else:
-            self._lockstep(goal)
+            self._run_ahead(goal, self._tick, most=self.settings.stages[-1])
         progress = self._progress()
         if self._prompt_length + len(progress.tokens) < min(goal, self._limit) and not progress.done:
             self._check_sound(progress)
@@ -247,15 +249,22 @@ class HierarchyEngine:
     def _length(self, packed: jax.Array) -> int:
         return int(np.asarray(packed)[0])
 
-    def _lockstep(self, goal: int) -> None:
-        passes = (*self.settings.passes, 1)
-        waiting: collections.deque[jax.Array] = collections.deque([self._published[-1]])
-        while not self.enough(waiting.popleft() if len(waiting) > LOOK_AHEAD else waiting[0], goal):
-            self._published = self._tick(passes)
-            waiting.append(self._published[-1])
+    def _run_ahead(self, goal: int, turn: Callable[[], list[jax.Array]], most: int) -> None:
+        """Make turns until the target holds enough; a token takes `most` of them at most.
 
-    def _tick(self, passes: Sequence[int]) -> list[jax.Array]:
+        Some are dispatched before the host waits for the one in front, but none that the missing tokens cannot need.
+        """
+        seen, waiting = self._published[-1], collections.deque[jax.Array]()
+        while not self.enough(seen, goal):
+            missing = min(goal, self._limit) - self._length(seen)
+            while len(waiting) < min(1 + LOOK_AHEAD, most * missing):
+                self._published = turn()
+                waiting.append(self._published[-1])
+            seen = waiting.popleft()
+
+    def _tick(self) -> list[jax.Array]:
         """One step of every model, all from the same buffers; a delayed one is dispatched when its delay is over."""
+        passes = (*self.settings.passes, 1)
         waits = [0.0 if self.delay is None else self.delay(index) for index in range(len(passes))]
         if any(waits):
             jax.block_until_ready(self._published)
@@ -266,15 +275,17 @@ class HierarchyEngine:
             stepped[index] = self.step(index, self._published, passes[index])
         return self._share(stepped)
 
-    def _take_turns(self, goal: int) -> None:
+    def _round(self) -> list[jax.Array]:
+        """Of speculative: the draft's passes, then the target's verification of what they gave."""
         draft_stages, stages = self.settings.stages
         (lookahead,) = self.settings.passes
-        while not self.enough(self._published[-1], goal):
-            # A pass more, to read the target's own token after a lookahead that was right throughout.
-            for index, passes in enumerate(((lookahead + 1) * draft_stages, stages)):
-                stepped: list[Any] = [None, None]
-                stepped[index] = self.step(index, self._published, passes)
-                self._published[index] = self._share(stepped)[index]
+        found = list(self._published)
+        # A pass more, to read the target's own token after a lookahead that was right throughout.
+        for index, passes in enumerate(((lookahead + 1) * draft_stages, stages)):
+            stepped: list[Any] = [None, None]
+            stepped[index] = self.step(index, found, passes)
+            found[index] = self._share(stepped)[index]
+        return found
 
     def _share(self, published: Sequence[Any], capacity: int | None = None) -> list[jax.Array]:
         """What the models have published, for the devices of all; as it is where they belong to one process."""

@@ -139,6 +139,46 @@ def test_drafting_and_verifying_in_turns() -> None:
         assert figures[1].passes < NEW
 
 
+@pytest.mark.parametrize("method", ["pipespec", "speculative"])
+def test_the_host_dispatches_ahead_but_nothing_that_the_missing_tokens_cannot_need(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    decoder = engine(TWO)
+    load(decoder, 0)
+    monkeypatch.setattr(decoder, "settings", dataclasses.replace(decoder.settings, method=method))
+    waited: list[int] = []
+    enough = decoder.enough
+
+    def watched(packed: Any, goal: int) -> bool:
+        waited.append(decoder._published[-1] is not packed)
+        return enough(packed, goal)
+
+    monkeypatch.setattr(decoder, "enough", watched)
+    decoder.start(prompt_of(17, 0), max_new_tokens=NEW)
+    decoder.run(1)
+    assert (decoder.figures()[-1].passes, any(waited)) == (1, False), "the first token's time is one tick, or round"
+    decoder.run(NEW)
+    assert any(waited)
+
+
+def test_after_an_interrupt_while_models_prefill_there_is_no_answer_to_go_on_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = engine(TWO)
+    decoder.start(prompt_of(17, 0), max_new_tokens=NEW)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.models[1], "prefill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.start(prompt_of(3, 1), max_new_tokens=NEW)
+    with pytest.raises(RuntimeError, match=r"call start\(\)"):
+        decoder.run(4)
+    run(TWO, DRAWN, 1, 3)
+
+
 def test_after_an_interrupt_inside_a_step_the_next_prompt_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = engine(TWO)
     decoder.start(prompt_of(17, 0), max_new_tokens=NEW)
