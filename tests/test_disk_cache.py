@@ -46,6 +46,11 @@ def updates(monkeypatch):
     return found
 
 
+def test_it_is_reached_as_the_readme_says_before_anything_else_is_imported():
+    code = "import pipedec_jax; pipedec_jax.disk_cache.use_compilation_cache"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
 @pytest.mark.parametrize("switch", ["off", "0", " No "])
 def test_it_can_be_switched_off(updates, monkeypatch, switch):
     monkeypatch.setenv("PIPEDEC_JAX_COMPILATION_CACHE", switch)
