@@ -94,6 +94,8 @@ class HierarchyDecoder:
                 raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")
         if select and passes is not None:
             raise ValueError("models are selected together with their passes: leave passes out")
+        if form == "free" and method == "speculative":
+            raise ValueError("form free is for pipespec: the models of speculative take turns, so leave form out")
         settings = HierarchySettings(
             # Of speculative any two models may be chosen.
             method="pipespec" if select and method == "speculative" else method,
@@ -107,7 +109,10 @@ class HierarchyDecoder:
         self.target = models[-1]
         check_models(settings, [model.config for model in models], self.target.vocab_size)
         for model in models[:-1]:
-            check_same_tokens(self.target.tokenizer, model.tokenizer)
+            try:
+                check_same_tokens(self.target.tokenizer, model.tokenizer)
+            except ValueError as error:
+                raise ValueError(f"{model.name}: {error}") from error
         ranks, self._own_devices = sum(settings.stages), devices is not None
         free_stages = select and stages is None and method == "pipespec"
         lacking = process_count() - len(models) + 1  # stages of the target: every process has to have one
@@ -131,7 +136,7 @@ class HierarchyDecoder:
         """What `select` has run, the fastest first."""
         self.method: str = method
         self.form: Form = form or "lockstep"
-        self.settings = HierarchySettings(**{**vars(settings), "dtype": self.dtype})
+        self.settings = dataclasses.replace(settings, dtype=self.dtype)
         self.models, self.record = models, record
         names = short_names(model.name for model in models)
         self._names = [names[model.name] for model in models]
@@ -163,13 +168,15 @@ class HierarchyDecoder:
         if self.measured is not None and not raced:
             pick = choose_in_turns if self.method == "speculative" else functools.partial(choose, devices=devices)
             least = processes if processes > 1 else 0
-            self.choice = pick(self.measured, all_models=not select, stages=given, dispatch=True, least=least)
+            self.choice = pick(
+                self.measured, all_models=not select, stages=given, dispatch=True, least=least, width=width
+            )
         if not raced:
             self.choice = agree(self.choice, len(models))
         else:
             assert self.measured is not None  # this is the first process
-            found = candidates(self.measured, selections(len(models)), given, devices)
-            self.raced = self._race(found, width, forms)
+            found = candidates(self.measured, selections(len(models)), given, devices, width)
+            self.raced = self._race(found, forms)
             self.choice = self.raced[0].choice
             self.form = self.raced[0].form
         if self.choice is None:
@@ -177,26 +184,26 @@ class HierarchyDecoder:
             self._requests = self._plain(1, self.dtype, self.settings.capacity)
             self.devices = self.devices[-1:]
             return
-        self.settings = self._settings(self.choice, self.form, width)
+        self.settings = self._settings(self.choice, self.form)
         self.models = [models[index] for index in self.choice.models]
-        if free_stages or processes > 1:
+        if select or processes > 1:
             total = sum(self.settings.stages)
             parted = processes > 1 and not self._own_devices  # over all processes
             self.devices = pick_devices(total) if parted else self.devices[:total]
             self._requests = self._plain(self.settings.stages[-1], self.dtype, self.settings.capacity)
 
-    def _settings(self, choice: Choice, form: Form, width: int | None) -> HierarchySettings:
+    def _settings(self, choice: Choice, form: Form) -> HierarchySettings:
         """Settings for a choice."""
-        changed = {
-            "method": self.method,
-            "stages": choice.stages,
-            "passes": choice.passes,
-            "width": width or (None if self.method == "speculative" else choice.width),
-            "form": form,
-        }
-        return HierarchySettings(**{**vars(self.settings), **changed})
+        return dataclasses.replace(
+            self.settings,
+            method=self.method,
+            stages=choice.stages,
+            passes=choice.passes,
+            width=choice.width,
+            form=form,
+        )
 
-    def _race(self, choices: Sequence[Choice], width: int | None, forms: tuple[Form, ...]) -> list[Entry]:
+    def _race(self, choices: Sequence[Choice], forms: tuple[Form, ...]) -> list[Entry]:
         """Run some choices in both forms, and plain decoding on one device."""
 
         def make(choice: Choice | None) -> Any:
@@ -205,10 +212,12 @@ class HierarchyDecoder:
                 return Engine(
                     self.target.source, None, plain, vocab_size=self.target.vocab_size, devices=self.devices[:1]
                 )
-            return self._engine([self.models[index] for index in choice.models], self._settings(choice, "free", width))
+            # The user's capacity is for other prompts.
+            settings = dataclasses.replace(self._settings(choice, "free"), capacity=None)
+            return self._engine([self.models[index] for index in choice.models], settings)
 
         def reform(engine: Any, form: Form) -> None:
-            engine.settings = HierarchySettings(**{**vars(engine.settings), "form": form})
+            engine.settings = dataclasses.replace(engine.settings, form=form)
 
         return race(choices, forms, make, reform, *self._sample(RACED_TOKENS))
 

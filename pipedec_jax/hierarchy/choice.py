@@ -71,6 +71,7 @@ def choose(
     devices: int = 0,
     dispatch: bool = False,
     least: int = 0,
+    width: int | None = None,
 ) -> Choice:
     """The selection with the least modeled time per token.
 
@@ -82,16 +83,17 @@ def choose(
         dispatch: whether a tick is charged what the dispatch of its programs, and other processes, were measured to
             add.
         least: devices that must be used: every process has to have one.
+        width: most tokens that a verification reads, where it is given; chosen by default.
     """
     added = measured.added if dispatch else 0.0
     used = selections(len(measured.seconds), all_models)
-    found = [choice for models in used for choice in placed(measured, models, stages, devices, added)]
+    found = [choice for models in used for choice in placed(measured, models, stages, devices, added, width)]
     enough = [choice for choice in found if choice.devices >= least]
     if not enough and stages is None:
         # Then what is lacking are stages of the target, though they do not pay.
         lacking = [(*[1] * (len(models) - 1), least - len(models) + 1) for models in used]
         enough = [
-            best(tried(measured, models, place, added))
+            best(tried(measured, models, place, added, width))
             for models, place in zip(used, lacking, strict=True)
             if place[-1] <= measured.layers[-1]
         ]
@@ -99,7 +101,12 @@ def choose(
 
 
 def placed(
-    measured: Measured, models: Sequence[int], stages: Sequence[int] | None, devices: int, dispatch: float = 0.0
+    measured: Measured,
+    models: Sequence[int],
+    stages: Sequence[int] | None,
+    devices: int,
+    dispatch: float = 0.0,
+    width: int | None = None,
 ) -> list[Choice]:
     """The best numbers for each placement of these models that is worth a look.
 
@@ -114,14 +121,15 @@ def placed(
         stages: of every model, used or not, where they are given; else they are searched.
         devices: that there are.
         dispatch: is added to every tick.
+        width: as for `choose`.
     """
     if stages is not None:
-        return [best(tried(measured, models, [stages[model] for model in models], dispatch))]
+        return [best(tried(measured, models, [stages[model] for model in models], dispatch, width))]
     found: dict[tuple[int, ...], Choice] = {}
 
     def visit(place: tuple[int, ...]) -> Choice:
         if place not in found:
-            found[place] = best(tried(measured, models, place, dispatch))
+            found[place] = best(tried(measured, models, place, dispatch, width))
         return found[place]
 
     most = max(devices, len(models))
@@ -162,7 +170,11 @@ def selections(models: int, all_models: bool = False) -> list[tuple[int, ...]]:
 
 
 def tried(
-    measured: Measured, models: Sequence[int], stages: int | Sequence[int] = 1, dispatch: float = 0.0
+    measured: Measured,
+    models: Sequence[int],
+    stages: int | Sequence[int] = 1,
+    dispatch: float = 0.0,
+    given_width: int | None = None,
 ) -> list[Choice]:
     """Every number of passes and every width worth trying with these models.
 
@@ -171,10 +183,12 @@ def tried(
         models: that are used.
         stages: of each of them, or of the target alone, the others having one.
         dispatch: is added to every tick.
+        given_width: the only width to try.
     """
     staged = (*[1] * (len(models) - 1), stages) if isinstance(stages, int) else tuple(stages)
-    widest = max(WIDTHS)
+    widest = given_width or max(WIDTHS)
     widths = sorted({w for seconds in measured.seconds for w in (*seconds, 3, 6, 8, 12) if 1 < w <= widest})
+    widths = [given_width] if given_width else widths
     settings: list[tuple[tuple[int, ...], int]] = []
     for width in widths:
         target = measured.costs(models[-1], width, staged[-1])[-1]
@@ -220,16 +234,22 @@ def tried(
 
 
 def tried_in_turns(
-    measured: Measured, models: Sequence[int], dispatch: float = 0.0, stages: Sequence[int] = (1, 1)
+    measured: Measured,
+    models: Sequence[int],
+    dispatch: float = 0.0,
+    stages: Sequence[int] = (1, 1),
+    width: int | None = None,
 ) -> list[Choice]:
-    """Every lookahead of draft-then-verify with two models; `dispatch` is added twice a round.
+    """Every lookahead of draft-then-verify with two models, of a given width such as one verification can read.
+
+    `dispatch` is added twice a round.
 
     A pass of a model on several stages is a tick of each of them, one after another: nothing else is in its pipe.
     """
     draft, target = models
     found = []
     one = stages[0] * measured.costs(draft, 1, stages[0])[-1]
-    for lookahead in range(1, max(WIDTHS)):
+    for lookahead in range(1, max(2, min(width or max(WIDTHS), max(WIDTHS)))):
         run = simulate_rounds(measured.words[[draft, target]], lookahead)
         verification = stages[1] * measured.costs(target, lookahead + 1, stages[1])[-1]
         seconds = (run.drafted * one + run.rounds * (verification + 2 * dispatch)) / run.rounds
@@ -238,7 +258,7 @@ def tried_in_turns(
             Choice(
                 models=(draft, target),
                 passes=(lookahead,),
-                width=lookahead + 1,
+                width=min(lookahead + 1, width or lookahead + 1),
                 tokens_per_tick=per_round,
                 tick_seconds=seconds,
                 speedup=per_round * measured.plain / seconds,
@@ -255,6 +275,7 @@ def choose_in_turns(
     stages: Sequence[int] | None = None,
     dispatch: bool = False,
     least: int = 0,
+    width: int | None = None,
 ) -> Choice:
     """The lookahead of draft-then-verify, and the draft, with the least modeled time per token.
 
@@ -265,6 +286,7 @@ def choose_in_turns(
         dispatch: whether a round is charged what the dispatch of its programs, and other processes, were measured to
             add.
         least: devices that must be used: every process has to have one.
+        width: as for `choose`.
     """
     target = len(measured.seconds) - 1
     added = measured.added if dispatch else 0.0
@@ -273,7 +295,7 @@ def choose_in_turns(
     return best(
         choice
         for draft in drafts
-        for choice in tried_in_turns(measured, (draft, target), added, (stages[draft], stages[target]))
+        for choice in tried_in_turns(measured, (draft, target), added, (stages[draft], stages[target]), width)
         if choice.devices >= least
     )
 

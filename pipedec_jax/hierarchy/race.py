@@ -41,7 +41,11 @@ class Entry:
 
 
 def candidates(
-    measured: Measured, models: Sequence[tuple[int, ...]], stages: Sequence[int] | None, devices: int
+    measured: Measured,
+    models: Sequence[tuple[int, ...]],
+    stages: Sequence[int] | None,
+    devices: int,
+    width: int | None = None,
 ) -> list[Choice]:
     """The best predictions of different models and stages, the best one first.
 
@@ -50,8 +54,9 @@ def candidates(
         models: selections of them.
         stages: of every model, where they are given; else they are chosen.
         devices: that work at the same time; every model takes one at least.
+        width: most tokens that a verification reads, where it is given; else it is chosen.
     """
-    found = [choice for which in models for choice in placed(measured, which, stages, devices, measured.added)]
+    found = [choice for which in models for choice in placed(measured, which, stages, devices, measured.added, width)]
     return sorted(found, key=lambda option: -option.speedup)[:CANDIDATES]
 
 

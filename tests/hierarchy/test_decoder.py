@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 
 import jax
 import pytest
@@ -12,6 +13,8 @@ import pipedec_jax
 from pipedec_jax.decoding import hierarchy as decoding
 from pipedec_jax.hierarchy.choice import choose, choose_in_turns, selections
 from pipedec_jax.hierarchy.race import Entry, candidates
+from pipedec_jax.tokenizer import Tokenizer
+from tests.conftest import write_byte_level
 from tests.hierarchy.test_choice import made_up
 
 FLAT = {1: 1e-3, 16: 1e-3}
@@ -72,6 +75,65 @@ def test_speculatives_lookahead_is_chosen_and_with_select_its_draft(measured) ->
     assert f"lookahead {best.passes[0]}" in decoder.report()[-1]
     with pytest.raises(ValueError, match="leave passes out"):
         pipedec_jax.HierarchyDecoder(models, select=True, passes=(1, 1))
+
+
+def test_a_width_that_is_given_is_what_passes_are_chosen_for_and_what_is_told(measured, monkeypatch) -> None:
+    models = demo("draft", "middle", "target")
+    best = choose(MEASURED, all_models=True, dispatch=True)
+    narrow = choose(MEASURED, all_models=True, dispatch=True, width=2)
+    assert best.width > 2
+    assert narrow.passes != best.passes
+    decoder = pipedec_jax.HierarchyDecoder(models, width=2)
+    assert (decoder.settings.passes, decoder.settings.widths) == (narrow.passes, (1, 2, 2))
+    assert "width 2" in decoder.report()[-1]
+    seen = []
+
+    def race(choices, *_):
+        seen.extend(choices)
+        return [Entry(choices[0], "lockstep", None, 1e-3)]
+
+    monkeypatch.setattr(decoding, "race", race)
+    assert pipedec_jax.HierarchyDecoder(models, select=True, width=40).settings.width == 40
+    assert {choice.width for choice in seen} == {40}
+    for width in (1, 2, 40):
+        decoder = pipedec_jax.HierarchyDecoder(models[1:], method="speculative", width=width)
+        (lookahead,), verified = decoder.settings.passes, decoder.settings.widths[-1]
+        assert verified == min(width, lookahead + 1)
+        assert lookahead <= max(1, width - 1)
+
+
+def test_devices_are_those_of_the_models_in_use(measured, monkeypatch) -> None:
+    models = demo("draft", "middle", "target")
+    decoder = pipedec_jax.HierarchyDecoder(models, method="speculative", select=True)
+    assert (len(decoder.models), len(decoder.devices)) == (2, 2)
+    monkeypatch.setattr(decoding, "race", lambda choices, *_: [Entry(choices[1], "free", None, 1e-3)])
+    decoder = pipedec_jax.HierarchyDecoder(models, select=True, stages=(1, 1, 2))
+    assert len(decoder.models) == 2
+    assert len(decoder.devices) == sum(decoder.settings.stages) == 3
+
+
+def test_a_capacity_for_short_prompts_does_not_hinder_the_race(measured, monkeypatch) -> None:
+    made = []
+
+    def race(choices, forms, make, reform, prompt, new_tokens):
+        engine = make(choices[0])
+        made.append((engine.settings.capacity, engine.capacity_for(len(prompt) + new_tokens)))
+        return [Entry(choices[0], "lockstep", None, 1e-3)]
+
+    monkeypatch.setattr(decoding, "race", race)
+    decoder = pipedec_jax.HierarchyDecoder(demo("draft", "target"), select=True, capacity=40)
+    assert made == [(None, 256)]
+    assert decoder.settings.capacity == 40
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_measured(measured, tmp_path) -> None:
+    models = demo("draft", "middle", "target")
+    with pytest.raises(ValueError, match="form free is for pipespec"):
+        pipedec_jax.HierarchyDecoder(models[1:], method="speculative", form="free")
+    models[1].tokenizer = Tokenizer.load(write_byte_level(tmp_path / "other"))
+    with pytest.raises(ValueError, match=f"^{re.escape(models[1].name)}: draft and target must have the same tokens"):
+        pipedec_jax.HierarchyDecoder(models)
+    assert not measured
 
 
 @pytest.mark.parametrize("form", ["lockstep", "free"])
