@@ -46,10 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
     from pipedec_jax.pipeline.engine import Engine
     from pipedec_jax.pipeline.settings import EngineSettings, check_count
 
-    if options.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     try:
         check_count("--ticks", options.ticks)
+        if options.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
         target, draft = pipedec_jax.load_demo(options.target), pipedec_jax.load_demo(options.draft)
         both = {"dtype": jax.numpy.dtype(options.dtype), "capacity": options.capacity}
         devices = pick_devices(options.stages + 1)

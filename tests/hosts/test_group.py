@@ -110,6 +110,15 @@ def test_a_fault_of_this_program_is_told_with_its_place(member, monkeypatch, cap
     assert (type(error).__name__ in shown) == own
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C reaches Python, also where these tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("error", [None, RuntimeError("refused")])
 def test_the_alarm_for_those_that_do_not_come_ends_with_the_joining(monkeypatch, error):
     alarm, said = threading.Event(), {}
