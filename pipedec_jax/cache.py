@@ -63,16 +63,18 @@ class LayerCache(struct.PyTreeNode):
     def attend(self, rows: Rows) -> Attend:
         """Attention of `rows` that first writes their keys and values to their slots.
 
-        A row whose own keys or values are not finite gets NaN.
+        A row whose own keys or values are not finite gets NaN where they are not.
         """
 
         def run(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, LayerCache]:
             # A masked slot has weight 0, but 0 times NaN is NaN: a guess or an old answer that overflowed would
             # reach the text through a slot that nobody attends to. The row itself must not seem sound for it.
             cache = self.write(rows.slot, jnp.nan_to_num(key), jnp.nan_to_num(value))
-            sound_W = jnp.all(jnp.isfinite(key) & jnp.isfinite(value), axis=(1, 2))
+            # Element by element: a reduction over the row would be a kernel more.
+            sound = jnp.isfinite(key) & jnp.isfinite(value)
             mixed = cache.mix(query, rows.mask)
-            return jnp.where(sound_W[:, None, None], mixed, jnp.asarray(jnp.nan, mixed.dtype)), cache
+            sound = jnp.repeat(sound, mixed.shape[1] // key.shape[1], axis=1)
+            return jnp.where(sound, mixed, jnp.asarray(jnp.nan, mixed.dtype)), cache
 
         return run
 

@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 # All of this must be said before JAX starts. A collective that hangs shall fail instead.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several workers share an accelerator's memory
 # Most of the tests' time is compiling, of which LLVM's optimisation is a third; what XLA itself does is left as it is.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=120"
@@ -44,15 +48,32 @@ CORPUS = [
 ]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
+TOO_FEW_DEVICES = re.compile(r"needs (\d+|two) devices|\d+ devices are needed|Number of devices 1 must be")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On an accelerator what takes more devices than it has is decoded on virtual CPU devices, and says so."""
+    config.addinivalue_line("filterwarnings", "ignore:decoding on virtual CPU devices")
+
+
+def skip_where_there_are_too_few_devices() -> Generator[None, Any, Any]:
     """On an accelerator (JAX_PLATFORMS=cuda,cpu), skip what takes more devices than it has."""
     try:
         return (yield)
-    except ValueError as error:
-        if jax.default_backend() != "cpu" and str(error).startswith("this method needs"):
-            pytest.skip(str(error))
+    except BaseException as error:  # pytest's own failures and exits are no exceptions
+        if jax.default_backend() != "cpu" and TOO_FEW_DEVICES.search(f"{error} {error.__context__}"):
+            pytest.skip(f"on this accelerator: {error}")
         raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    return (yield from skip_where_there_are_too_few_devices())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from skip_where_there_are_too_few_devices())
 
 
 def pytest_unconfigure() -> None:

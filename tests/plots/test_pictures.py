@@ -12,12 +12,13 @@ from tests.recording.test_recording import CHEAP, METHODS, recorded
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
+pyplot = pytest.importorskip("matplotlib.pyplot")
 
 
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
 
 
 def areas(axes, colour: str) -> float:
