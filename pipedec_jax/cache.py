@@ -8,7 +8,7 @@ old one's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 LEAST_READ = 512
 """Slots that attention reads at least; then twice as many, and so on, as far as they are in use. Rows of a `RowCache`
 are read by so many."""
+READ_TOGETHER = 2048
+"""What `GpuCache`s read at least; then four times as many, and so on."""
 MANY_ROWS = 64
 """Rows whose attention takes time in proportion to the slots, as in prefill: they read a quarter of that at least.
 What few rows take hardly depends on it."""
@@ -37,6 +39,8 @@ class Rows(struct.PyTreeNode):
     """[W] int32: where keys and values are written; NO_SLOT for rows that write nothing."""
     mask: jax.Array
     """[W, S] bool: the slots each row attends to, its own included."""
+    read: int | None = struct.field(pytree_node=False, default=None)
+    """Slots that attention reads, where that is chosen for several layers at once (`over_layers`)."""
 
 
 def at_least(least: int, rows: Rows, x: jax.Array) -> tuple[Rows, jax.Array]:
@@ -72,7 +76,7 @@ class LayerCache(struct.PyTreeNode):
             cache = self.write(rows.slot, jnp.nan_to_num(key), jnp.nan_to_num(value))
             # Element by element: a reduction over the row would be a kernel more.
             sound = jnp.isfinite(key) & jnp.isfinite(value)
-            mixed = cache.mix(query, rows.mask)
+            mixed = cache.mix(query, rows)
             sound = jnp.repeat(sound, mixed.shape[1] // key.shape[1], axis=1)
             return jnp.where(sound, mixed, jnp.asarray(jnp.nan, mixed.dtype)), cache
 
@@ -85,20 +89,19 @@ class LayerCache(struct.PyTreeNode):
             value=self.value.at[:, slot_W].set(jnp.swapaxes(value, 0, 1), mode="drop"),
         )
 
-    def mix(self, query: jax.Array, mask_WS: jax.Array) -> jax.Array:
+    def mix(self, query: jax.Array, rows: Rows) -> jax.Array:
         """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
-        rows, slots = mask_WS.shape
-        sizes = read_sizes(slots, rows)
+        if rows.read is not None:
+            return self.read(query, rows.read, rows.mask)
+        count, slots = rows.mask.shape
+        sizes = read_sizes(slots, count)
         if len(sizes) == 1:
-            return self.read(query, slots, mask_WS)
+            return self.read(query, slots, rows.mask)
 
         def read(size: int) -> Callable[[jax.Array], jax.Array]:
-            return lambda query: self.read(query, size, mask_WS)
+            return lambda query: self.read(query, size, rows.mask)
 
-        seen = jnp.any(mask_WS, axis=0)
-        used = jnp.max(jnp.where(seen, jnp.arange(1, slots + 1, dtype=jnp.int32), 0))
-        which = jnp.sum(used > jnp.asarray(sizes[:-1], jnp.int32), dtype=jnp.int32)
-        return lax.switch(which, [read(size) for size in sizes], query)
+        return lax.switch(size_in_use(rows.mask, sizes), [read(size) for size in sizes], query)
 
     def read(self, query: jax.Array, size: int, mask_WS: jax.Array) -> jax.Array:
         """Attention of `query [W, H, A]` over the first `size` slots."""
@@ -126,9 +129,17 @@ class RowCache(LayerCache):
             key=self.key.at[slot_W].set(key, mode="drop"), value=self.value.at[slot_W].set(value, mode="drop")
         )
 
-    def mix(self, query: jax.Array, mask_WS: jax.Array) -> jax.Array:
+    def mix(self, query: jax.Array, rows: Rows) -> jax.Array:
         """Attention of `query [W, H, A]` over the slots up to the last one that any row sees, rounded up."""
-        return attention_over_rows(query, self.key, self.value, mask_WS, LEAST_READ)
+        return attention_over_rows(query, self.key, self.value, rows.mask, LEAST_READ)
+
+
+class GpuCache(LayerCache):
+    """The same for GPUs, whose host makes every choice and waits for what it depends on.
+
+    How many slots are read is chosen once for all layers of a stage or draft, among fewer numbers: each is a program of
+    all these layers.
+    """
 
 
 TILED_PLATFORMS = ("tpu",)
@@ -144,10 +155,12 @@ def for_platform(state: Any, platform: str) -> Any:
     """A pytree with its empty caches laid out as devices of a platform want them."""
 
     def lay_out(cache: LayerCache) -> LayerCache:
+        if platform == "gpu":
+            return GpuCache(key=cache.key, value=cache.value)
         G, S, A = cache.value.shape
         return RowCache(*(jnp.zeros((S, G * A), array.dtype) for array in (cache.key, cache.value)))
 
-    if not tiled(platform):
+    if platform != "gpu" and not tiled(platform):
         return state
     return jax.tree.map(
         lambda leaf: lay_out(leaf) if isinstance(leaf, LayerCache) else leaf,
@@ -156,13 +169,42 @@ def for_platform(state: Any, platform: str) -> Any:
     )
 
 
+def over_layers(
+    cache: tuple[LayerCache, ...],
+    rows: Rows,
+    run: Callable[[tuple[LayerCache, ...], Rows, jax.Array], Any],
+    x: jax.Array,
+) -> Any:
+    """`run(cache, rows, x)` of several layers: where the caches want it, with the slots to read chosen once for all."""
+    slots = rows.mask.shape[1]
+    if not isinstance(cache[0], GpuCache):
+        return run(cache, rows, x)
+    sizes = _growing(READ_TOGETHER, 4, slots)
+    if len(sizes) == 1:
+        return run(cache, rows.replace(read=slots), x)
+
+    def read(size: int) -> Callable[[tuple[LayerCache, ...], jax.Array], Any]:
+        return lambda cache, x: run(cache, rows.replace(read=size), x)
+
+    return lax.switch(size_in_use(rows.mask, sizes), [read(size) for size in sizes], cache, x)
+
+
+def size_in_use(mask_WS: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Which of these rising numbers of slots is the first that has all that any row sees."""
+    used = jnp.max(jnp.where(jnp.any(mask_WS, axis=0), jnp.arange(1, mask_WS.shape[1] + 1, dtype=jnp.int32), 0))
+    return jnp.sum(used > jnp.asarray(sizes[:-1], jnp.int32), dtype=jnp.int32)
+
+
 def read_sizes(slots: int, rows: int = 1) -> tuple[int, ...]:
     """How many slots attention of so many rows reads, by how far they are in use."""
+    return _growing(LEAST_READ if rows < MANY_ROWS else LEAST_READ // 4, 2, slots)
+
+
+def _growing(least: int, times: int, slots: int) -> tuple[int, ...]:
     sizes = []
-    size = LEAST_READ if rows < MANY_ROWS else LEAST_READ // 4
-    while size < slots:
-        sizes.append(size)
-        size *= 2
+    while least < slots:
+        sizes.append(least)
+        least *= times
     return (*sizes, slots)
 
 

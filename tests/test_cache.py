@@ -6,9 +6,22 @@ import numpy as np
 import pytest
 
 from pipedec_jax import cache as caches
-from pipedec_jax.cache import LayerCache, RowCache, Rows, at_least, chunk_rows, empty_layers, for_platform, read_sizes
+from pipedec_jax.cache import (
+    GpuCache,
+    LayerCache,
+    RowCache,
+    Rows,
+    at_least,
+    chunk_rows,
+    empty_layers,
+    for_platform,
+    over_layers,
+    read_sizes,
+)
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.llama import attention
+from pipedec_jax.pipeline import placement
 from pipedec_jax.tree import NO_SLOT
 from tests.exactness import Bench, Shape
 from tests.oracle import GREEDY
@@ -35,11 +48,15 @@ def test_slots_that_nobody_sees_make_no_difference(last):
     )
     query = jnp.asarray(random.normal(size=(3, 4, 8)), jnp.float32)
     expected = attention(query, cache.key, cache.value, jnp.asarray(seen))
-    found = jax.jit(LayerCache.mix)(cache, query, jnp.asarray(seen))
+    unset = jnp.zeros(3, jnp.int32)
+    rows = Rows(position=unset, slot=unset, mask=jnp.asarray(seen))
+    found = jax.jit(LayerCache.mix)(cache, query, rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    rows = RowCache(*(jnp.swapaxes(x, 0, 1).reshape(slots, -1) for x in (jnp.swapaxes(cache.key, 1, 2), cache.value)))
+    by_rows = RowCache(
+        *(jnp.swapaxes(x, 0, 1).reshape(slots, -1) for x in (jnp.swapaxes(cache.key, 1, 2), cache.value))
+    )
     # Also where the last block begins within the one before: 1,601 slots are no whole number of them.
-    found = jax.jit(RowCache.mix)(rows, query, jnp.asarray(seen))
+    found = jax.jit(RowCache.mix)(by_rows, query, rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -113,3 +130,44 @@ def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):
     progress = bench.decode(pair, prompt, 30)
     assert progress.tokens == [step.token for step in plain_steps(pair, prompt, GREEDY, 30)]
     assert sum(progress.hits) > 5
+
+
+@pytest.mark.parametrize("last", [0, 7, 8, 31, 32, 39])
+def test_on_gpus_all_layers_read_the_same_number_of_slots(monkeypatch, last):
+    monkeypatch.setattr(caches, "READ_TOGETHER", 8)
+    chosen = []
+
+    def run(cache, rows, x):
+        chosen.append(rows.read)
+        return x + rows.read
+
+    seen = jnp.arange(40) == last
+    unset = jnp.zeros(1, jnp.int32)
+    rows = Rows(position=unset, slot=unset, mask=seen[None])
+    cache = (LayerCache(key=jnp.zeros((1, 2, 40)), value=jnp.zeros((1, 40, 2))),)
+    assert over_layers(cache, rows, lambda *given: given[1].read, seen) is None
+    found = over_layers(for_platform(cache, "gpu"), rows, run, jnp.int32(0))
+    assert chosen == [8, 32, 40]
+    assert found == min(size for size in chosen if size > last)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape("best-first", 2, 4, 3, "five layers", steps=2),
+        Shape("ppsd", 5, 1, 1, "five layers", head=ExitHeadConfig(2, "block")),
+    ],
+    ids=str,
+)
+def test_tokens_are_plain_decodings_as_gpus_compute_them(monkeypatch, shape):
+    """On CPU devices, that is: a cache of GPUs, and at least two rows."""
+    monkeypatch.setattr(placement, "platform", lambda _: "gpu")
+    monkeypatch.setattr(caches, "READ_TOGETHER", 16)
+    pair = Pair("five layers", seed=1)
+    bench = Bench(shape, longest=160)
+    assert isinstance(bench.load(pair).new_local(200).cache[0], GpuCache)
+    for length in (6, 50):
+        prompt = tuple(int(x) for x in np.random.default_rng(length).integers(0, 101, length))
+        progress = bench.decode(pair, prompt, 100)
+        assert progress.tokens == [step.token for step in plain_steps(pair, prompt, GREEDY, 100)]
+        assert sum(progress.hits) > 2

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.tick_cost import measure_tick_cost
-from pipedec_jax.cache import LayerCache, Rows, at_least
+from pipedec_jax.cache import LayerCache, Rows, at_least, over_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.hosts.processes import usable_cores
@@ -165,11 +165,15 @@ def _layers(
     config: LlamaConfig, params: Parameters, cache: tuple[LayerCache, ...], rows: Rows, x: jax.Array
 ) -> tuple[tuple[LayerCache, ...], jax.Array]:
     rope = llama.rope_tables(config, rows.position, x.dtype)
-    caches = []
-    for index in range(config.layers):
-        x, new = llama.forward_layer(config, params["layers"][str(index)], x, rope, cache[index].attend(rows))
-        caches.append(new)
-    return tuple(caches), x
+
+    def run(cache: tuple[LayerCache, ...], rows: Rows, x: jax.Array) -> tuple[tuple[LayerCache, ...], jax.Array]:
+        caches = []
+        for index in range(config.layers):
+            x, new = llama.forward_layer(config, params["layers"][str(index)], x, rope, cache[index].attend(rows))
+            caches.append(new)
+        return tuple(caches), x
+
+    return over_layers(cache, rows, run, x)
 
 
 def _head(

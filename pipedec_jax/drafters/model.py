@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from flax import struct
 
-from pipedec_jax.cache import LayerCache, Rows, empty_layers
+from pipedec_jax.cache import LayerCache, Rows, empty_layers, over_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.chances import Noise, most_likely
@@ -88,9 +88,13 @@ class ModelDrafter(Drafter):
         """The new cache, and the hidden rows `[W, D]` of these tokens after all layers."""
         x = params.embedding[token_W]
         rope = llama.rope_tables(self.config, rows.position, x.dtype)
-        caches = []
-        with jax.named_scope("draft"):
+
+        def layers(state: DraftState, rows: Rows, x: jax.Array) -> tuple[DraftState, jax.Array]:
+            caches = []
             for layer, cache in zip(params.layers, state, strict=True):
                 x, cache = llama.forward_layer(self.config, layer, x, rope, cache.attend(rows))
                 caches.append(cache)
-        return tuple(caches), x
+            return tuple(caches), x
+
+        with jax.named_scope("draft"):
+            return over_layers(state, rows, layers, x)

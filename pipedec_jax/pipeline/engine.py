@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -357,11 +358,18 @@ class Engine:
             program = jax.jit(spread, donate_argnums=donated, compiler_options=options)
             return program.lower(self.weights, *arguments)
 
-        if shapes not in self._prefills:  # the sampling mode is nothing to it
-            first = lowered(functools.partial(prefill, system, width), (SAME, OWN), request, local)
-            self._prefills[shapes] = first.compile(), first.out_info[0]
-        first, shared = self._prefills[shapes]
+        wanted = []
+        if shapes in self._prefills:  # the sampling mode is nothing to it
+            shared = self._prefills[shapes][1]
+        else:
+            wanted = [lowered(functools.partial(prefill, system, width), (SAME, OWN), request, local)]
+            shared = wanted[0].out_info[0]
         count = np.int32(0)
         ticks = functools.partial(record_ticks if self.settings.record else run_ticks, system)
-        loop = lowered(ticks, (SAME, OWN, SAME, SAME), shared, local, count, count)
-        self._programs[shapes, mode] = Programs(prefill=first, run=loop.compile())
+        wanted.append(lowered(ticks, (SAME, OWN, SAME, SAME), shared, local, count, count))
+        # Side by side: much of the compiler works on one core.
+        with ThreadPoolExecutor(len(wanted)) as threads:
+            *first, loop = threads.map(jax.stages.Lowered.compile, wanted)
+        if first:
+            self._prefills[shapes] = first[0], shared
+        self._programs[shapes, mode] = Programs(prefill=self._prefills[shapes][0], run=loop)

@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 
 from pipedec_jax import vocabulary
-from pipedec_jax.cache import LayerCache, Rows, at_least
+from pipedec_jax.cache import LayerCache, Rows, at_least, over_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, sum_over_parts, vary
 from pipedec_jax.model import llama
@@ -76,22 +76,24 @@ def run_stage(
     rope = llama.rope_tables(config, rows.position, x.dtype)
     total = {"total": sum_over_parts} if target.parts > 1 else {}
 
-    def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
-        x, cache = llama.forward_layer(config, params.layers[index], x, rope, cache.attend(rows), **total)
-        return cache, x
+    def layers(cache: StageCache, rows: Rows, x: jax.Array) -> tuple[StageCache, jax.Array]:
+        def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+            x, cache = llama.forward_layer(config, params.layers[index], x, rope, cache.attend(rows), **total)
+            return cache, x
 
-    def skip(cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
-        return cache, x
-
-    caches = []
-    with jax.named_scope("stage"):
+        caches = []
         for index in range(target.split.longest):
             if index < target.split.shortest:
                 layer_cache, x = step(index, cache[index], x)
             else:
-                layer_cache, x = lax.cond(index < mine, functools.partial(step, index), skip, cache[index], x)
+                run = functools.partial(step, index)
+                layer_cache, x = lax.cond(index < mine, run, lambda cache, x: (cache, x), cache[index], x)
             caches.append(layer_cache)
-    return tuple(caches), x[:W]
+        return tuple(caches), x
+
+    with jax.named_scope("stage"):
+        cache, x = over_layers(cache, rows, layers, x)
+    return cache, x[:W]
 
 
 class Beside(struct.PyTreeNode):
