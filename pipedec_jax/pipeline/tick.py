@@ -177,7 +177,10 @@ def walk(schedule: Schedule, shared: Shared) -> Shared:
             pipe=jnp.where(there & tree.at(new.alive, shared.pipe, False), shared.pipe, old.capacity),
         )
 
-    return lax.while_loop(more, step, shared)
+    # The first step is a choice of its own: a GPU makes one by itself, where each look at a loop's condition waits for
+    # the host, and in most ticks one token is committed.
+    shared = lax.cond(more(shared), step, lambda shared: shared, shared)
+    return shared if schedule.level_by_level else lax.while_loop(more, step, shared)
 
 
 def run_ticks(

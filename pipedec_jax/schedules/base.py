@@ -39,6 +39,11 @@ class Schedule:
         """Whether the frontier may hold nodes that were not sent."""
         return self.pool > 0
 
+    @property
+    def level_by_level(self) -> bool:
+        """Whether the root moves once a tick at most: no batch holds a node and its parent, nor is it held back."""
+        return False
+
     def ready(self, tree: PredictionTree) -> jax.Array:
         """`[]` bool: whether the root may follow the target's choices at the end of this tick; here, at any."""
         return jnp.ones((), bool)

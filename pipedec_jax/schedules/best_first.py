@@ -31,6 +31,11 @@ class BestFirstSchedule(Schedule):
     price: Curve | None = None
     """What a tick costs by the rows of its widest batch, in ticks of one row; `None` where that makes no difference."""
 
+    @property
+    def level_by_level(self) -> bool:
+        """Where a batch is one node."""
+        return self.width == 1
+
     def worthwhile(self, tree: PredictionTree, score: jax.Array) -> jax.Array:
         """The best candidates, as many as are worth their price in one batch, and minus infinity for the others."""
         if self.price is None:

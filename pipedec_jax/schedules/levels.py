@@ -21,6 +21,11 @@ from pipedec_jax.tree import PredictionTree
 class LevelSchedule(Schedule):
     """Maximum width W per level; the maximum number of children per node is the drafter's."""
 
+    @property
+    def level_by_level(self) -> bool:
+        """A level is sent at once."""
+        return True
+
     def score(self, tree: PredictionTree) -> jax.Array:
         """Only children of the deepest level sent: the last one, or an older one where that was pruned away."""
         level = deepest(tree, tree.alive & tree.sent)

@@ -12,3 +12,8 @@ class PlainSchedule(Schedule):
     """Sends the root, then nothing until its choice is known: the base schedule with one row and no guesses."""
 
     width: int = 1
+
+    @property
+    def level_by_level(self) -> bool:
+        """There is one row in the pipe."""
+        return True
