@@ -158,11 +158,11 @@ def show(
         for part, (_, count, held) in shown.items():
             seconds = count * times[part][rows]
             speed = held / seconds
-            cached |= speed > measured["copy_bytes_per_s"]
+            cached |= speed > max(measured["copy_bytes_per_s"], measured["read_bytes_per_s"])
             cells.append(f"{1e3 * seconds:.3f} | {speed / 1e9:.0f}, {speed / measured['copy_bytes_per_s']:.1%}")
         print(f"| {rows} | {' | '.join(cells)} |")
     if cached:
-        print("over 100 %: weights that stay in the processor's caches from one pass to the next")
+        print("faster than reading memory: weights that stay in the processor's caches from one pass to the next")
     if times["exchange"]:
         print(f"a tick adds {1e6 * times['exchange']:.0f} us to its ranks' work")
     else:
