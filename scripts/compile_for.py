@@ -1,9 +1,12 @@
 """Compile a method's programs for devices that are not there, with their real compiler, and say what became of them.
 
-For TPUs this takes an environment of its own with `pip install '.[tpu]'`, and no TPU. Weights have shapes only.
-Compiled, not run: what is printed is the compiler's, and no measurement.
+For TPUs this takes an environment of its own with `pip install '.[tpu]'`, and no TPU; for GPUs one with
+`pip install . 'jax[cuda13]'`, and no GPU. Weights have shapes only. Compiled, not run: what is printed is the
+compiler's, and no measurement.
 
 python scripts/compile_for.py --topology v5e:4x4 --target configs/llama-3.1-70b.json \
+    --draft configs/llama-3.2-1b.json --stages 14
+python scripts/compile_for.py --topology h100:2x8 --target configs/llama-3.1-70b.json \
     --draft configs/llama-3.2-1b.json --stages 14
 """
 
@@ -32,8 +35,8 @@ COLUMNS = (
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--topology", default="v5e:4x4", help="such as v5e:4x4 (16 TPU devices)")
-    parser.add_argument("--platform", default="tpu", help="of the compiler (tpu)")
+    parser.add_argument("--topology", default="v5e:4x4", help="such as v5e:4x4 (16 TPU devices) or h100:2x8 (16 GPUs)")
+    parser.add_argument("--platform", help="of the compiler (tpu, or cuda where the topology is of GPUs)")
     parser.add_argument("--target", required=True, metavar="CONFIG", help="geometry (JSON, see configs/) or a model")
     parser.add_argument("--draft", metavar="CONFIG", help="the same for the draft")
     parser.add_argument(
@@ -70,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         draft = geometry(options.draft, "draft") if options.draft else None
         middle = [geometry(name, "middle") for name in options.middle]
         names = [field.name for field in dataclasses.fields(described.Sizes)]
-        devices = described.described_devices(options.platform, options.topology)
+        devices = described.described_devices(options.topology, options.platform)
         if options.stages is None:
             ranks = len(devices) // max(1, options.tensor_parallel)
             smaller = len(middle) + 1 if draft else 0

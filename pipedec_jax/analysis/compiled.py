@@ -111,13 +111,16 @@ def report(program: Any, held: Any) -> Report:
 
 
 def _kernels(text: str) -> int:
-    """Operations that run, of the HLO computation with the collectives that has most of them."""
-    counts = [0]
+    """Operations that run, of the loop's body with the collectives that has most of them, or of any where none has."""
+    bodies = set(re.findall(r"\bbody=%?([\w.\-]+)", text))
+    counts = {True: [0], False: [0]}
     for part in re.split(r"\n(?=[%\w][^\n]*\{\n)", text):
+        name = part.lstrip("%").split(maxsplit=1)[0] if part.strip() else ""
         names = re.findall(r"^ +(?:ROOT )?%?[\w.\-]+ = .*? ([a-z\-]+)\(", part, flags=re.MULTILINE)
-        if any(name.removesuffix("-start") in COLLECTIVES for name in names):
-            counts.append(sum(name not in BOOKKEEPING and not name.endswith("-done") for name in names))
-    return max(counts)
+        meets = any(name.removesuffix("-start") in COLLECTIVES for name in names)
+        if meets or name in bodies:
+            counts[meets].append(sum(name not in BOOKKEEPING and not name.endswith("-done") for name in names))
+    return max(counts[True]) or max(counts[False])
 
 
 def _distinct(tree: Any) -> list[Any]:

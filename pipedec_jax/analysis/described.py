@@ -1,6 +1,7 @@
 """A method's programs for devices that are only described: built, compiled and reported, with nothing run.
 
-For TPUs this takes an environment of its own with the `tpu` extra, and no TPU.
+For TPUs this takes an environment of its own with the `tpu` extra, and no TPU; for GPUs one with `jax[cuda13]`, and no
+GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +28,37 @@ from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings, check_count
 from pipedec_jax.pipeline.stage import TargetParams
 
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  clock_rate_ghz: 1.98
+  l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84929347584
+}
+platform_name: "CUDA"
+runtime_version { major: 13 minor: 0 patch: 0 }
+dnn_version_info { major: 9 minor: 7 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""An H100's properties, as XLA's compiler takes them (its `GpuTargetConfigProto`)."""
+GPUS = {"h100": H100}
+"""Of GPUs, by their name in a topology: `h100:8` is eight of them in one host, `h100:2x8` two such hosts."""
 MEMORY = {"TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v4": 32, "TPU v6 lite": 32, "TPU7x": 192}
+MEMORY |= {"NVIDIA H100 80GB HBM3": 79}
 """Gigabytes (2^30 bytes) of memory of a device, by its kind."""
 
 
@@ -55,8 +87,8 @@ class Sizes:
     dtype: str = "bfloat16"
 
 
-def described_devices(platform: str, topology: str) -> list[Any]:
-    """The devices of a topology.
+def described_devices(topology: str, platform: str | None = None) -> list[Any]:
+    """The devices of a topology: TPUs such as `v5e:4x4`, or GPUs as in `GPUS`.
 
     Raises:
         ValueError: when it is not known, or its compiler is missing.
@@ -65,12 +97,16 @@ def described_devices(platform: str, topology: str) -> list[Any]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several may compile at once: none uses a device
     from jax.experimental import topologies
 
+    gpu = re.fullmatch(r"(\w+):(?:(\d+)x)?(\d+)", topology)
+    options: dict[str, Any] = {"topology_name": topology}
+    if gpu and gpu[1] in GPUS:
+        platform, options = "cuda", {"topology": f"1x{gpu[2] or 1}x{gpu[3]}", "target_config": GPUS[gpu[1]]}
     try:
-        return list(topologies.get_topology_desc(platform=platform, topology_name=topology).devices)
+        return list(topologies.get_topology_desc(platform=platform or "tpu", **options).devices)
     except Exception as error:  # the compiler's own errors have no common type
         raise ValueError(
-            f"topology {topology!r} of {platform!r} cannot be compiled for: {error}; for TPUs, pip install 'jax[tpu]' "
-            "in an environment of its own"
+            f"topology {topology!r} of {platform or 'tpu'!r} cannot be compiled for: {error}; for TPUs, pip install "
+            f"'jax[tpu]' in an environment of its own; for GPUs ({', '.join(GPUS)}, such as h100:8) 'jax[cuda13]'"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,7 +65,27 @@ def test_what_a_method_needs_to_be_compiled_is_said():
     with pytest.raises(ValueError, match="exit_layer must be a whole number of at least 1, not 0"):
         compile_method("ppsd", Sizes(stages=2, exit_layer=0), TINY, None, jax.devices())
     with pytest.raises(ValueError, match="cannot be compiled for"):
-        described_devices("nothing", "v5e:4x4")
+        described_devices("v5e:4x4", "nothing")
+
+
+def test_kernels_of_one_device_are_those_of_its_loop():
+    engine = Engine(ShapeSource(TINY), None, EngineSettings(method="pp", stages=1), vocab_size=40)
+    assert 30 < report(engine.programs(30).run, engine.weights).kernels < 150
+
+
+@pytest.mark.parametrize(("topology", "shape"), [("h100:3", "1x1x3"), ("h100:2x8", "1x2x8")])
+def test_gpus_are_described_by_their_properties(monkeypatch, topology, shape):
+    asked = {}
+
+    def describe(**options):
+        asked.update(options)
+        raise RuntimeError("no plugin")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    with pytest.raises(ValueError, match=r"no plugin.*'jax\[cuda13\]'"):
+        described_devices(topology)
+    assert (asked["platform"], asked["topology"]) == ("cuda", shape)
+    assert "H100" in asked["target_config"]
 
 
 def test_copies_of_what_is_held_are_counted():
