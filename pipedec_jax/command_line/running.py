@@ -104,7 +104,7 @@ def run(options: argparse.Namespace, group: Alone) -> int:
         tokens = decoder.target.chat(prompt) if options.chat else prompt
         decoder.request(tokens, **given)
         group.prepare(decoder)  # only now that all else is well
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
     shows = group.leads and not options.json
     if not options.chat and shows:
@@ -189,7 +189,7 @@ def run_batch(options: argparse.Namespace, group: Alone) -> int:
             lines=content,
             **request_options(options),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
     except KeyboardInterrupt:
         if group.leads:

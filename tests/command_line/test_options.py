@@ -1,6 +1,7 @@
 """The command line: an error in one line for every bad input, and help for every option."""
 
 import shutil
+import sys
 
 import pytest
 
@@ -205,6 +206,17 @@ def test_weights_that_cannot_be_read_are_an_error(script, models, family, capsys
     weights = tmp_path / "target" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     expect_error(script, capsys, [*models, *SIZES, "--target", str(tmp_path / "target")], "model.safetensors")
+
+
+def test_pickled_weights_without_torch_are_an_error_in_one_line(script, models, family, capsys, tmp_path, monkeypatch):
+    import torch
+
+    shutil.copytree(family["target"], tmp_path / "target")
+    (tmp_path / "target" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "target" / "pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    arguments = [*models, *SIZES, "--target", str(tmp_path / "target")]
+    expect_error(script, capsys, arguments, "pip install 'pipedec_jax[torch]'")
 
 
 def test_every_option_is_in_the_help(script, capsys):
