@@ -46,8 +46,8 @@ class HuggingFaceCheckpoint(SourceCheckpoint):
             same = self.weights.tensors[head].dtype == self.weights.tensors[embedding].dtype
             if not same or not same_bits(self.weights.view(head), self.weights.view(embedding)):
                 raise ValueError(
-                    f"tensor {head!r} differs from {embedding!r} though config.json says tie_word_embeddings; "
-                    "set it to false if the model has a head of its own, or remove the tensor"
+                    f"{self.directory}: tensor {head!r} differs from {embedding!r} though config.json says "
+                    "tie_word_embeddings; set it to false if the model has a head of its own, or remove the tensor"
                 )
 
 
@@ -74,7 +74,10 @@ def open_hugging_face(directory: str | Path) -> HuggingFaceCheckpoint:
     if has_weights(directory, [pickle_reader.SINGLE]) and not has_weights(directory, [safetensors_reader.SINGLE]):
         kind = "pickle"
     weights = PickledDirectory(directory) if kind == "pickle" else SafetensorsDirectory(directory)
-    dtypes = _check_tensors(config, weights)
+    try:
+        dtypes = _check_tensors(config, weights)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
     return HuggingFaceCheckpoint(
         directory=directory,
         config=config,

@@ -16,6 +16,7 @@ from checkpoints_convert.config_json import Json, number, read_json, whole
 from checkpoints_convert.hugging_face import from_hugging_face, tensor_shape
 from checkpoints_convert.paths import inside
 from checkpoints_convert.pickle_reader import PickledFiles
+from checkpoints_convert.shard_index import check_fetched
 from checkpoints_convert.source import SourceCheckpoint, check_tensors, same_bits, tokenizer_files
 from pipedec_jax.config import LlamaConfig, RopeScaling
 from pipedec_jax.model.parameters import parameter_shapes
@@ -86,7 +87,9 @@ class MetaCheckpoint(SourceCheckpoint):
         if axis is None:
             part = self.ranks[0].view(name)
             if not all(same_bits(part, rank.view(name)) for rank in self.ranks[1:]):
-                raise ValueError(f"tensor {name!r} should be the same in all of {count} files and is not")
+                raise ValueError(
+                    f"{self.directory}: tensor {name!r} should be the same in all of {count} files and is not"
+                )
             return part
         # More ranks than KV heads: neighbours hold the same one.
         copies = count * first.shape[axis] // shape[axis]
@@ -177,7 +180,9 @@ def _rank_files(directory: Path) -> list[Path]:
     for file in found.values():
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist (a broken link?)")
-    return [inside(found[rank], directory) for rank in sorted(found)]
+    files = [inside(found[rank], directory) for rank in sorted(found)]
+    check_fetched(files)
+    return files
 
 
 def _check_rank_count(values: Json, ranks: tuple[PickledFiles, ...]) -> None:

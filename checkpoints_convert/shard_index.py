@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from checkpoints_convert.config_json import read_json
 from checkpoints_convert.paths import inside
 from checkpoints_convert.tensor_files import TensorInfo
+from pipedec_jax.small_files import check_no_pointer
 
 
 def weight_files(directory: Path, single: str) -> tuple[list[Path], dict[str, Path] | None]:
@@ -19,10 +21,12 @@ def weight_files(directory: Path, single: str) -> tuple[list[Path], dict[str, Pa
 
     Raises:
         FileNotFoundError: when there is neither, or the index names a file that is not there.
-        ValueError: for an index that is no map of tensors to plain file names.
+        ValueError: for an index that is no map of tensors to plain file names, or a file that Git LFS did not fetch.
     """
     if (directory / single).is_file():
-        return [inside(directory / single, directory)], None
+        files = [inside(directory / single, directory)]
+        check_fetched(files)
+        return files, None
     index = directory / f"{single}.index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{directory} has neither {single} nor {index.name}")
@@ -37,6 +41,7 @@ def weight_files(directory: Path, single: str) -> tuple[list[Path], dict[str, Pa
     if missing:
         raise FileNotFoundError(f"{index} names shards that do not exist: {', '.join(missing)}")
     files = [inside(directory / file, directory) for file in sorted(set(weight_map.values()))]
+    check_fetched(files)
     return files, {name: directory / file for name, file in weight_map.items()}
 
 
@@ -47,6 +52,13 @@ def check_index(directory: Path, single: str, weight_map: dict[str, Path], tenso
         named = weight_map[name].name if name in weight_map else "no shard"
         if found != named:
             raise ValueError(f"{directory / single}.index.json puts tensor {name!r} in {named}, but it is in {found}")
+
+
+def check_fetched(files: Iterable[Path]) -> None:
+    """Raise `ValueError` where a file is but Git LFS's note of it, as after `git clone` without that extension."""
+    for file in files:
+        with file.open("rb") as opened:
+            check_no_pointer(file, opened.read(64))
 
 
 def _is_file(path: Path) -> bool:

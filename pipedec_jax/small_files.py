@@ -31,7 +31,7 @@ def read_small(file: Path) -> bytes:
 
     Raises:
         OSError: when it cannot be read, or is a pipe or a device, which might never end or begin.
-        ValueError: when it is too large, or a JSON file that would be when parsed.
+        ValueError: when it is too large, a JSON file that would be when parsed, or a file that Git LFS did not fetch.
     """
     most = _most_bytes(file)
     if file.exists() and not (file.is_file() or file.is_dir()):
@@ -40,6 +40,7 @@ def read_small(file: Path) -> bytes:
         data = opened.read(most + 1)
     if len(data) > most:
         raise ValueError(f"{file} has more than {most:,} bytes, which is too many for such a file")
+    check_no_pointer(file, data)
     if file.suffix == ".json":
         check_json(data, str(file))
     return data
@@ -52,6 +53,12 @@ def check_json(data: bytes, name: str) -> None:
         raise ValueError(f"{name} holds about {values:,} JSON values; at most {JSON_VALUES:,} are read")
     if (keys := data.count(b":")) > JSON_KEYS:
         raise ValueError(f"{name} holds about {keys:,} JSON keys; at most {JSON_KEYS:,} are read")
+
+
+def check_no_pointer(file: Path, start: bytes) -> None:
+    """Raise `ValueError` when a file begins as the note does that Git LFS leaves in place of what it did not fetch."""
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{file} is only a pointer of Git LFS; run `git lfs pull` in {file.parent} to get the file")
 
 
 def json_kind(value: Any) -> str:

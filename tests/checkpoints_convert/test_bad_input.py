@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+import pipedec_jax
 from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import conversion, convert, open_checkpoint, open_hugging_face
 from checkpoints_convert.__main__ import main
@@ -214,3 +215,34 @@ def test_a_damaged_config_file_is_named(change, message, source, tmp_path):
     edit_json(converted / "pipedec_jax.json", **change)
     with pytest.raises(ValueError, match=rf"pipedec_jax\.json: .*{message}"):
         open_checkpoint(converted)
+
+
+@pytest.mark.parametrize("name", [SINGLE, "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_said_to_be_one(name, tmp_path, capsys):
+    source = tiny_source(tmp_path / "source")
+    (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert main(["convert", str(source), str(tmp_path / "converted")]) == 2
+    error = capsys.readouterr().err
+    assert f"{source / name} is only a pointer of Git LFS; run `git lfs pull`" in error.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_tensors_that_are_wrong_are_named_with_their_directory(tmp_path):
+    source = tiny_source(tmp_path / "source")
+    edit_tensors(source, extra=np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=f"^{source}: the checkpoint has unknown tensors 'extra'"):
+        open_hugging_face(source)
+
+
+@pytest.mark.parametrize("address", ["https://huggingface.co/org/name", "file:///models/llama"])
+def test_addresses_of_no_store_are_an_error_in_words(address, tmp_path, capsys):
+    source = tiny_source(tmp_path / "source")
+    for arguments in (
+        ["inspect", address],
+        ["convert", address, str(tmp_path / "a")],
+        ["convert", str(source), address],
+    ):
+        assert main(arguments) == 2
+        assert f"error: {address} is no address that can be read: give a directory" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="or a hub repository as org/name"):
+        pipedec_jax.load(address)
