@@ -222,7 +222,8 @@ def _load_json(directory: Path) -> PreTrainedTokenizerFast:
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     # Where it is missing, or the file is none of its own, `transformers` would try to read something else.
-    spec = read_model(directory / "tokenizer.model").normalizer_spec
+    model = read_model(directory / "tokenizer.model")
+    spec = model.normalizer_spec
 
     with no_advice():
         from transformers import LlamaTokenizer
@@ -236,6 +237,10 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     # In place of the library's own way with spaces: it adds none to a text that begins with one, as sentencepiece does.
     backend.backend_tokenizer.normalizer = normalizer(spec, prefix)
     backend.backend_tokenizer.pre_tokenizer = None
+    if not model.trainer_spec.byte_fallback:
+        # Without bytes to spell them, the library would drop characters that are no piece.
+        backend.backend_tokenizer.model.unk_token = model.trainer_spec.unk_piece
+        backend.backend_tokenizer.model.fuse_unk = True
     return backend
 
 

@@ -61,11 +61,15 @@ def sentencepiece_model(directory, **settings):
     """Train a `tokenizer.model` in a directory, as LLaMA's but for `settings`."""
     sentencepiece = pytest.importorskip("sentencepiece")
     (directory / "corpus.txt").write_text("\n".join(CORPUS * 20))
-    as_llamas = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    as_llamas = {
+        "byte_fallback": True,
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    }
     sentencepiece.SentencePieceTrainer.train(
         input=str(directory / "corpus.txt"),
         model_prefix=str(directory / "tokenizer"),
-        byte_fallback=True,
         character_coverage=0.98,
         minloglevel=2,
         **({"vocab_size": 400} | as_llamas | settings),
@@ -102,6 +106,14 @@ def test_spaces_and_characters_are_taken_as_sentencepiece_takes_them(settings, t
         assert tokenizer.decode(tokens) == reference.decode(tokens[1:])
         if not settings:
             assert tokenizer.decode(tokens) == text.replace("▁", " ")
+
+
+def test_characters_that_are_no_piece_are_unknown_where_bytes_are_no_pieces(tmp_path):
+    reference = sentencepiece_model(tmp_path, byte_fallback=False, vocab_size=100, hard_vocab_limit=False)
+    unknown = reference.unk_id()
+    tokens = Tokenizer.load(tmp_path).encode("def Ω日本(a)")
+    assert tokens == [1, *reference.encode("def Ω日本(a)")]
+    assert tokens.count(unknown) == 1  # three in a row are one
 
 
 @pytest.mark.parametrize(
