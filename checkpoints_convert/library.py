@@ -141,9 +141,9 @@ def _entry(path: Path) -> Entry | None:
         return Entry(path.name.removeprefix(".").removesuffix(SUFFIX), "incomplete: its conversion was interrupted")
     if path.name.startswith("."):
         return None
-    if not is_converted(path) and not is_source(path):
-        return Entry(path.name, "incomplete: it has no manifest") if (path / ARRAYS).is_dir() else None
     try:
+        if not is_converted(path) and not is_source(path):
+            return Entry(path.name, "incomplete: it has no manifest") if (path / ARRAYS).is_dir() else None
         checkpoint = open_any(path)
         state = "complete"
         if isinstance(checkpoint, SourceCheckpoint):

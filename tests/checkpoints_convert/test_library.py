@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,23 @@ def test_a_directory_that_is_not_there(tmp_path, capsys):
     assert library(tmp_path) == []
     with pytest.raises(ValueError, match="gs://a/b is not on this machine"):
         library("gs://a/b")
+
+
+def test_a_directory_that_may_not_be_read_hides_no_other(source, tmp_path, monkeypatch):
+    for name in ("locked", "open"):
+        shutil.copytree(source, tmp_path / "library" / name)
+    is_file = Path.is_file
+
+    def refused(path, *arguments, **keywords):  # a mode of the file system would not stop root
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    found = {entry.name: entry.state for entry in library(tmp_path / "library")}
+    assert found["open"] == "source"
+    assert found["locked"].startswith("unreadable: ")
+    assert "Permission denied" in found["locked"]
 
 
 def test_an_empty_library_and_a_checkpoint_itself_are_said_to_be_so(source, tmp_path, capsys):
