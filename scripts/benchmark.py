@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> None:
         most = max(options.stages) + max(1, len(options.models or opening.DEMO["pipespec"]) - 1)
         pipedec_jax.use_cpu_devices(most)
         benchmark, settings, reports = prepare(options, questions, chosen)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
     from pipedec_jax.analysis.method_table import TokensDifferError
 

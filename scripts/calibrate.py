@@ -89,7 +89,7 @@ def main() -> None:
         if args.out is not None:  # before anything is measured
             check_place("--out", args.out)
         run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
 
 

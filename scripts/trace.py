@@ -37,7 +37,7 @@ def main() -> None:
     try:
         use_compilation_cache()
         trace(own, rest)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
 
 

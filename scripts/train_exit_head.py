@@ -109,7 +109,7 @@ def main() -> None:
         if options.log:
             check_place("--log", options.log)
             options.log.parent.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
 
     def log(figures: dict) -> None:

@@ -1,7 +1,10 @@
 """The command line: an error in one line for every bad input, and help for every option."""
 
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -217,6 +220,37 @@ def test_pickled_weights_without_torch_are_an_error_in_one_line(script, models, 
     monkeypatch.setitem(sys.modules, "torch", None)
     arguments = [*models, *SIZES, "--target", str(tmp_path / "target")]
     expect_error(script, capsys, arguments, "pip install 'pipedec_jax[torch]'")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["benchmark", "--prompts", "questions.txt", "--out", "out", "--draft", "target"],
+        ["calibrate", "--draft", "target"],
+        ["find_static_tree", "--stages", "2", "--draft", "target"],
+        ["trace", "--out", "out", "--draft", "target"],
+        ["train_exit_head", "--exit-layer", "2", "--data", "questions.txt"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_other_commands_say_in_one_line_too_that_torch_is_missing(command, family, tmp_path):
+    import torch
+
+    shutil.copytree(family["target"], tmp_path / "target")
+    (tmp_path / "target" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "target" / "pytorch_model.bin")
+    (tmp_path / "questions.txt").write_text("def f(x):\n")
+    file = str(Path("scripts", f"{command[0]}.py").resolve())
+    paths = os.pathsep.join(map(os.path.abspath, (".", "scripts")))
+    run = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({file!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", run, *command[1:], "--target", "target"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "pip install 'pipedec_jax[torch]'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_every_option_is_in_the_help(script, capsys):
