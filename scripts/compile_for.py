@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import check_place, run_command
@@ -62,7 +63,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Compile every method and print a table."""
     options = parse(arguments)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is run: JAX itself needs no more
+    if not getattr(jax.config, "jax_platforms", None):  # nothing is run: JAX itself needs no more
+        jax.config.update("jax_platforms", "cpu")
     from pipedec_jax.analysis import described
     from plan import geometry
 
