@@ -23,7 +23,7 @@ from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 LEAST_READ = 512
 """Slots that attention reads at least; then twice as many, and so on, as far as they are in use. Rows of a `RowCache`
 are read by so many."""
-READ_TOGETHER = 2048
+READ_TOGETHER = 512
 """What `GpuCache`s read at least; then four times as many, and so on."""
 MANY_ROWS = 64
 """Rows whose attention takes time in proportion to the slots, as in prefill: they read a quarter of that at least.
