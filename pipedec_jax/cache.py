@@ -135,7 +135,7 @@ class RowCache(LayerCache):
 
 
 class GpuCache(LayerCache):
-    """The same for GPUs, whose host makes every choice and waits for what it depends on.
+    """The same for GPUs, where every choice takes a kernel or a wait for the host, and the compiler long.
 
     How many slots are read is chosen once for all layers of a stage or draft, among fewer numbers: each is a program of
     all these layers.
