@@ -122,7 +122,7 @@ def _refuse_unsupported(values: Json) -> None:
     architectures = values.get("architectures") or [ARCHITECTURES[0]]
     if not isinstance(architectures, list) or not all(name in ARCHITECTURES for name in architectures):
         raise ValueError(f"architectures is {architectures!r}; only {ARCHITECTURES[0]!r} can be converted")
-    if values.get("hidden_act", "silu") != "silu":
+    if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise ValueError(f"hidden_act is {values['hidden_act']!r}; only 'silu' is supported")
     for key in ("attention_bias", "mlp_bias"):
         if _flag(values, key):
@@ -151,7 +151,7 @@ def _rope(values: Json) -> tuple[float, RopeScaling | None]:
             raise ValueError(f"partial_rotary_factor is {place['partial_rotary_factor']!r}; only 1 is supported")
 
     kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind == "default":
+    if kind == "default" or (kind == "linear" and number(settings, "factor") == 1):
         return theta, None
     if kind != "llama3":
         raise ValueError(f"rope_type is {kind!r}; only 'default' and 'llama3' are supported")

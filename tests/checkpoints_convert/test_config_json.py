@@ -44,6 +44,7 @@ def test_old_and_new_spellings_mean_the_same(spelling):
 
 
 @pytest.mark.parametrize("spelling", [{}, {"rope_theta": 1e4}, {"rope_scaling": None}, {"rope_scaling": {}},
+                                      {"rope_scaling": {"type": "linear", "factor": 1.0}}, {"hidden_act": "swish"},
                                       {"rope_parameters": {"rope_type": "default", "rope_theta": 10000}}])  # fmt: skip
 def test_plain_rope_in_all_spellings(spelling):
     config = llama_config(OLD | spelling)
