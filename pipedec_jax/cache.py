@@ -21,10 +21,8 @@ from pipedec_jax.model.llama import Attend, attention, attention_over_rows
 from pipedec_jax.tree import NO_SLOT, PredictionTree, at, select
 
 LEAST_READ = 512
-"""Slots that attention reads at least; then twice as many, and so on, as far as they are in use. Rows of a `RowCache`
-are read by so many."""
-READ_TOGETHER = 512
-"""What `GpuCache`s read at least; then four times as many, and so on."""
+"""Slots that attention reads at least; then twice as many, and so on, as far as they are in use (four times as many on
+GPUs, see `GpuCache`). Rows of a `RowCache` are read by so many."""
 MANY_ROWS = 64
 """Rows whose attention takes time in proportion to the slots, as in prefill: they read a quarter of that at least.
 What few rows take hardly depends on it."""
@@ -155,12 +153,12 @@ def for_platform(state: Any, platform: str) -> Any:
     """A pytree with its empty caches laid out as devices of a platform want them."""
 
     def lay_out(cache: LayerCache) -> LayerCache:
-        if platform == "gpu":
+        if not tiled(platform):
             return GpuCache(key=cache.key, value=cache.value)
         G, S, A = cache.value.shape
         return RowCache(*(jnp.zeros((S, G * A), array.dtype) for array in (cache.key, cache.value)))
 
-    if platform != "gpu" and not tiled(platform):
+    if not tiled(platform) and platform != "gpu":
         return state
     return jax.tree.map(
         lambda leaf: lay_out(leaf) if isinstance(leaf, LayerCache) else leaf,
@@ -172,20 +170,29 @@ def for_platform(state: Any, platform: str) -> Any:
 def over_layers(
     cache: tuple[LayerCache, ...],
     rows: Rows,
-    run: Callable[[tuple[LayerCache, ...], Rows, jax.Array], Any],
+    step: Callable[[int, LayerCache, Rows, jax.Array], tuple[LayerCache, jax.Array]],
     x: jax.Array,
-) -> Any:
-    """`run(cache, rows, x)` of several layers: where the caches want it, with the slots to read chosen once for all."""
-    slots = rows.mask.shape[1]
+) -> tuple[tuple[LayerCache, ...], jax.Array]:
+    """The new caches, and `x` after all layers, of which `step(index, cache, rows, x)` is one: its new cache and `x`.
+
+    Where the caches want it, the number of slots to read is chosen once for all layers.
+    """
+
+    def read(size: int | None) -> Callable[[tuple[LayerCache, ...], jax.Array], Any]:
+        def layers(cache: tuple[LayerCache, ...], x: jax.Array) -> tuple[tuple[LayerCache, ...], jax.Array]:
+            caches = []
+            for index, one in enumerate(cache):
+                one, x = step(index, one, rows.replace(read=size), x)
+                caches.append(one)
+            return tuple(caches), x
+
+        return layers
+
     if not isinstance(cache[0], GpuCache):
-        return run(cache, rows, x)
-    sizes = _growing(READ_TOGETHER, 4, slots)
+        return read(None)(cache, x)
+    sizes = _growing(LEAST_READ, 4, rows.mask.shape[1])
     if len(sizes) == 1:
-        return run(cache, rows.replace(read=slots), x)
-
-    def read(size: int) -> Callable[[tuple[LayerCache, ...], jax.Array], Any]:
-        return lambda cache, x: run(cache, rows.replace(read=size), x)
-
+        return read(sizes[0])(cache, x)
     return lax.switch(size_in_use(rows.mask, sizes), [read(size) for size in sizes], cache, x)
 
 

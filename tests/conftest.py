@@ -60,9 +60,11 @@ def skip_where_there_are_too_few_devices() -> Generator[None, Any, Any]:
     """On an accelerator (JAX_PLATFORMS=cuda,cpu), skip what takes more devices than it has."""
     try:
         return (yield)
-    except BaseException as error:  # pytest's own failures and exits are no exceptions
-        if jax.default_backend() != "cpu" and TOO_FEW_DEVICES.search(f"{error} {error.__context__}"):
-            pytest.skip(f"on this accelerator: {error}")
+    except BaseException as error:  # pytest's own failures are not `Exception`s
+        # Also where another message was expected: what a test is about comes after the devices are counted.
+        found = TOO_FEW_DEVICES.search(f"{error} {error.__context__}")
+        if found and jax.default_backend() != "cpu":
+            pytest.skip(f"too few devices here: {found[0]}")
         raise
 
 

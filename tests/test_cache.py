@@ -134,21 +134,23 @@ def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):
 
 @pytest.mark.parametrize("last", [0, 7, 8, 31, 32, 39])
 def test_on_gpus_all_layers_read_the_same_number_of_slots(monkeypatch, last):
-    monkeypatch.setattr(caches, "READ_TOGETHER", 8)
-    chosen = []
-
-    def run(cache, rows, x):
-        chosen.append(rows.read)
-        return x + rows.read
-
+    monkeypatch.setattr(caches, "LEAST_READ", 8)
     seen = jnp.arange(40) == last
     unset = jnp.zeros(1, jnp.int32)
     rows = Rows(position=unset, slot=unset, mask=seen[None])
-    cache = (LayerCache(key=jnp.zeros((1, 2, 40)), value=jnp.zeros((1, 40, 2))),)
-    assert over_layers(cache, rows, lambda *given: given[1].read, seen) is None
-    found = over_layers(for_platform(cache, "gpu"), rows, run, jnp.int32(0))
-    assert chosen == [8, 32, 40]
-    assert found == min(size for size in chosen if size > last)
+    cache = tuple(LayerCache(key=jnp.zeros((1, 2, 40)), value=jnp.zeros((1, 40, 2))) for _ in range(2))
+    chosen = []
+
+    def step(index, cache, rows, x):
+        chosen.append(rows.read)
+        return cache, x if rows.read is None else x * 100 + rows.read
+
+    over_layers(cache, rows, step, jnp.int32(0))
+    assert chosen == [None, None], "elsewhere every layer chooses"
+    chosen.clear()
+    _, found = over_layers(for_platform(cache, "gpu"), rows, step, jnp.int32(0))
+    assert chosen == [8, 8, 32, 32, 40, 40]
+    assert found == 101 * min(size for size in chosen if size > last)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_on_gpus_all_layers_read_the_same_number_of_slots(monkeypatch, last):
 def test_tokens_are_plain_decodings_as_gpus_compute_them(monkeypatch, shape):
     """On CPU devices, that is: a cache of GPUs, and at least two rows."""
     monkeypatch.setattr(placement, "platform", lambda _: "gpu")
-    monkeypatch.setattr(caches, "READ_TOGETHER", 16)
+    monkeypatch.setattr(caches, "LEAST_READ", 16)
     pair = Pair("five layers", seed=1)
     bench = Bench(shape, longest=160)
     with jax.enable_x64(True):

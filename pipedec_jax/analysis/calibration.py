@@ -166,14 +166,11 @@ def _layers(
 ) -> tuple[tuple[LayerCache, ...], jax.Array]:
     rope = llama.rope_tables(config, rows.position, x.dtype)
 
-    def run(cache: tuple[LayerCache, ...], rows: Rows, x: jax.Array) -> tuple[tuple[LayerCache, ...], jax.Array]:
-        caches = []
-        for index in range(config.layers):
-            x, new = llama.forward_layer(config, params["layers"][str(index)], x, rope, cache[index].attend(rows))
-            caches.append(new)
-        return tuple(caches), x
+    def step(index: int, cache: LayerCache, rows: Rows, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+        x, cache = llama.forward_layer(config, params["layers"][str(index)], x, rope, cache.attend(rows))
+        return cache, x
 
-    return over_layers(cache, rows, run, x)
+    return over_layers(cache, rows, step, x)
 
 
 def _head(

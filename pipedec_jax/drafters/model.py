@@ -89,12 +89,9 @@ class ModelDrafter(Drafter):
         x = params.embedding[token_W]
         rope = llama.rope_tables(self.config, rows.position, x.dtype)
 
-        def layers(state: DraftState, rows: Rows, x: jax.Array) -> tuple[DraftState, jax.Array]:
-            caches = []
-            for layer, cache in zip(params.layers, state, strict=True):
-                x, cache = llama.forward_layer(self.config, layer, x, rope, cache.attend(rows))
-                caches.append(cache)
-            return tuple(caches), x
+        def step(index: int, cache: LayerCache, rows: Rows, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+            x, cache = llama.forward_layer(self.config, params.layers[index], x, rope, cache.attend(rows))
+            return cache, x
 
         with jax.named_scope("draft"):
-            return over_layers(state, rows, layers, x)
+            return over_layers(state, rows, step, x)

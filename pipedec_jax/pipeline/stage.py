@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -76,23 +75,17 @@ def run_stage(
     rope = llama.rope_tables(config, rows.position, x.dtype)
     total = {"total": sum_over_parts} if target.parts > 1 else {}
 
-    def layers(cache: StageCache, rows: Rows, x: jax.Array) -> tuple[StageCache, jax.Array]:
-        def step(index: int, cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+    def step(index: int, cache: LayerCache, rows: Rows, x: jax.Array) -> tuple[LayerCache, jax.Array]:
+        def run(cache: LayerCache, x: jax.Array) -> tuple[LayerCache, jax.Array]:
             x, cache = llama.forward_layer(config, params.layers[index], x, rope, cache.attend(rows), **total)
             return cache, x
 
-        caches = []
-        for index in range(target.split.longest):
-            if index < target.split.shortest:
-                layer_cache, x = step(index, cache[index], x)
-            else:
-                run = functools.partial(step, index)
-                layer_cache, x = lax.cond(index < mine, run, lambda cache, x: (cache, x), cache[index], x)
-            caches.append(layer_cache)
-        return tuple(caches), x
+        if index < target.split.shortest:
+            return run(cache, x)
+        return lax.cond(index < mine, run, lambda cache, x: (cache, x), cache, x)
 
     with jax.named_scope("stage"):
-        cache, x = over_layers(cache, rows, layers, x)
+        cache, x = over_layers(cache, rows, step, x)
     return cache, x[:W]
 
 
