@@ -25,7 +25,8 @@ from pipedec_jax.small_files import json_kind
 from pipedec_jax.soundness import NotFiniteError
 
 if TYPE_CHECKING:
-    from pipedec_jax.decoding.decoder import Decoder, Prompt
+    from pipedec_jax.decoding.base import Prompt
+    from pipedec_jax.decoding.decoder import Decoder
     from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 
     AnyDecoder = Decoder | HierarchyDecoder

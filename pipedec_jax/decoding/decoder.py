@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +12,12 @@ import numpy as np
 
 from pipedec_jax.analysis import cost
 from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.decoding.base import BaseDecoder, Prompt
 from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices
 from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
 from pipedec_jax.decoding.request_options import check_request_options
-from pipedec_jax.decoding.result import Generation
-from pipedec_jax.decoding.stream import Request, Stream
+from pipedec_jax.decoding.stream import Request
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.exit_store import load_exit_head
@@ -28,7 +28,6 @@ from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import (
     EXIT_ONLY,
     EngineSettings,
-    check_count,
     check_fit,
     check_request,
     has_places,
@@ -37,13 +36,14 @@ from pipedec_jax.pipeline.settings import (
     make_split,
 )
 from pipedec_jax.recording.history import Recording
+from pipedec_jax.tick_costs import TickCosts
 from pipedec_jax.tokenizer import check_same_tokens
 
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
+USUAL = 16
+"""Width, and guesses after each token, where none are given and the guesses are no chain."""
 
 
-class Decoder:
+class Decoder(BaseDecoder[Engine]):
     """Decodes prompts with one method.
 
     Arguments are checked at once; weights are read, and programs compiled, when they are first needed, and then kept.
@@ -125,6 +125,7 @@ class Decoder:
         capacity: int | None = None,
         record: bool = False,
     ) -> None:
+        super().__init__()
         for name, model in (("target", target), ("draft", draft)):
             if not isinstance(model, Model | None if name == "draft" else Model):
                 raise ValueError(f"{name} must be a model, such as pipedec_jax.load({model!r}) gives, not {model!r}")
@@ -132,18 +133,13 @@ class Decoder:
         if drafter is None:
             drafter = "model" if chain else "both"
         # The dtype comes last: it depends on the devices, which the other checks must come before.
-        if children is None:
-            # PPSD's chain is a tree where a width is given, which without siblings it could not fill.
-            children = 1 if chain else 16
-            if method == "ppsd" and isinstance(width, int | np.integer):
-                children = int(max(1, min(16, width)))
         settings_at = functools.partial(
             EngineSettings,
             method=method,
             stages=stages,
             tensor_parallel=tensor_parallel,
-            width=(1 if chain else 16) if width is None else width,
-            children=children,
+            width=(1 if chain else USUAL) if width is None else width,
+            children=_usual_children(method, width) if children is None else children,
             draft_steps=1 if draft_steps is None else draft_steps,
             depth=depth,
             exit_stages=exit_stages,
@@ -161,53 +157,34 @@ class Decoder:
         check_fit(settings, target.config, draft.config if draft else None, target.vocab_size, drafter, head)
         if draft is not None:
             check_same_tokens(target.tokenizer, draft.tokenizer)
-        if method == "pp":
-            draft = None
         self.target = target
-        self.draft = draft
+        self.draft = draft = None if method == "pp" else draft
         self.method = method
         self.drafter = drafter
         self.split = make_split(settings, target.config, head)
         self._head = head
         self._given_head = exit_head if isinstance(exit_head, ExitHead) else None
-        guesser = make_drafter(
-            settings, draft.config if draft else None, drafter, target.vocab_size, target.config, head
-        )
-        ranks = stages + guesser.ranks
+        guessing = draft.config if draft else None
+        draft_ranks = make_drafter(settings, guessing, drafter, target.vocab_size, target.config, head).ranks
+        ranks = stages + draft_ranks
         if devices is None:
             self.devices = pick_devices(ranks, tensor_parallel)
         else:
             self.devices = check_devices(devices, ranks * tensor_parallel)
         self.dtype = decoding_dtype(dtype, target.dtype, self.devices[0])
-        if calibration is None:
-            self._costs = cost.byte_costs(target.config, draft.config if draft else None, self.dtype.itemsize, head)
-        else:
-            other = draft.config if draft else None
-            self._costs = cost.calibrated_costs(calibration, target.config, other, self.dtype, head)
-            if head is not None and not self._costs.exit_head:
-                raise ValueError(
-                    "the calibration lacks exit_head, the seconds of a step of the exit head: calibrate with it "
-                    f"(calibrate.py --exit-layer {head.exit_layer} --exit-head {head.name})"
-                )
-        self._costs = cost.split_over(self._costs, target.config, tensor_parallel)
-        layers, width = target.config.layers, settings.width
+        costs = _model_costs(calibration, target.config, guessing, self.dtype, head)
+        self._costs = cost.split_over(costs, target.config, tensor_parallel)
         if draft_steps is None and method == "best-first" and settings.exit_layer is None:
-            steps = cost.draft_steps_beside_a_stage(self._costs, layers, stages, width)
-            # One fits: that was checked above.
-            settings = next(
-                option
-                for count in range(steps, 0, -1)
-                if has_places(option := dataclasses.replace(settings, draft_steps=count))
-            )
-        if method == "eesd":
-            costs = eesd_tick_costs(self._costs, self.split, draft_length)
-        elif self.split.exit:
-            costs = exit_tick_costs(self._costs, self.split, width)
-        else:
-            costs = cost.tick_costs(self._costs, layers, stages, guesser.ranks, make_schedule(settings).width)
-        self.settings = dataclasses.replace(settings, costs=costs, dtype=self.dtype)
-        self._stream: Stream | None = None
-        self._turn = threading.Lock()
+            settings = _with_draft_steps(settings, self._costs, target.config.layers)
+        self.settings = dataclasses.replace(settings, costs=self._tick_costs(settings, draft_ranks), dtype=self.dtype)
+
+    def _tick_costs(self, settings: EngineSettings, draft_ranks: int) -> TickCosts:
+        if settings.method == "eesd":
+            return eesd_tick_costs(self._costs, self.split, settings.draft_length)
+        if self.split.exit:
+            return exit_tick_costs(self._costs, self.split, settings.width)
+        layers, width = self.target.config.layers, make_schedule(settings).width
+        return cost.tick_costs(self._costs, layers, settings.stages, draft_ranks, width)
 
     @property
     def stages(self) -> int:
@@ -257,9 +234,7 @@ class Decoder:
             return self._given_head
         return load_exit_head(self.target, self._head.exit_layer, self._head.name.split("-", 1)[1])
 
-    @functools.cached_property
-    def engine(self) -> Engine:
-        """The engine, with the weights on the devices; made when it is first asked for."""
+    def _make_engine(self) -> Engine:
         check_dtype(self.dtype)
         return Engine(
             self.target.source,
@@ -274,53 +249,6 @@ class Decoder:
     def report(self) -> list[str]:
         """What was predicted where the exit was chosen, as lines; none where it was given, or there is none."""
         return describe_choice(self.exit_forecasts)
-
-    def prepare(self) -> Engine:
-        """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
-        return self.engine
-
-    def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
-        """Decode an answer.
-
-        Args:
-            prompt: text, or token ids (used as they are, also without a begin-of-text token).
-            max_new_tokens: most tokens of the answer.
-            **options: as for `request`.
-
-        Raises:
-            ValueError: as `request` does.
-        """
-        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
-        # An interrupt is noticed where the host looks, at the end of a chunk.
-        stream = self._begin(request, chunk=16 if request.stop else 64)
-        for _ in stream:
-            pass
-        return stream.result
-
-    def stream(self, prompt: Prompt, *, max_new_tokens: int = 128, chunk: int = 4, **options: Any) -> Stream:
-        """Decode an answer piece by piece: iterate over the text; afterwards the stream has the `result`.
-
-        Args:
-            prompt: text, or token ids.
-            max_new_tokens: most tokens of the answer.
-            chunk: tokens to decode between two looks at them; changes when text appears, never the answer.
-            **options: as for `request`.
-
-        Raises:
-            ValueError: as `request` does.
-        """
-        check_count("chunk", chunk)
-        return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
-
-    def generate_many(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
-        """Decode several answers one after another, with the same options and the same compiled program.
-
-        Raises:
-            ValueError: as `request` does, and for one text in place of several.
-        """
-        if isinstance(prompts, str):
-            raise ValueError("generate_many takes a list of prompts; generate takes one")
-        return [self.generate(prompt, **options) for prompt in prompts]
 
     def request(
         self,
@@ -371,10 +299,6 @@ class Decoder:
             drafter_params=drafter_params,
         )
 
-    def bytes_per_device(self) -> list[dict[str, int | str]]:
-        """Bytes of weights and caches on each device; caches appear with the first prompt."""
-        return self.engine.bytes_per_device()
-
     def recording(self) -> Recording:
         """What happened in every tick of the last answer, as far as it has come.
 
@@ -396,18 +320,36 @@ class Decoder:
             return 1.0
         return cost.pp_token_cost(self._costs, self.target.config.layers, self.stages) / cost_per_token
 
-    def _begin(self, request: Request, chunk: int) -> Stream:
-        with self._turn:
-            if self._stream is not None:
-                self._stream.supersede()
-            self._stream = Stream(
-                self.engine,
-                self.target.tokenizer,
-                request,
-                self.method,
-                self.modeled_speedup_vs_pp,
-                chunk,
-                self.lag,
-                turn=self._turn,
-            )
-            return self._stream
+
+def _usual_children(method: str, width: int | None) -> int:
+    """Guesses after each token, where none are given."""
+    # PPSD's chain is a tree where a width is given, which without siblings it could not fill.
+    if method == "ppsd" and isinstance(width, int | np.integer):
+        return int(max(1, min(USUAL, width)))
+    return 1 if method in EXIT_ONLY else USUAL
+
+
+def _model_costs(
+    calibration: Mapping[str, float] | None,
+    target: LlamaConfig,
+    draft: LlamaConfig | None,
+    dtype: np.dtype[Any],
+    head: ExitHeadConfig | None,
+) -> cost.Costs:
+    """Measured seconds where there is a calibration, else bytes."""
+    if calibration is None:
+        return cost.byte_costs(target, draft, dtype.itemsize, head)
+    found = cost.calibrated_costs(calibration, target, draft, dtype, head)
+    if head is not None and not found.exit_head:
+        raise ValueError(
+            "the calibration lacks exit_head, the seconds of a step of the exit head: calibrate with it "
+            f"(calibrate.py --exit-layer {head.exit_layer} --exit-head {head.name})"
+        )
+    return found
+
+
+def _with_draft_steps(settings: EngineSettings, costs: cost.Costs, layers: int) -> EngineSettings:
+    """With as many draft steps as fit beside a stage, and in the tree's places; that one fits was checked before."""
+    most = cost.draft_steps_beside_a_stage(costs, layers, settings.stages, settings.width)
+    options = (dataclasses.replace(settings, draft_steps=steps) for steps in range(most, 0, -1))
+    return next(filter(has_places, options))

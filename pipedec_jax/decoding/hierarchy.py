@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import jax
 
 from pipedec_jax.analysis import cost
-from pipedec_jax.decoding.decoder import Decoder, Prompt
+from pipedec_jax.decoding.base import BaseDecoder, Prompt
+from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room
-from pipedec_jax.decoding.result import Generation
-from pipedec_jax.decoding.stream import Request, Stream
+from pipedec_jax.decoding.stream import Request
 from pipedec_jax.hierarchy import report
 from pipedec_jax.hierarchy.choice import Choice, agree, choose, choose_in_turns, selections
 from pipedec_jax.hierarchy.engine import HierarchyEngine
@@ -25,7 +24,7 @@ from pipedec_jax.hierarchy.together import measure_together
 from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model, short_names
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import EngineSettings, check_count
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.recording.passes import PassRecording
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -37,7 +36,7 @@ RACED_TOKENS = 64
 """Of an answer, where ways to decode are run against each other."""
 
 
-class HierarchyDecoder:
+class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
     """Decodes prompts with two or more models, each on devices of its own.
 
     As `pipedec_jax.Decoder`, arguments are checked at once, weights are read when they are first needed, one request
@@ -85,6 +84,7 @@ class HierarchyDecoder:
         capacity: int | None = None,
         record: bool = False,
     ) -> None:
+        super().__init__()
         models = list(models)
         for model in models:
             if not isinstance(model, Model):
@@ -140,8 +140,6 @@ class HierarchyDecoder:
         self.models, self.record = models, record
         names = short_names(model.name for model in models)
         self._names = [names[model.name] for model in models]
-        self._stream: Stream | None = None
-        self._turn = threading.Lock()
         if passes is None:
             self._choose(select, free_stages, width, (form,) if form else get_args(Form))
         if not self.plain:
@@ -237,9 +235,12 @@ class HierarchyDecoder:
         """Whether plain decoding by the target alone was the fastest, so that there is no hierarchy."""
         return self.method == "pp"
 
-    @functools.cached_property
-    def engine(self) -> HierarchyEngine | Engine:
-        """The engine, with the weights on the devices; made when it is first asked for."""
+    def _whole_chunk(self, request: Request) -> int:
+        if self.plain or request.stop:
+            return super()._whole_chunk(request)
+        return request.max_new_tokens  # a hierarchy's host waits for every tick, and notices an interrupt there
+
+    def _make_engine(self) -> HierarchyEngine | Engine:
         if self.plain:
             return self._requests.engine
         return self._engine(self.models, self.settings)
@@ -253,36 +254,9 @@ class HierarchyDecoder:
             record=self.record,
         )
 
-    def prepare(self) -> HierarchyEngine | Engine:
-        """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
-        return self.engine
-
-    def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
-        """Decode an answer; arguments and errors are those of `Decoder.generate`."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
-        stream = self._begin(request, chunk=16 if request.stop else max_new_tokens)
-        for _ in stream:
-            pass
-        return stream.result
-
-    def stream(self, prompt: Prompt, *, max_new_tokens: int = 128, chunk: int = 4, **options: Any) -> Stream:
-        """Decode an answer piece by piece; arguments and errors are those of `Decoder.stream`."""
-        check_count("chunk", chunk)
-        return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
-
-    def generate_many(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
-        """Decode several answers one after another, with the same options."""
-        if isinstance(prompts, str):
-            raise ValueError("generate_many takes a list of prompts; generate takes one")
-        return [self.generate(prompt, **options) for prompt in prompts]
-
     def request(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Request:
         """Check what `generate` and `stream` are given; arguments and errors are those of `Decoder.request`."""
         return self._requests.request(prompt, max_new_tokens=max_new_tokens, **options)
-
-    def bytes_per_device(self) -> list[dict[str, int | str]]:
-        """Bytes of weights and caches on each device; caches appear with the first prompt."""
-        return self.engine.bytes_per_device()
 
     def recording(self) -> PassRecording:
         """What every model did for the last answer, as far as it has come.
@@ -350,21 +324,6 @@ class HierarchyDecoder:
             devices = [own[index % len(own)] for index in range(max(len(models), len(own)))]
         found = measure(sources, prompts, devices=devices, stages=stages, ticks=ticks, **parts)
         return dataclasses.replace(found, shared=shared)
-
-    def _begin(self, request: Request, chunk: int) -> Stream:
-        with self._turn:
-            if self._stream is not None:
-                self._stream.supersede()
-            self._stream = Stream(
-                self.engine,
-                self.target.tokenizer,
-                request,
-                self.method,
-                self.modeled_speedup_vs_pp,
-                chunk,
-                turn=self._turn,
-            )
-            return self._stream
 
 
 def stage_counts(most: int) -> list[int]:
