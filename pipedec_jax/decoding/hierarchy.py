@@ -86,16 +86,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
     ) -> None:
         super().__init__()
         models = list(models)
-        for model in models:
-            if not isinstance(model, Model):
-                raise ValueError(f"models must be such as pipedec_jax.load({model!r}) gives, not {model!r}")
-        for name, numbers in (("stages", stages), ("passes", passes)):
-            if numbers is not None and not isinstance(numbers, Sequence):
-                raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")
-        if select and passes is not None:
-            raise ValueError("models are selected together with their passes: leave passes out")
-        if form == "free" and method == "speculative":
-            raise ValueError("form free is for pipespec: the models of speculative take turns, so leave form out")
+        _check_arguments(models, method, form, stages, passes, select)
         settings = HierarchySettings(
             # Of speculative any two models may be chosen.
             method="pipespec" if select and method == "speculative" else method,
@@ -108,25 +99,17 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         )
         self.target = models[-1]
         check_models(settings, [model.config for model in models], self.target.vocab_size)
-        for model in models[:-1]:
-            try:
-                check_same_tokens(self.target.tokenizer, model.tokenizer)
-            except ValueError as error:
-                raise ValueError(f"{model.name}: {error}") from error
-        ranks, self._own_devices = sum(settings.stages), devices is not None
+        _check_tokens(models)
         free_stages = select and stages is None and method == "pipespec"
-        lacking = process_count() - len(models) + 1  # stages of the target: every process has to have one
-        if free_stages and lacking > self.target.config.layers:
-            raise ValueError(
-                f"{process_count()} processes are too many for {len(models)} models, the target of "
-                f"{self.target.config.layers} layers: each needs a stage at least"
-            )
+        if free_stages:
+            _check_processes(len(models), self.target.config.layers)
+        self._own_devices = devices is not None
+        ranks = sum(settings.stages)
         if devices is None:
             self.devices = pick_room(ranks) if free_stages else pick_devices(ranks)
         else:
-            self.devices = list(devices)
-            needed = check_devices(self.devices, ranks)
-            self.devices = self.devices if free_stages else needed
+            needed = check_devices(devices, ranks)
+            self.devices = list(devices) if free_stages else needed
         # Of the target alone: it checks requests, and knows the dtype that plain decoding would have.
         self._requests = self._plain(settings.stages[-1], dtype, capacity)
         self.dtype = self._requests.dtype
@@ -155,13 +138,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         models, given, processes = self.models, None if free_stages else self.settings.stages, process_count()
         raced = select and self.method == "pipespec" and processes == 1
         devices = room(self.devices)
-        most = devices - 1  # another model needs one
-        counts = [stage_counts(min(most, model.config.layers)) for model in models]
-        if given:
-            counts = [[count] for count in given]
-        elif processes > 1:
-            forced = [processes - size + 1 for size in range(2, len(models) + 1)]
-            counts[-1] = sorted({*counts[-1], *(n for n in forced if 1 < n <= models[-1].config.layers)})
+        counts = [[count] for count in given] if given else self._stages_to_measure(devices)
         self.measured = self._measure(models, counts)
         if self.measured is not None and not raced:
             pick = choose_in_turns if self.method == "speculative" else functools.partial(choose, devices=devices)
@@ -189,6 +166,17 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             parted = processes > 1 and not self._own_devices  # over all processes
             self.devices = pick_devices(total) if parted else self.devices[:total]
             self._requests = self._plain(self.settings.stages[-1], self.dtype, self.settings.capacity)
+
+    def _stages_to_measure(self, devices: int) -> list[list[int]]:
+        """Of each model, numbers of stages that may be chosen."""
+        layers = [model.config.layers for model in self.models]
+        most = devices - 1  # another model needs one
+        counts = [stage_counts(min(most, count)) for count in layers]
+        if (processes := process_count()) > 1:
+            # What is left for the target where every process has to have a stage.
+            forced = (processes - size + 1 for size in range(2, len(layers) + 1))
+            counts[-1] = sorted({*counts[-1], *(count for count in forced if 1 < count <= layers[-1])})
+        return counts
 
     def _settings(self, choice: Choice, form: Form) -> HierarchySettings:
         """Settings for a choice."""
@@ -324,6 +312,45 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             devices = [own[index % len(own)] for index in range(max(len(models), len(own)))]
         found = measure(sources, prompts, devices=devices, stages=stages, ticks=ticks, **parts)
         return dataclasses.replace(found, shared=shared)
+
+
+def _check_arguments(
+    models: Sequence[Any],
+    method: str,
+    form: Form | None,
+    stages: Sequence[int] | None,
+    passes: Sequence[int] | None,
+    select: bool,
+) -> None:
+    """Raise `ValueError` for what no settings would show."""
+    for model in models:
+        if not isinstance(model, Model):
+            raise ValueError(f"models must be such as pipedec_jax.load({model!r}) gives, not {model!r}")
+    for name, numbers in (("stages", stages), ("passes", passes)):
+        if numbers is not None and not isinstance(numbers, Sequence):
+            raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")
+    if select and passes is not None:
+        raise ValueError("models are selected together with their passes: leave passes out")
+    if form == "free" and method == "speculative":
+        raise ValueError("form free is for pipespec: the models of speculative take turns, so leave form out")
+
+
+def _check_tokens(models: Sequence[Model]) -> None:
+    """Raise `ValueError` where a model's tokens are not the target's, the last one's."""
+    for model in models[:-1]:
+        try:
+            check_same_tokens(models[-1].tokenizer, model.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{model.name}: {error}") from error
+
+
+def _check_processes(models: int, layers: int) -> None:
+    """Raise `ValueError` where the target, of so many layers, has too few stages for every process to have a model."""
+    if process_count() - models + 1 > layers:
+        raise ValueError(
+            f"{process_count()} processes are too many for {models} models, the target of {layers} layers: each needs "
+            "a stage at least"
+        )
 
 
 def stage_counts(most: int) -> list[int]:
