@@ -76,7 +76,7 @@ def simulate(
     """Decode texts of known words: M_k makes one pass a tick, the others so many each.
 
     Args:
-        words: `[k + 1, B, T]`, from `draw_words`; of the target, the text itself.
+        words: `[k + 1, B, T]`, from `draw_words`; of the target, the text itself. `[k + 1, 1, T]` are all runs' words.
         passes: of M_0 .. M_{k-1} in a tick, each a number or `[B]`; on several stages, ticks of the model's own pipe.
         width: most tokens that a verification reads; a number or `[B]`. M_0 reads one at a time.
         stages: of each model, M_0's first, or of the target alone, the others having one. A token takes that many
@@ -87,11 +87,9 @@ def simulate(
     Raises:
         ValueError: when numbers of models do not fit, or nothing can be made.
     """
-    models, B, T = words.shape
+    models, _, T = words.shape
     if costs is not None and len(costs) != models:
         raise ValueError(f"{models} models need {models} rows of costs, not {len(costs)}")
-    tables = [_table(cost, B) for cost in costs] if costs is not None else [np.zeros((B, 1))] * models
-    row = np.arange(B)
     if len(passes) != models - 1 or models < 2:
         raise ValueError(f"{models} models need {models - 1} numbers of passes, not {len(passes)}")
     staged = [*[1] * (models - 1), stages] if isinstance(stages, int) else list(stages)
@@ -99,140 +97,21 @@ def simulate(
         raise ValueError(f"{models} models need {models} numbers of stages, or the target's alone, not {len(staged)}")
     if min(staged) < 1 or T < 2:
         raise ValueError(f"need at least one stage and a text of two tokens, not {stages} and {T}")
-    counts = [np.broadcast_to(np.asarray(count, np.int32), B) for count in passes]
-    widths = [np.ones(B, np.int32), *[np.broadcast_to(np.asarray(width, np.int32), B)] * (models - 1)]
+    (B,) = np.broadcast_shapes(words.shape[1:2], *map(np.shape, passes), np.shape(width))
+    counts = [np.broadcast_to(np.asarray(count, np.int32), B) for count in (*passes, 1)]
+    widths = [np.broadcast_to(np.asarray(rows, np.int32), B) for rows in (1, *[width] * (models - 1))]
     if any(np.any(count < 1) for count in (*counts, *widths)):
         raise ValueError("passes and widths must be at least 1")
-    play = _Play(words)
-    top = models - 1
-    buffers = [[np.ones(B, np.int32)] * models for _ in range(models)]  # one token is given
-    pipes = [_Pipe(B, count, looks_back=0 < model < top and count > 1) for model, count in enumerate(staged)]
-    ticks, verifications, seconds = np.zeros(B), np.zeros(B), np.zeros(B)
-    rollbacks, undone = np.zeros((top, B)), np.zeros((top, B))
-    live = np.ones(B, bool)
-    while np.any(live):
-        ticks += live
-        begun = buffers
-        buffers = [list(buffer) for buffer in begun]
-        # All models at once, from what the buffers held when the tick began.
-        slowest = np.zeros(B)
-        for model, pipe in enumerate(pipes):
-            contradicted, spent = np.zeros(B, bool), np.zeros(B)
-            turns = int(np.max(counts[model])) if model < top else 1
-            if model == 0 and staged[0] == 1:  # each pass says what follows the one before: all at once
-                made = np.minimum(counts[0], T - pipe.read)
-                length, end = buffers[0][0], pipe.read + np.where(live, made, 0)
-                buffers[0][0] = np.where(end >= length, np.minimum(end + 1, T), length)
-                pipe.read = end
-                one, none = tables[0][row, min(1, tables[0].shape[1] - 1)], tables[0][:, 0]
-                spent, turns = made * one + (counts[0] - made) * none, 0
-            for turn in range(turns):
-                going = live & (turn < counts[model]) if model < top else live
-                length = buffers[model][model]
-                below = begun[model - 1] if model else buffers[0]
-                reach = np.where(contradicted, length, np.maximum(length, below[max(model - 1, 0)]))
-                start, end = pipe.read, np.minimum(pipe.read + widths[model], reach)
-                if model == top:
-                    verifications += live & (end - start > 1)
-                leaving = pipe.send(start, end, going)
-                spent += np.where(going, pipe.most(tables[model], row), 0)
-                if pipe.looks_back:
-                    pipe.feed(_text_read(buffers[model], below, model, contradicted), going)
-                grown, wrong = play.verify(model, below, length, leaving)
-                grown = np.where(going, grown, length)
-                contradicted |= going & wrong
-                # What was sent beyond a wrong token is dropped.
-                pipe.cut(np.where(going & wrong, grown - 1, T))
-                buffers[model][model] = grown
-            slowest = np.maximum(slowest, spent)
-        seconds += np.where(live, slowest, 0)
-        # Rollback, from the target down.
-        for model in range(top - 1, -1, -1):
-            upper, mine = buffers[model + 1], buffers[model]
-            differs = play.difference(mine, model, upper, model + 1)
-            rolled = live & (differs < T)
-            rollbacks[model] += rolled
-            undone[model] += np.where(rolled, mine[model] - differs, 0)
-            length = np.where(rolled, upper[model + 1], np.maximum(mine[model], upper[model + 1]))
-            buffers[model] = [*mine[:model], length, *upper[model + 1 :]]
-            pipes[model].cut(np.where(rolled, differs, T))
-            if pipes[model].looks_back:
-                fed = [np.minimum(border, pipes[model].read) for border in pipes[model].fed]
-                pipes[model].cut(np.where(live, play.difference(fed, model - 1, buffers[model], model), T))
-        buffers = [
-            [np.where(live, new, old) for new, old in zip(*pair, strict=True)]
-            for pair in zip(buffers, begun, strict=True)
-        ]
-        live = live & (buffers[top][top] < T)
-    return Run(
-        tokens=buffers[top][top] - 1.0,
-        ticks=ticks,
-        verifications=verifications,
-        rollbacks=rollbacks,
-        undone=undone,
-        seconds=seconds,
-    )
+    tables = [_table(cost, B) for cost in costs] if costs is not None else [np.zeros((B, 1))] * models
+    hierarchies = _Hierarchies(_Texts(words, B), counts, widths, staged, tables)
+    while np.any(hierarchies.live):
+        hierarchies.tick()
+    return hierarchies.run()
 
 
 def _table(cost: ArrayLike, runs: int) -> NDArray[np.float64]:
     table = np.asarray(cost, np.float64)
     return np.broadcast_to(table, (runs, table.shape[-1]))
-
-
-def _text_read(own: Sequence[Ints], below: Sequence[Ints], model: int, alone: NDArray[np.bool_]) -> list[Ints]:
-    """The text that a model reads, as a buffer of the model below: its own, then, if not alone, what that one adds."""
-    length, models = own[model], len(own)
-    further = [np.where(alone, 0, border) for border in below[model - 1 :]]
-    upper = [
-        np.where(border > length, border, own[place])
-        for place, border in zip(range(model, models), further[1:], strict=True)
-    ]
-    return [*own[: model - 1], np.maximum(length, further[0]), *upper]
-
-
-class _Pipe:
-    """What a model has read, and what is at each of its stages, of B runs.
-
-    Args:
-        runs: B.
-        stages: of the model.
-        looks_back: whether the text that it has read ahead of its own can turn out another: of a model between others,
-            on several stages, when one above is ahead of it.
-    """
-
-    def __init__(self, runs: int, stages: int, looks_back: bool) -> None:
-        self.looks_back = looks_back
-        self.read = np.zeros(runs, np.int32)
-        """Up to where the first stage has read."""
-        self.first = [self.read] * stages
-        """From where each stage has read last, the first stage's first."""
-        self.end = [self.read] * stages
-        """And up to where."""
-        self.fed: Sequence[Ints] = ()
-        """Where it looks back: the text that was read, up to `read`, as a buffer of the model below."""
-
-    def feed(self, text: Sequence[Ints], going: NDArray[np.bool_]) -> None:
-        """Remember the text that is read, where it is going."""
-        old = self.fed or text
-        self.fed = [np.where(going, *pair) for pair in zip(text, old, strict=True)]
-
-    def send(self, first: Ints, end: Ints, going: NDArray[np.bool_]) -> Ints:
-        """Move on and let the next rows in, where it is going; returns up to where those that leave have read."""
-        self.first = [np.where(going, *pair) for pair in zip([first, *self.first[:-1]], self.first, strict=True)]
-        self.end = [np.where(going, *pair) for pair in zip([end, *self.end[:-1]], self.end, strict=True)]
-        self.read = np.where(going, end, self.read)
-        return self.end[-1]
-
-    def most(self, table: NDArray[np.float64], row: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of the stage that takes longest, by the rows that it has."""
-        most = table.shape[1] - 1
-        costs = [table[row, np.clip(end - first, 0, most)] for first, end in zip(self.first, self.end, strict=True)]
-        return np.max(costs, axis=0)
-
-    def cut(self, border: Ints) -> None:
-        """Drop all from a position on."""
-        self.read = np.minimum(self.read, border)
-        self.end = [np.minimum(end, border) for end in self.end]
 
 
 def most_tokens_per_pass(words: NDArray[np.integer], width: int) -> float:
@@ -254,51 +133,213 @@ def most_tokens_per_pass(words: NDArray[np.integer], width: int) -> float:
     return (len(right) - 1) / passes
 
 
-class _Play:
-    """Compares buffers, each known by its borders: up to `buffer[j]` it holds words of the models j and above."""
+class _Texts:
+    """Compares buffers, each known by its borders: up to `buffer[j]` it holds words of the models j and above.
 
-    def __init__(self, words: Words) -> None:
-        self.models, self.runs, self.length = words.shape
-        self._row = np.arange(self.runs)
+    A buffer is `[models, B]`, and so is every border `[B]`.
+    """
+
+    def __init__(self, words: Words, runs: int) -> None:
+        self.models, own, self.length = words.shape
+        self.runs = runs
+        self._row = np.arange(runs) if own > 1 else 0
         self._next: dict[tuple[int, int], Ints] = {}
         position = np.arange(self.length, dtype=np.int32)
         for j in range(self.models):
             for m in range(j):
-                # [B, T + 1]: from each position on, the next one at which the words of two models differ.
-                found = np.full((self.runs, self.length + 1), self.length, np.int32)
+                # [B or 1, T + 1]: from each position on, the next one at which the words of two models differ.
+                found = np.full((own, self.length + 1), self.length, np.int32)
                 found[:, :-1] = np.where(words[j] != words[m], position, self.length)
                 self._next[j, m] = np.minimum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
                 self._next[m, j] = self._next[j, m]
 
-    def difference(self, one: Sequence[Ints], first: int, two: Sequence[Ints], second: int) -> Ints:
+    def difference(self, one: Ints, first: int, two: Ints, second: int) -> Ints:
         """The first position that both buffers, of models `first` and `second`, hold and differ at; T for none."""
         found = np.full(self.runs, self.length, np.int32)
         for j in range(first, self.models):
             for m in range(second, self.models):
-                if j == m:
-                    continue
-                low = np.zeros(self.runs, np.int32)
-                low = low if j + 1 == self.models else np.maximum(low, one[j + 1])
-                low = low if m + 1 == self.models else np.maximum(low, two[m + 1])
-                where = self._next[j, m][self._row, np.minimum(low, self.length)]
-                found = np.minimum(found, np.where(where < np.minimum(one[j], two[m]), where, self.length))
+                if j != m:
+                    low = np.maximum(self._after(one, j), self._after(two, m))
+                    found = np.minimum(found, self._differs(j, m, low, np.minimum(one[j], two[m])))
         return found
 
-    def verify(self, model: int, below: Sequence[Ints], length: Ints, end: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """A model's pass over the text before position `end`.
+    def verify(self, model: int, below: Ints, length: Ints, end: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """A model's pass over the text before position `end`: its own up to `length`, then what the one below adds.
 
         Returns:
             The new length of its buffer, and whether that contradicts the buffer below.
         """
         differs = np.full(self.runs, self.length, np.int32)
-        if model:
-            whole = np.full(self.runs, self.length, np.int32)
-            own = [*[length] * model, whole, *[length] * (self.models - 1 - model)]
-            differs = self.difference(own, model, self._from(below, model, length), model - 1)
+        for m in range(model - 1, self.models) if model else ():
+            if m != model:
+                low = np.maximum(length, self._after(below, m))
+                differs = np.minimum(differs, self._differs(model, m, low, below[m]))
         grown = np.minimum(np.minimum(differs, end) + 1, self.length)
         grown = np.where(end >= length, grown, length).astype(np.int32)
         return grown, differs < grown
 
-    def _from(self, below: Sequence[Ints], model: int, length: Ints) -> list[Ints]:
-        """The buffer below, which agrees with this model's up to its length."""
-        return [*below[:model], *[np.maximum(border, length) for border in below[model:]]]
+    def _after(self, buffer: Ints, model: int) -> Ints | int:
+        """From where a buffer holds words of this model alone."""
+        return buffer[model + 1] if model + 1 < self.models else 0
+
+    def _differs(self, j: int, m: int, low: Ints | int, high: Ints) -> Ints:
+        """The first position from `low` on, and before `high`, at which the words of two models differ; T for none."""
+        where = self._next[j, m][self._row, low]
+        return np.where(where < high, where, self.length)
+
+
+class _Pipe:
+    """What a model has read, and what is at each of its stages, of B runs.
+
+    Args:
+        texts: of the runs.
+        stages: of the model (N).
+        looks_back: whether the text that it has read ahead of its own can turn out another: of a model between others,
+            on several stages, when one above is ahead of it.
+    """
+
+    def __init__(self, texts: _Texts, stages: int, looks_back: bool) -> None:
+        self.stages = stages
+        self.looks_back = looks_back
+        self.read = np.zeros(texts.runs, np.int32)
+        """Up to where the first stage has read."""
+        self.first = np.zeros((stages, texts.runs), np.int32)
+        """`[N, B]`: from where each stage has read last, the first stage's first."""
+        self.end = self.first
+        """`[N, B]`: and up to where."""
+        self.fed = np.zeros((texts.models, texts.runs), np.int32)
+        """Where it looks back: the text that was read, up to `read`, as a buffer of the model below."""
+
+    def send(self, first: Ints, end: Ints, going: NDArray[np.bool_]) -> Ints:
+        """Move on and let the next rows in, where it is going; returns up to where those that leave have read."""
+        self.first = np.where(going, np.concatenate((first[None], self.first[:-1])), self.first)
+        self.end = np.where(going, np.concatenate((end[None], self.end[:-1])), self.end)
+        self.read = np.where(going, end, self.read)
+        return self.end[-1]
+
+    def most(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds of the stage that takes longest, by the rows that it has."""
+        rows = np.clip(self.end - self.first, 0, table.shape[1] - 1)
+        return np.max(table[np.arange(len(table)), rows], axis=0)
+
+    def cut(self, border: Ints) -> None:
+        """Drop all from a position on."""
+        self.read = np.minimum(self.read, border)
+        self.end = np.minimum(self.end, border)
+
+
+class _Hierarchies:
+    """B hierarchies at work.
+
+    Args:
+        texts: that they decode.
+        counts: passes of each model in a tick, the target's 1, each `[B]`.
+        widths: most rows of a pass of each model, each `[B]`.
+        stages: of each model.
+        tables: seconds of a pass of each model by its rows, each `[B, rows]`.
+    """
+
+    def __init__(
+        self,
+        texts: _Texts,
+        counts: Sequence[Ints],
+        widths: Sequence[Ints],
+        stages: Sequence[int],
+        tables: Sequence[NDArray[np.float64]],
+    ) -> None:
+        runs, models = texts.runs, texts.models
+        self._texts, self._counts, self._widths, self._tables = texts, counts, widths, tables
+        self._top = models - 1
+        self._buffers = np.ones((models, models, runs), np.int32)  # one token is given
+        self._pipes = [
+            _Pipe(texts, count, looks_back=0 < model < self._top and count > 1) for model, count in enumerate(stages)
+        ]
+        self._ticks, self._verifications, self._seconds = np.zeros((3, runs))
+        self._rollbacks, self._undone = np.zeros((2, self._top, runs))
+        self.live = np.ones(runs, bool)
+        """Which have not reached their text's end."""
+
+    def run(self) -> Run:
+        """The sums so far."""
+        tokens = self._buffers[self._top, self._top].astype(np.float64) - 1
+        return Run(tokens, self._ticks, self._verifications, self._rollbacks, self._undone, self._seconds)
+
+    def tick(self) -> None:
+        """All models at once, from what the buffers held when the tick began; then rollback."""
+        live, begun = self.live, self._buffers
+        self._buffers = begun.copy()
+        spent = [self._step(model, begun) for model in range(len(begun))]
+        self._ticks += live
+        self._seconds += np.where(live, np.max(spent, axis=0), 0)
+        for model in reversed(range(self._top)):
+            self._follow(model)
+        self._buffers = np.where(live, self._buffers, begun)
+        self.live = live & (self._buffers[self._top, self._top] < self._texts.length)
+
+    def _step(self, model: int, begun: Ints) -> NDArray[np.float64]:
+        """A model's passes of a tick; their seconds."""
+        if model == 0 and self._pipes[0].stages == 1:
+            return self._say()
+        spent, contradicted = np.zeros(self._texts.runs), np.zeros(self._texts.runs, bool)
+        below = begun[model - 1] if model else self._buffers[0]
+        for turn in range(int(np.max(self._counts[model]))):
+            going = self.live & (turn < self._counts[model])
+            seconds, wrong = self._pass(model, below, going, contradicted)
+            spent += np.where(going, seconds, 0)
+            contradicted |= going & wrong
+        return spent
+
+    def _say(self) -> NDArray[np.float64]:
+        """The passes of the smallest model on one stage: each says what follows the one before, so all at once."""
+        pipe, table = self._pipes[0], self._tables[0]
+        made = np.minimum(self._counts[0], self._texts.length - pipe.read)
+        length, end = self._buffers[0, 0], pipe.read + np.where(self.live, made, 0)
+        self._buffers[0, 0] = np.where(end >= length, np.minimum(end + 1, self._texts.length), length)
+        pipe.read = end
+        return made * table[:, min(1, table.shape[1] - 1)] + (self._counts[0] - made) * table[:, 0]
+
+    def _pass(
+        self, model: int, below: Ints, going: NDArray[np.bool_], contradicted: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """One pass where it is going; its seconds, and whether it contradicts the buffer below.
+
+        Where that was contradicted before, in this tick, the model reads its own text alone.
+        """
+        pipe, length = self._pipes[model], self._buffers[model, model]
+        reach = np.where(contradicted, length, np.maximum(length, below[max(model - 1, 0)]))
+        start, end = pipe.read, np.minimum(pipe.read + self._widths[model], reach)
+        if model == self._top:
+            self._verifications += going & (end - start > 1)
+        leaving = pipe.send(start, end, going)
+        seconds = pipe.most(self._tables[model])
+        if pipe.looks_back:
+            pipe.fed = np.where(going, _text_read(self._buffers[model], below, model, contradicted), pipe.fed)
+        grown, wrong = self._texts.verify(model, below, length, leaving)
+        grown = np.where(going, grown, length)
+        # What was sent beyond a wrong token is dropped.
+        pipe.cut(np.where(going & wrong, grown - 1, self._texts.length))
+        self._buffers[model, model] = grown
+        return seconds, wrong
+
+    def _follow(self, model: int) -> None:
+        """Roll a model back to what the one above it holds, where that differs; else take over what is new."""
+        mine, upper, pipe, T = self._buffers[model], self._buffers[model + 1], self._pipes[model], self._texts.length
+        differs = self._texts.difference(mine, model, upper, model + 1)
+        rolled = self.live & (differs < T)
+        self._rollbacks[model] += rolled
+        self._undone[model] += np.where(rolled, mine[model] - differs, 0)
+        mine[model] = np.where(rolled, upper[model + 1], np.maximum(mine[model], upper[model + 1]))
+        mine[model + 1 :] = upper[model + 1 :]
+        pipe.cut(np.where(rolled, differs, T))
+        if pipe.looks_back:
+            fed = np.minimum(pipe.fed, pipe.read)
+            pipe.cut(np.where(self.live, self._texts.difference(fed, model - 1, mine, model), T))
+
+
+def _text_read(own: Ints, below: Ints, model: int, alone: NDArray[np.bool_]) -> Ints:
+    """The text that a model reads, as a buffer of the model below: its own, then, if not alone, what that one adds."""
+    text, length = own.copy(), own[model]
+    further = np.where(alone, 0, below[model - 1 :])
+    text[model - 1] = np.maximum(length, further[0])
+    text[model:] = np.where(further[1:] > length, further[1:], own[model:])
+    return text

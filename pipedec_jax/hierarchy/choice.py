@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import simulate
@@ -23,7 +24,11 @@ from pipedec_jax.hierarchy.settings import MOST_PASSES
 from pipedec_jax.hosts.processes import process_count
 
 MOST_TRIED = 24
-"""Most passes of a model in a tick that are tried."""
+"""Most passes of a model in a tick that are tried, for each of its stages."""
+LONGER = 1.25
+"""How much longer than the target's pass those of a smaller model may take in a tick."""
+OTHER_WIDTHS = (3, 6, 8, 12)
+"""Widths that are tried beside those that were timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ def choose(
     """
     added = measured.added if dispatch else 0.0
     used = selections(len(measured.seconds), all_models)
-    found = [choice for models in used for choice in placed(measured, models, stages, devices, added, width)]
+    found = placed_all(measured, used, stages, devices, added, width)
     enough = [choice for choice in found if choice.devices >= least]
     if not enough and stages is None:
         # Then what is lacking are stages of the target, though they do not pay.
@@ -156,6 +161,22 @@ def placed(
     return list(found.values())
 
 
+def placed_all(
+    measured: Measured,
+    selected: Sequence[tuple[int, ...]],
+    stages: Sequence[int] | None,
+    devices: int,
+    dispatch: float = 0.0,
+    width: int | None = None,
+) -> list[Choice]:
+    """What `placed` gives of each selection of models.
+
+    Of four models or more this takes seconds, of many devices a minute: then a bar on a terminal says so.
+    """
+    bar = tqdm(selected, desc="simulating hierarchies", unit="selection", delay=1.0, disable=None)
+    return [choice for models in bar for choice in placed(measured, models, stages, devices, dispatch, width)]
+
+
 def best(choices: Iterable[Choice]) -> Choice:
     """The one with the least modeled time per token."""
     return max(choices, key=lambda choice: choice.speedup)
@@ -186,36 +207,22 @@ def tried(
         given_width: the only width to try.
     """
     staged = (*[1] * (len(models) - 1), stages) if isinstance(stages, int) else tuple(stages)
-    widest = given_width or max(WIDTHS)
-    widths = sorted({w for seconds in measured.seconds for w in (*seconds, 3, 6, 8, 12) if 1 < w <= widest})
-    widths = [given_width] if given_width else widths
-    settings: list[tuple[tuple[int, ...], int]] = []
-    for width in widths:
-        target = measured.costs(models[-1], width, staged[-1])[-1]
-        fits = []
-        for place, (model, count) in enumerate(zip(models[:-1], staged[:-1], strict=True)):
-            each = measured.costs(model, width if place else 1, count)[-1]
-            most = max(1, min(MOST_TRIED * count, MOST_PASSES, int(1.25 * target / each)))
-            # Of the smallest, all that fit beside the target, on several stages whole tokens; of the others, what is
-            # left to verify is little.
-            whole = range(count, most + 1, count)
-            some = {*range(1, min(most, 3) + 1), *whole[:2]}
-            fits.append(sorted({*range(1, min(most, count) + 1), *whole} if place == 0 else some))
-        settings.extend((passes, width) for passes in itertools.product(*fits))
-    costs = [np.zeros((len(settings), widest + 1)) for _ in models]
-    for number, (_, width) in enumerate(settings):
-        for place, model in enumerate(models):
-            found = measured.costs(model, width if place else 1, staged[place])
-            costs[place][number] = [*found, *[found[-1]] * (widest + 1 - len(found))]
-    words = np.broadcast_to(
-        labels(measured.words[list(models)])[:, None], (len(models), len(settings), measured.words.shape[1])
-    )
+    settings = _settings_to_try(measured, models, staged, given_width)
+    widest = max(width for _, width in settings)
+
+    def pass_costs(place: int, width: int) -> list[float]:
+        # The smallest model reads its own word alone; beyond the width, the last number counts.
+        found = measured.costs(models[place], width if place else 1, staged[place])
+        return [*found, *[found[-1]] * (widest + 1 - len(found))]
+
+    widths = {width for _, width in settings}
+    tables = [{width: pass_costs(place, width) for width in widths} for place in range(len(models))]
     run = simulate(
-        words,
+        labels(measured.words[list(models)])[:, None],
         [[passes[place] for passes, _ in settings] for place in range(len(models) - 1)],
         width=[width for _, width in settings],
         stages=staged,
-        costs=costs,
+        costs=[[table[width] for _, width in settings] for table in tables],
     )
     ticks = run.seconds / run.ticks + dispatch
     return [
@@ -231,6 +238,27 @@ def tried(
         )
         for number, (passes, width) in enumerate(settings)
     ]
+
+
+def _settings_to_try(
+    measured: Measured, models: Sequence[int], stages: Sequence[int], given_width: int | None
+) -> list[tuple[tuple[int, ...], int]]:
+    """Passes of each model but the target, and widths; arguments as for `tried`."""
+    widths = {given_width} if given_width else set(OTHER_WIDTHS).union(*measured.seconds)
+    found: list[tuple[tuple[int, ...], int]] = []
+    for width in sorted(width for width in widths if given_width or 1 < width <= max(WIDTHS)):
+        target = measured.costs(models[-1], width, stages[-1])[-1]
+        fits = []
+        for place, (model, count) in enumerate(zip(models[:-1], stages[:-1], strict=True)):
+            each = measured.costs(model, width if place else 1, count)[-1]
+            most = max(1, min(MOST_TRIED * count, MOST_PASSES, int(LONGER * target / each)))
+            # Of the smallest, all that fit beside the target, on several stages whole tokens; of the others, what is
+            # left to verify is little.
+            whole = range(count, most + 1, count)
+            some = {*range(1, min(most, 3) + 1), *whole[:2]}
+            fits.append(sorted({*range(1, min(most, count) + 1), *whole} if place == 0 else some))
+        found.extend((passes, width) for passes in itertools.product(*fits))
+    return found
 
 
 def tried_in_turns(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from pipedec_jax.analysis.clock import AnyEngine, decode
-from pipedec_jax.hierarchy.choice import Choice, placed
+from pipedec_jax.hierarchy.choice import Choice, placed_all
 from pipedec_jax.hierarchy.measure import Measured
 from pipedec_jax.hierarchy.settings import Form
 from pipedec_jax.sampling import GREEDY, Sampling
@@ -56,7 +56,7 @@ def candidates(
         devices: that work at the same time; every model takes one at least.
         width: most tokens that a verification reads, where it is given; else it is chosen.
     """
-    found = [choice for which in models for choice in placed(measured, which, stages, devices, measured.added, width)]
+    found = placed_all(measured, models, stages, devices, measured.added, width)
     return sorted(found, key=lambda option: -option.speedup)[:CANDIDATES]
 
 

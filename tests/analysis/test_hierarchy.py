@@ -85,6 +85,15 @@ def test_settings_can_differ_between_runs():
         assert alone.undone[:, 0].tolist() == together.undone[:, run].tolist()
 
 
+def test_all_runs_may_read_the_same_words():
+    words = draw_words([0.7, 0.8], 60, 1, seed=3)
+    shared = simulate(words, [[1, 4, 8], 2], width=[3, 8, 8], stages=2)
+    apart = simulate(np.repeat(words, 3, axis=1), [[1, 4, 8], 2], width=[3, 8, 8], stages=2)
+    assert len(set(shared.ticks.tolist())) > 1
+    for name, sums in vars(shared).items():
+        assert np.array_equal(sums, getattr(apart, name))
+
+
 @given(data=st.data())
 def test_a_tick_is_charged_the_slowest_models_rows(data):
     rate = data.draw(st.sampled_from((0.0, 0.5, 0.9, 1.0)))

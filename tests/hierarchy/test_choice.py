@@ -173,7 +173,8 @@ def test_the_fastest_measured_is_first_be_it_plain_decoding():
     assert [entry.predicted for entry in entries] == [None, None, 0.5, 0.5, None]
 
 
-def test_candidates_take_no_more_devices_than_there_are():
+def test_candidates_take_no_more_devices_than_there_are(monkeypatch):
+    monkeypatch.setattr(choices, "tqdm", bars := Bars())
     seconds = ({1: 0.05, 16: 0.05}, {1: 0.2, 16: 0.2}, FLAT)
     measured = made_up((0.8, 0.9), seconds, length=100, exchange={2: 0.0, 4: 0.0})
     for devices in (2, 3, 6):
@@ -184,6 +185,7 @@ def test_candidates_take_no_more_devices_than_there_are():
         assert (found[0].stages[-1] > 1) == (devices > 2)
     fixed = races.candidates(measured, selections(3), (2, 1, 4), 2)
     assert all(one.stages == tuple((2, 1, 4)[model] for model in one.models) for one in fixed)
+    bars.check(["simulating hierarchies"] * 4)
 
 
 def test_a_smaller_model_is_spread_over_stages_where_its_passes_hold_the_others_up():
