@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from pipedec_jax.config import LlamaConfig, RopeScaling
+from pipedec_jax.config import LinearScaling, Llama3Scaling, LlamaConfig, RopeScaling, YarnScaling
 from pipedec_jax.small_files import json_kind, read_small
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 """Spellings of the one architecture that is converted (the second in the first LLaMA conversions)."""
 
-ROPE_SCALING_KEYS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_context",
+ORIGINAL = "original_max_position_embeddings"
+
+ROPE_REFUSED = {
+    "dynamic": "its rotations depend on the length of the text, so that what is in the cache would change as it grows",
+    "longrope": "its rotations change when the text grows over the original context, and with them what is in the cache",
 }
-"""Hugging Face's names of the llama3 RoPE settings, and the fields of `RopeScaling` they fill."""
+"""RoPE scalings of Hugging Face's LLaMA that have no place in a pipe of caches, and why."""
 
 Json = dict[str, Any]
 
@@ -57,7 +59,8 @@ def llama_config(values: Json) -> LlamaConfig:
         raise ValueError(
             f"hidden_size ({width}) is no multiple of num_attention_heads ({heads}) and head_dim is absent"
         )
-    theta, scaling = _rope(values)
+    context = whole(values, "max_position_embeddings", 2048)
+    theta, scaling = _rope(values, context)
     return LlamaConfig(
         vocab_size=whole(values, "vocab_size"),
         width=width,
@@ -66,7 +69,8 @@ def llama_config(values: Json) -> LlamaConfig:
         heads=heads,
         kv_heads=whole(values, "num_key_value_heads", heads),
         head_size=whole(values, "head_dim", width // heads),
-        context=whole(values, "max_position_embeddings", 2048),
+        # Vicuna 16k states the positions before scaling, and what it was trained for apart.
+        context=max(context, whole(values, "max_sequence_length", context)),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=number(values, "rms_norm_eps", 1e-6),
@@ -79,10 +83,6 @@ def config_json(config: LlamaConfig, dtype: str) -> Json:
 
     Written in the old spellings (`rope_theta`, `rope_scaling`, `torch_dtype`), which every transformers release reads.
     """
-    scaling = None
-    if config.rope_scaling is not None:
-        scaling = {theirs: getattr(config.rope_scaling, ours) for theirs, ours in ROPE_SCALING_KEYS.items()}
-        scaling["rope_type"] = "llama3"
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -97,7 +97,7 @@ def config_json(config: LlamaConfig, dtype: str) -> Json:
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
+        "rope_scaling": None if config.rope_scaling is None else _rope_scaling_json(config.rope_scaling),
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": config.tied_embeddings,
@@ -136,7 +136,7 @@ def _refuse_unsupported(values: Json) -> None:
         )
 
 
-def _rope(values: Json) -> tuple[float, RopeScaling | None]:
+def _rope(values: Json, context: int) -> tuple[float, RopeScaling | None]:
     """`rope_theta` and the scaling, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
     new, old = (_object(values, key) for key in ("rope_parameters", "rope_scaling"))
     if new and old and new != old:
@@ -149,24 +149,49 @@ def _rope(values: Json) -> tuple[float, RopeScaling | None]:
     for place in (settings, values):
         if place.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise ValueError(f"partial_rotary_factor is {place['partial_rotary_factor']!r}; only 1 is supported")
+    return theta, _rope_scaling(settings, values, context)
 
+
+def _rope_scaling(settings: Json, values: Json, context: int) -> RopeScaling | None:
     kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind == "default" or (kind == "linear" and number(settings, "factor") == 1):
-        return theta, None
-    if kind != "llama3":
-        raise ValueError(f"rope_type is {kind!r}; only 'default' and 'llama3' are supported")
-    scaling = RopeScaling(
-        factor=number(settings, "factor"),
-        low_freq_factor=number(settings, "low_freq_factor"),
-        high_freq_factor=number(settings, "high_freq_factor"),
-        original_context=whole(settings, "original_max_position_embeddings"),
-    )
-    if scaling.high_freq_factor <= scaling.low_freq_factor or min(scaling.factor, scaling.original_context) <= 0:
-        raise ValueError(
-            f"llama3 RoPE settings need factor > 0, original_max_position_embeddings > 0 and low_freq_factor < "
-            f"high_freq_factor; found {settings!r}"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        factor = number(settings, "factor")
+        return None if factor == 1 else LinearScaling(factor)
+    # One beside the other settings goes before theirs.
+    original = whole(values, ORIGINAL, whole(settings, ORIGINAL, context))
+    if kind == "llama3":
+        low, high = (number(settings, f"{name}_freq_factor") for name in ("low", "high"))
+        return Llama3Scaling(number(settings, "factor"), low, high, original)
+    if kind == "yarn":
+        factor = number(settings, "factor")
+        return YarnScaling(
+            factor=factor,
+            original_context=original,
+            attention_factor=number(settings, "attention_factor", _yarn_attention_factor(settings, factor)),
+            beta_fast=number(settings, "beta_fast", 0.0) or 32.0,
+            beta_slow=number(settings, "beta_slow", 0.0) or 1.0,
+            truncate="truncate" not in settings or _flag(settings, "truncate"),
         )
-    return theta, scaling
+    why = f" ({ROPE_REFUSED[kind]})" if kind in list(ROPE_REFUSED) else ""
+    raise ValueError(f"rope_type is {kind!r}{why}; only 'default', 'linear', 'llama3' and 'yarn' are supported")
+
+
+def _yarn_attention_factor(settings: Json, factor: float) -> float:
+    """What Hugging Face takes where `attention_factor` is not given."""
+    growth = 0.1 * math.log(factor) if factor > 1 else 0.0
+    over, under = (number(settings, key, 0.0) for key in ("mscale", "mscale_all_dim"))
+    return (over * growth + 1) / (under * growth + 1) if over and under else growth + 1
+
+
+def _rope_scaling_json(scaling: RopeScaling) -> Json:
+    """The object of `rope_scaling`; `type` is what older releases call `rope_type`, and the only name they take."""
+    kind = {"type" if scaling.kind == "linear" else "rope_type": scaling.kind}
+    values = dataclasses.asdict(scaling)
+    if "original_context" in values:
+        values[ORIGINAL] = values.pop("original_context")
+    return kind | values
 
 
 def _object(values: Json, key: str) -> Json:

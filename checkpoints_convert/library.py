@@ -14,7 +14,7 @@ from checkpoints_convert.report import binary
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ARRAYS, ConvertedCheckpoint, first_missing, is_converted
 from checkpoints_convert.workplace import SUFFIX
-from pipedec_jax.config import LlamaConfig
+from pipedec_jax.config import Llama3Scaling, LlamaConfig
 from pipedec_jax.model.parameters import parameter_count
 
 
@@ -100,7 +100,8 @@ def family(config: LlamaConfig) -> str:
     if config.vocab_size >= 128000 and config.rope_theta == 500000.0:
         if scaling is None:
             return "LLaMA 3"
-        return "LLaMA 3.2" if scaling.factor == 32.0 else "LLaMA 3.1"
+        if isinstance(scaling, Llama3Scaling):
+            return "LLaMA 3.2" if scaling.factor == 32.0 else "LLaMA 3.1"
     if 32000 <= config.vocab_size <= 32256 and scaling is None:
         if config.rope_theta == 1000000.0:
             return "Code Llama"

@@ -18,7 +18,7 @@ from checkpoints_convert.paths import inside
 from checkpoints_convert.pickle_reader import PickledFiles
 from checkpoints_convert.shard_index import check_fetched
 from checkpoints_convert.source import SourceCheckpoint, check_tensors, same_bits, tokenizer_files
-from pipedec_jax.config import LlamaConfig, RopeScaling
+from pipedec_jax.config import Llama3Scaling, LlamaConfig
 from pipedec_jax.model.parameters import parameter_shapes
 from pipedec_jax.tiktoken_file import begin_and_ends, is_tiktoken
 
@@ -238,9 +238,7 @@ def _config(values: Json, ranks: tuple[PickledFiles, ...], tied: bool) -> LlamaC
     theta = number(values, "rope_theta", 10000.0)
     scaling = None
     if scaled:
-        scaling = RopeScaling(number(values, "rope_scaling_factor", 32.0 if tied else 8.0), 1.0, 4.0, 8192)
-        if scaling.factor <= 0:
-            raise ValueError(f"rope_scaling_factor must be positive, not {scaling.factor!r}")
+        scaling = Llama3Scaling(number(values, "rope_scaling_factor", 32.0 if tied else 8.0), 1.0, 4.0, 8192)
     norm_eps = number(values, "norm_eps", 1e-5)
     # LLaMA 1 is told from 2 by its epsilon.
     before_3 = {10000.0: 2048 if norm_eps < 5e-6 else 4096, 1000000.0: 16384}

@@ -16,7 +16,7 @@ from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.hugging_face_source import HARMLESS, HuggingFaceCheckpoint
 from checkpoints_convert.meta import MetaCheckpoint
 from checkpoints_convert.source import SourceCheckpoint
-from pipedec_jax.config import LlamaConfig
+from pipedec_jax.config import Llama3Scaling, LlamaConfig
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def _turns(config: LlamaConfig, length: int) -> torch.Tensor:
 
     frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_size, 2).float() / config.head_size)
     scaling = config.rope_scaling
-    if scaling is not None:
+    if isinstance(scaling, Llama3Scaling):  # Meta's files have no other.
         wavelengths = 2 * math.pi / frequencies
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         smooth = ((scaling.original_context / wavelengths - low) / (high - low)).clamp(0, 1)

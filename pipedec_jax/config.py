@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 LARGEST = 2**31 - 1
 """Bound of every size of a model."""
@@ -16,13 +16,65 @@ MOST_LAYERS = 2**13
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """The `llama3` frequency scaling of LLaMA 3.1 and later (Hugging Face `rope_type: llama3`)."""
+class LinearScaling:
+    """All rotations slowed alike (Hugging Face `rope_type: linear`): Vicuna 16k, LongChat, DeepSeek Coder."""
+
+    kind: ClassVar[str] = "linear"
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """The scaling of LLaMA 3.1 and later (`rope_type: llama3`): slow rotations slowed, fast ones kept."""
+
+    kind: ClassVar[str] = "llama3"
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_context: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"llama3 RoPE scaling needs low_freq_factor < high_freq_factor, not {self.low_freq_factor} and "
+                f"{self.high_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (`rope_type: yarn`): as `llama3` with a ramp over dimensions, and cosine and sine multiplied by a factor."""
+
+    kind: ClassVar[str] = "yarn"
+
+    factor: float
+    original_context: int
+    attention_factor: float
+    """By which cosine and sine are multiplied, so that scores are by its square."""
+    beta_fast: float = 32.0
+    """Dimensions that turn more often than this within the original context are kept."""
+    beta_slow: float = 1.0
+    """Those that turn less often are slowed by the whole factor."""
+    truncate: bool = True
+    """Whether the ramp between them begins and ends at whole dimensions."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        if not isinstance(self.truncate, bool):
+            raise ValueError(f"truncate must be true or false, not {self.truncate!r}")
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+"""How a model's rotary frequencies differ from `rope_theta`'s own; what it does is in `model.rope`."""
+ROPE_SCALINGS: dict[str, type[RopeScaling]] = {
+    scaling.kind: scaling for scaling in (LinearScaling, Llama3Scaling, YarnScaling)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +133,16 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
+        if isinstance(self.rope_scaling, YarnScaling) and self.rope_theta <= 1:
+            raise ValueError(f"rope_theta must be over 1 with yarn scaling, not {self.rope_theta!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
         values = dataclasses.asdict(self)
         if not self.int8:  # Left out where it says nothing: files and fingerprints are older than it.
             del values["int8"]
+        if self.rope_scaling is not None and self.rope_scaling.kind != "llama3":  # Likewise.
+            values["rope_scaling"] = {"kind": self.rope_scaling.kind} | values["rope_scaling"]
         return values
 
     @classmethod
@@ -100,9 +156,31 @@ class LlamaConfig:
         check_keys(values, cls, "model config")
         scaling = values.get("rope_scaling")
         if scaling is not None:
-            check_keys(scaling, RopeScaling, "rope_scaling")
-            values["rope_scaling"] = RopeScaling(**scaling)
+            values["rope_scaling"] = _rope_scaling(scaling)
         return cls(**values)
+
+
+def _rope_scaling(values: Any) -> RopeScaling:
+    if not isinstance(values, dict):
+        raise ValueError(f"rope_scaling must be an object with keys, not {values!r}")
+    settings = dict(values)
+    kind = settings.pop("kind", "llama3")
+    if kind not in list(ROPE_SCALINGS):
+        raise ValueError(f"the kind of rope_scaling must be one of {', '.join(ROPE_SCALINGS)}, not {kind!r}")
+    check_keys(settings, ROPE_SCALINGS[kind], "rope_scaling")
+    return ROPE_SCALINGS[kind](**settings)
+
+
+def _check_positive(scaling: RopeScaling) -> None:
+    """Raise `ValueError` unless the scaling's numbers are positive, and contexts whole."""
+    for field in dataclasses.fields(scaling):
+        value = getattr(scaling, field.name)
+        if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{field.name} of rope_scaling must be a positive whole number, not {value!r}")
+        if field.type == "float" and (
+            not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf
+        ):
+            raise ValueError(f"{field.name} of rope_scaling must be a positive number, not {value!r}")
 
 
 def read_values(path: Path) -> Any:

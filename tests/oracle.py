@@ -38,6 +38,7 @@ class Llama:
         shape = (config["num_hidden_layers"], context, self.kv_heads, self.head_dim)
         self.keys, self.values = np.zeros(shape, self.dtype), np.zeros(shape, self.dtype)
         self.inverse_frequencies = inverse_frequencies(config, self.head_dim).astype(self.dtype)
+        self.attention_scaling = self.dtype.type(attention_scaling(config))
         self.length = 0
 
     def reset(self) -> None:
@@ -54,7 +55,8 @@ class Llama:
         angle = self.dtype.type(self.length) * np.concatenate([self.inverse_frequencies] * 2)
         half = self.head_dim // 2
         rotated = np.concatenate([-x[:, half:], x[:, :half]], axis=1)
-        return x * np.cos(angle) + rotated * np.sin(angle)
+        cos, sin = np.cos(angle) * self.attention_scaling, np.sin(angle) * self.attention_scaling
+        return x * cos + rotated * sin
 
     def feed(self, token: int) -> np.ndarray:
         """Append one token; the logits `[V]` of what follows it."""
@@ -86,11 +88,21 @@ class Llama:
 
 
 def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> np.ndarray:
-    """`ROPE_INIT_FUNCTIONS["default"]` and `["llama3"]`, in float64."""
+    """`ROPE_INIT_FUNCTIONS["default"]`, `["linear"]`, `["yarn"]` and `["llama3"]`, in float64."""
     frequencies = 1.0 / config["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
     scaling = config.get("rope_scaling")
     if scaling is None:
         return frequencies
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    if scaling["rope_type"] == "yarn":
+        bounds = []
+        for rotations in (scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)):
+            ratio = scaling["original_max_position_embeddings"] / (rotations * 2 * np.pi)
+            bounds.append(head_dim * np.log(ratio) / (2 * np.log(config["rope_theta"])))
+        low, high = max(np.floor(bounds[0]), 0), min(np.ceil(bounds[1]), head_dim - 1)
+        ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)
+        return frequencies / scaling["factor"] * ramp + frequencies * (1 - ramp)
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     original = scaling["original_max_position_embeddings"]
     scaled = []
@@ -104,6 +116,12 @@ def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> np.ndarray:
             smooth = (original / wavelength - low) / (high - low)
             scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
     return np.asarray(scaled)
+
+
+def attention_scaling(config: Mapping[str, Any]) -> float:
+    """What cosine and sine are multiplied by: in YaRN what the paper suggests."""
+    scaling = config.get("rope_scaling")
+    return 0.1 * np.log(scaling["factor"]) + 1.0 if scaling and scaling["rope_type"] == "yarn" else 1.0
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

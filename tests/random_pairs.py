@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pipedec_jax.config import LlamaConfig, RopeScaling
+from checkpoints_convert.config_json import llama_config
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, head_shapes, initialize_head
 from pipedec_jax.model.parameters import MemorySource, flatten, nest, parameter_shapes
@@ -165,28 +165,7 @@ def as_source(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> M
         flat[ours + "output"] = weights[theirs + "self_attn.o_proj.weight"].T.reshape(-1, A, D)
         for name in ("gate", "up", "down"):
             flat[ours + name] = weights[f"{theirs}mlp.{name}_proj.weight"].T
-    scaling = config["rope_scaling"]
-    ours_config = LlamaConfig(
-        vocab_size=config["vocab_size"],
-        width=D,
-        feed_forward=config["intermediate_size"],
-        layers=layers,
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_size=A,
-        context=config["max_position_embeddings"],
-        rope_theta=config["rope_theta"],
-        rope_scaling=scaling
-        and RopeScaling(
-            factor=scaling["factor"],
-            low_freq_factor=scaling["low_freq_factor"],
-            high_freq_factor=scaling["high_freq_factor"],
-            original_context=scaling["original_max_position_embeddings"],
-        ),
-        norm_eps=config["rms_norm_eps"],
-        tied_embeddings=config["tie_word_embeddings"],
-    )
-    return MemorySource(ours_config, nest(flat))
+    return MemorySource(llama_config({"model_type": "llama", **config}), nest(flat))
 
 
 def exit_head(pair: Pair, config: ExitHeadConfig) -> ExitHead:

@@ -10,7 +10,6 @@ the weights' dtype. In float32 every product runs at the highest precision; in b
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from jax import lax
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import SCALE, Parameters
+from pipedec_jax.model.rope import attention_factor, rope_frequencies
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """`attend(query [..., W, H, A], key [..., W, G, A], value [..., W, G, A]) -> (mixed [..., W, H, A], new cache)`."""
@@ -44,28 +44,12 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return jnp.broadcast_to(weight, x.shape) * y.astype(x.dtype)
 
 
-def rope_frequencies(config: LlamaConfig) -> list[float]:
-    """Rotation per position of each half-head dimension (A / 2 numbers, radians)."""
-    A = config.head_size
-    frequencies = [config.rope_theta ** (-2 * i / A) for i in range(A // 2)]
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    # llama3 scaling: long wavelengths are slowed by `factor`, short ones kept, those between interpolated.
-    scaled = []
-    for frequency in frequencies:
-        turns = scaling.original_context * frequency / (2 * math.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        keep = min(1.0, max(0.0, (turns - scaling.low_freq_factor) / span))
-        scaled.append(frequency * (keep + (1 - keep) / scaling.factor))
-    return scaled
-
-
 def rope_tables(config: LlamaConfig, position_W: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine `[W, 1, A / 2]` for the given positions, computed in float32 or wider."""
     frequency = jnp.asarray(rope_frequencies(config), wide(dtype))
     angle = position_W.astype(frequency.dtype)[:, None] * frequency[None, :]
-    return jnp.cos(angle)[:, None, :].astype(dtype), jnp.sin(angle)[:, None, :].astype(dtype)
+    cos, sin = (turn(angle)[:, None, :] * attention_factor(config) for turn in (jnp.cos, jnp.sin))
+    return cos.astype(dtype), sin.astype(dtype)
 
 
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:

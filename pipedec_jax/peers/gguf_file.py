@@ -10,8 +10,8 @@ import numpy as np
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.loading import Model
-from pipedec_jax.model.llama import rope_frequencies
 from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.model.rope import attention_factor, plain_frequencies, rope_frequencies
 
 NAMES = {
     "query": "attn_q",
@@ -66,6 +66,8 @@ def write_geometry(writer: Any, config: LlamaConfig) -> None:
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.head_size)
+    if attention_factor(config) != 1:
+        writer.add_rope_scaling_attn_factors(attention_factor(config))
 
 
 def gguf_arrays(source: ParameterSource) -> Iterator[tuple[str, np.ndarray]]:
@@ -86,9 +88,7 @@ def gguf_arrays(source: ParameterSource) -> Iterator[tuple[str, np.ndarray]]:
     if not config.tied_embeddings:
         yield "output.weight", source.read("head").T
     if config.rope_scaling is not None:
-        A = config.head_size
-        plain = [config.rope_theta ** (-2 * i / A) for i in range(A // 2)]
-        yield "rope_freqs.weight", np.asarray(plain) / np.asarray(rope_frequencies(config))
+        yield "rope_freqs.weight", np.asarray(plain_frequencies(config)) / np.asarray(rope_frequencies(config))
 
 
 def interleave(array: np.ndarray, head_size: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from jax import lax
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.model.rope import attention_factor, rope_frequencies
 from pipedec_jax.training.attention import causal_attention
 
 
@@ -66,8 +67,9 @@ gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 @functools.cache
 def _rope_constants(config: LlamaConfig, T: int) -> tuple[np.ndarray, np.ndarray]:
-    angle = np.arange(T)[:, None] * np.asarray(llama.rope_frequencies(config))
-    return np.cos(angle)[:, None, :].astype(np.float32), np.sin(angle)[:, None, :].astype(np.float32)
+    angle = np.arange(T)[:, None] * np.asarray(rope_frequencies(config))
+    cos, sin = (turn(angle)[:, None, :] * attention_factor(config) for turn in (np.cos, np.sin))
+    return cos.astype(np.float32), sin.astype(np.float32)
 
 
 def layer(

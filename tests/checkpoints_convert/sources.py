@@ -7,7 +7,7 @@ import numpy as np
 
 from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import conversion, export_hugging_face, manifest
-from pipedec_jax.config import LlamaConfig, RopeScaling
+from pipedec_jax.config import Llama3Scaling, LlamaConfig
 from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
 
 LLAMA3_ROPE = {
@@ -29,6 +29,10 @@ GEOMETRIES = {
     "LLaMA 3.2: tied, scaled RoPE": {
         "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE | {"factor": 32.0},
         "tie_word_embeddings": True},
+    "DeepSeek Coder: linearly scaled RoPE": {"num_attention_heads": 4, "rope_parameters": {
+        "rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0}, "rms_norm_eps": 1e-6},
+    "Yarn LLaMA 2": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "rope_parameters": {
+        "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}},
     "head size other than width / heads": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24},
 }  # fmt: skip
 """Settings of Hugging Face's `LlamaConfig` beyond `COMMON`."""
@@ -72,7 +76,7 @@ def save(model, directory: Path, dtype: str = "float32", **settings) -> Path:
 
 TINY = LlamaConfig(
     vocab_size=29, width=12, feed_forward=20, layers=2, heads=4, kv_heads=2, head_size=6, context=64,
-    rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32),
+    rope_theta=500000.0, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 32),
 )  # fmt: skip
 
 

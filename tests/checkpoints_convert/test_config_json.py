@@ -1,11 +1,12 @@
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints_convert.config_json import config_json, llama_config, read_json, token_ids
-from pipedec_jax.config import MOST_LAYERS, LlamaConfig, RopeScaling
+from pipedec_jax.config import MOST_LAYERS, LinearScaling, Llama3Scaling, LlamaConfig, YarnScaling
 from tests.checkpoints_convert.sources import COMMON, GEOMETRIES, LLAMA3_ROPE
 
 OLD = {
@@ -39,7 +40,7 @@ SCALING = {key: value for key, value in LLAMA3_ROPE.items() if key not in ("rope
 def test_old_and_new_spellings_mean_the_same(spelling):
     assert llama_config(OLD | spelling) == LlamaConfig(
         vocab_size=128, width=64, feed_forward=96, layers=2, heads=4, kv_heads=4, head_size=16, context=4096,
-        rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 128), norm_eps=1e-5,
+        rope_theta=500000.0, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 128), norm_eps=1e-5,
     )  # fmt: skip
 
 
@@ -49,6 +50,40 @@ def test_old_and_new_spellings_mean_the_same(spelling):
 def test_plain_rope_in_all_spellings(spelling):
     config = llama_config(OLD | spelling)
     assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 100000, "rope_scaling": {"type": "linear", "factor": 4}},
+        {"rope_theta": 100000, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0}},
+    ],
+)
+def test_linear_scaling_in_all_spellings(spelling):
+    config = llama_config(OLD | spelling)
+    assert (config.rope_theta, config.rope_scaling) == (100000.0, LinearScaling(4.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "beside", "expected"),
+    [
+        ({"original_max_position_embeddings": 64, "finetuned": True}, {}, YarnScaling(16.0, 64, 0.1 * math.log(16) + 1)),
+        ({"attention_factor": 1.5, "beta_fast": 4, "beta_slow": 0, "truncate": False}, {},
+         YarnScaling(16.0, 4096, 1.5, 4.0, 1.0, False)),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, {"original_max_position_embeddings": 32}, YarnScaling(16.0, 32, 1.0)),
+        ({"mscale": 2.0}, {}, YarnScaling(16.0, 4096, 0.1 * math.log(16) + 1)),
+    ],
+)  # fmt: skip
+def test_what_yarn_leaves_out_is_what_hugging_face_takes(settings, beside, expected):
+    values = OLD | {"rope_scaling": settings | {"type": "yarn", "factor": 16.0}} | beside
+    assert llama_config(values).rope_scaling == expected
+
+
+def test_the_context_of_vicuna_16k_is_what_it_was_trained_for():
+    vicuna = OLD | {"max_sequence_length": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert llama_config(vicuna).context == 16384
+    assert llama_config(OLD | {"max_sequence_length": 2048}).context == OLD["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -67,13 +102,22 @@ def test_fields_are_what_transformers_reads_from_the_same_file(name, tmp_path):
     assert ours.tied_embeddings == theirs.tie_word_embeddings
 
 
-def test_what_we_export_is_read_by_transformers(tmp_path):
+@pytest.mark.parametrize(
+    "rope",
+    [
+        LLAMA3_ROPE,
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 2048,
+         "attention_factor": 1.25, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+    ],
+)  # fmt: skip
+def test_what_we_export_is_read_by_transformers(rope, tmp_path):
     from transformers import LlamaConfig as Theirs
 
-    config = llama_config(OLD | {"rope_parameters": LLAMA3_ROPE, "head_dim": 10})
+    config = llama_config(OLD | {"rope_parameters": rope, "head_dim": 10})
     (tmp_path / "config.json").write_text(json.dumps(config_json(config, "bfloat16")))
     theirs = Theirs.from_pretrained(tmp_path)
-    assert theirs.rope_parameters == LLAMA3_ROPE
+    assert {key: value for key, value in theirs.rope_parameters.items() if key != "type"} == rope
     assert (theirs.head_dim, str(theirs.dtype), theirs.rms_norm_eps) == (10, "torch.bfloat16", 1e-5)
 
 
@@ -85,14 +129,44 @@ configs = st.builds(
     ),
     heads=st.integers(1, 64), groups=st.integers(1, 8), half=st.integers(1, 256),
     vocab_size=whole, width=whole, feed_forward=whole, layers=st.integers(1, MOST_LAYERS), context=whole,
-    rope_theta=positive, norm_eps=positive, tied_embeddings=st.booleans(),
-    scaling=st.none() | st.builds(RopeScaling, positive, st.floats(0.1, 1), st.floats(2, 8), whole),
+    rope_theta=st.floats(1.1, 1e9), norm_eps=positive, tied_embeddings=st.booleans(),
+    scaling=st.none()
+    | st.builds(Llama3Scaling, positive, st.floats(0.1, 1), st.floats(2, 8), whole)
+    | st.builds(LinearScaling, positive.filter(lambda factor: factor != 1))
+    | st.builds(YarnScaling, positive, whole, positive, positive, positive, st.booleans()),
 )  # fmt: skip
 
 
 @given(configs)
-def test_config_json_reads_back(config):
+def test_config_json_and_a_manifest_read_back(config):
     assert llama_config(json.loads(json.dumps(config_json(config, "float32")))) == config
+    assert LlamaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_files_older_than_the_kinds_of_scaling_are_read_and_written_as_before():
+    """Fingerprints of targets, which exit heads are bound to, are over what is written."""
+    config = llama_config(OLD | {"rope_parameters": LLAMA3_ROPE})
+    old = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 128}
+    assert config.to_dict()["rope_scaling"] == old
+    assert LlamaConfig.from_dict(config.to_dict() | {"rope_scaling": old}) == config
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"kind": "dynamic", "factor": 2.0}, "kind of rope_scaling must be one of linear, llama3, yarn, not 'dynamic'"),
+        ({"kind": ["linear"], "factor": 2.0}, r"not \['linear'\]"),
+        ({"kind": "linear", "factor": "2"}, "factor of rope_scaling must be a positive number, not '2'"),
+        ({"kind": "linear", "factr": 2.0}, "unknown key 'factr' in rope_scaling; did you mean 'factor'"),
+        ({"kind": "yarn", "factor": 2.0, "original_context": 1.5, "attention_factor": 1.0}, "must be a positive whole"),
+        ({"kind": "yarn", "factor": 2.0, "original_context": 8, "attention_factor": 1.0, "truncate": 1}, "truncate must"),
+        ([2.0], r"rope_scaling must be an object with keys, not \[2.0\]"),
+    ],
+)
+def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
+    values = llama_config(OLD).to_dict() | {"rope_scaling": scaling}
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig.from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +180,15 @@ def test_config_json_reads_back(config):
         ({"attention_bias": "no"}, "attention_bias must be true or false, not 'no'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*'gptq'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'; only 'default' and 'llama3'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic' .its rotations depend on the len"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope' .*; only 'default', 'linear', 'llama3' and"),
+        ({"rope_scaling": {"rope_type": "su"}}, "rope_type is 'su'; only 'default', 'linear', 'llama3' and 'yarn'"),
+        ({"rope_scaling": {"rope_type": ["linear"]}}, r"rope_type is \['linear'\]; only"),
+        ({"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "factor of rope_scaling must be a positive number, not -2"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "lacks 'factor'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": "x"}}, "beta_fast must be a number, not 'x'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta must be over 1 with yarn"),
         ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "lacks 'low_freq_factor'"),
         ({"rope_scaling": SCALING | {"type": "llama3", "high_freq_factor": 1.0}}, "low_freq_factor < high_freq_factor"),
         ({"rope_scaling": "llama3"}, "rope_scaling must be a JSON object"),

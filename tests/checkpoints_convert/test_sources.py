@@ -19,7 +19,7 @@ from checkpoints_convert.__main__ import main
 from checkpoints_convert.reference_logits import reference_logits
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import differences, logit_difference
-from pipedec_jax.config import RopeScaling
+from pipedec_jax.config import Llama3Scaling
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import parameter_shapes
 from tests.checkpoints_convert.meta_files import save_as_meta, write_tiktoken
@@ -162,9 +162,9 @@ def test_metas_files_in_bfloat16(tmp_path):
         ({"norm_eps": 1e-5}, 4096, None),
         ({"rope_theta": 1e6}, 16384, None),
         ({"rope_theta": 5e5}, 8192, None),
-        ({"rope_theta": 5e5, "use_scaled_rope": True}, 131072, RopeScaling(8.0, 1.0, 4.0, 8192)),
+        ({"rope_theta": 5e5, "use_scaled_rope": True}, 131072, Llama3Scaling(8.0, 1.0, 4.0, 8192)),
         ({"rope_theta": 5e5, "use_scaled_rope": True, "rope_scaling_factor": 16.0, "max_seq_len": 77}, 77,
-         RopeScaling(16.0, 1.0, 4.0, 8192)),
+         Llama3Scaling(16.0, 1.0, 4.0, 8192)),
     ],
 )  # fmt: skip
 def test_what_params_json_leaves_out_is_known_from_the_release(params, context, scaling, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import torch
 
 from checkpoints_convert import convert, open_checkpoint
 from pipedec_jax.cache import chunk_rows, empty_layers
+from pipedec_jax.config import LinearScaling, YarnScaling
 from pipedec_jax.model import llama
 from tests.checkpoints_convert.sources import COMMON, GEOMETRIES, hugging_face_model, save
 
@@ -42,12 +44,19 @@ def test_logits_equal_hugging_face_on_500_tokens(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"rope_theta": 490000.0}, {"rope_scaling": None}, {"norm_eps": 1e-2}],
-    ids=["theta", "scaling", "norm"],
+    ("name", "wrong"),
+    [
+        ("LLaMA 3.1: scaled RoPE", {"rope_theta": 490000.0}),
+        ("LLaMA 3.1: scaled RoPE", {"rope_scaling": None}),
+        ("LLaMA 3.1: scaled RoPE", {"norm_eps": 1e-2}),
+        ("DeepSeek Coder: linearly scaled RoPE", {"rope_scaling": LinearScaling(4.1)}),
+        ("Yarn LLaMA 2", {"rope_scaling": YarnScaling(16.0, 64, attention_factor=1.27)}),
+        ("Yarn LLaMA 2", {"rope_scaling": YarnScaling(16.0, 64, 0.1 * math.log(16) + 1, truncate=False)}),
+    ],
+    ids=["theta", "scaling", "norm", "factor", "attention factor", "ramp"],
 )
-def test_a_slightly_wrong_config_shows(wrong, tmp_path):
-    expected, config, params = both(GEOMETRIES["LLaMA 3.1: scaled RoPE"], tmp_path)
+def test_a_slightly_wrong_config_shows(name, wrong, tmp_path):
+    expected, config, params = both(GEOMETRIES[name], tmp_path)
     found = llama.forward(dataclasses.replace(config, **wrong), params, jnp.asarray(PROMPT))
     assert relative_difference(np.asarray(found), expected) > 1e-3
 
