@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 SPACE = "▁"
 """What pieces have for a space."""
@@ -44,24 +45,34 @@ def read_model(file: Path) -> Any:
     return model
 
 
-def normalizer(spec: Any, prefix: bool) -> Normalizer:
+def normalizer(spec: Any) -> Normalizer:
     """What sentencepiece makes of a text before it looks for pieces, for the `tokenizers` library.
 
     Args:
         spec: a model's `normalizer_spec`.
-        prefix: whether a space goes before the text, also where it begins with one.
     """
     from tokenizers import Regex
-    from tokenizers.normalizers import Precompiled, Prepend, Replace, Sequence
+    from tokenizers.normalizers import Precompiled, Replace, Sequence
 
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [Replace(Regex(r"\A +"), ""), Replace(Regex(" {2,}"), " ")]
-    if prefix:
-        steps.append(Prepend(SPACE))
+        steps += [Replace(Regex(r"\A +"), ""), Replace(Regex(" {2,}"), " "), Replace(Regex(r" +\z"), "")]
     steps.append(Replace(" ", SPACE))
-    if spec.remove_extra_whitespaces:
-        steps.append(Replace(Regex(rf"{SPACE}+\z"), ""))
     return Sequence(steps)
+
+
+def space_before(after_added: bool) -> PreTokenizer:
+    """Puts a space before a text that `normalizer` has made, also where it begins with one.
+
+    No step of the normalizer: the library would put one before the added tokens too that it looks for.
+
+    Args:
+        after_added: whether one goes before the text after an added token as well.
+    """
+    from tokenizers.pre_tokenizers import Metaspace, Sequence
+
+    # The first puts a space where there is none yet: nowhere, as all spaces have become `SPACE`.
+    scheme = "always" if after_added else "first"
+    return Sequence([Metaspace(" ", scheme, split=False), Metaspace(SPACE, "never", split=False)])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipedec_jax.sentencepiece_file import normalizer, read_model
+from pipedec_jax.sentencepiece_file import normalizer, read_model, space_before
 from pipedec_jax.small_files import read_small
 from pipedec_jax.tiktoken_file import is_tiktoken, read_ranks, special_tokens
 
@@ -27,6 +27,11 @@ Message = Mapping[str, str]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """Files that hold a vocabulary; the first one found is read."""
+OBEYING = ("LlamaTokenizer", "CodeLlamaTokenizer")
+"""Tokenizer classes that went by `add_bos_token` of `tokenizer_config.json` when such files were published.
+
+Since transformers 5 nothing does where there is a `tokenizer.json`; DeepSeek's puts no begin-of-text token by itself.
+"""
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "params.json")
 """What may lie beside it."""
 
@@ -62,9 +67,10 @@ class Tokenizer:
     def load(cls, directory: str | Path) -> Tokenizer:
         """Read the tokenizer files of a checkpoint directory.
 
-        `tokenizer.json` is taken as it is: it is what the model was trained with. Else `tokenizer.model` is read, which
-        is sentencepiece's (ids are that library's; `transformers` drops a space at the start of a text), or Meta's
-        tiktoken file (LLaMA 3 and later).
+        `tokenizer.json` is taken as it is: it is what the model was trained with; whether a prompt begins with the
+        begin-of-text token is for LLaMA's tokenizer classes what `tokenizer_config.json` says of it, if it does. Else
+        `tokenizer.model` is read, which is sentencepiece's (ids are that library's; `transformers` drops a space at the
+        start of a text), or Meta's tiktoken file (LLaMA 3 and later).
 
         Raises:
             FileNotFoundError: when there is no tokenizer in the directory.
@@ -217,7 +223,18 @@ def _load_json(directory: Path) -> PreTrainedTokenizerFast:
     with no_advice():
         from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    backend = PreTrainedTokenizerFast.from_pretrained(str(directory))
+    stated = _settings(directory)
+    begin = stated.get("add_bos_token")
+    if begin is not None and str(stated.get("tokenizer_class")).removesuffix("Fast") in OBEYING:
+        backend.add_bos_token, backend.add_eos_token = bool(begin), bool(stated.get("add_eos_token"))
+    return backend
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says; nothing where there is none."""
+    config = directory / "tokenizer_config.json"
+    return json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
 
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
@@ -228,15 +245,16 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     with no_advice():
         from transformers import LlamaTokenizer
 
-    config = directory / "tokenizer_config.json"
-    stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    stated = _settings(directory)
     # LLaMA's prompts begin with its begin-of-text token unless the checkpoint says otherwise.
     add_begin = stated.get("add_bos_token", True)
     prefix = spec.add_dummy_prefix and stated.get("add_prefix_space") is not False
     backend = LlamaTokenizer.from_pretrained(str(directory), add_bos_token=add_begin, add_prefix_space=prefix)
     # In place of the library's own way with spaces: it adds none to a text that begins with one, as sentencepiece does.
-    backend.backend_tokenizer.normalizer = normalizer(spec, prefix)
-    backend.backend_tokenizer.pre_tokenizer = None
+    backend.backend_tokenizer.normalizer = normalizer(spec)
+    # The library's rule for tokenizers that say nothing of it was the legacy one while such files were published.
+    legacy = stated.get("legacy") is not False
+    backend.backend_tokenizer.pre_tokenizer = space_before(after_added=legacy) if prefix else None
     if not model.trainer_spec.byte_fallback:
         # Without bytes to spell them, the library would drop characters that are no piece.
         backend.backend_tokenizer.model.unk_token = model.trainer_spec.unk_piece

@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipedec_jax.peers import contest, gguf_file
 from pipedec_jax.peers.answer import Answer
 from pipedec_jax.peers.cpp import LlamaCpp
-from tests.random_pairs import FIVE, ODD, PAIRS, as_source, target_weights
+from tests.random_pairs import FIVE, ODD, PAIRS, as_source, hugging_face_config, target_weights
 
 
 def answer(tokens, first_s, seconds):
@@ -118,6 +119,28 @@ def test_gguf_arrays_are_outputs_by_inputs_and_pairs_are_interleaved(geometry):
     np.testing.assert_allclose(found[1:A:2], query[A // 2 : A], rtol=1e-6)
     assert ("output.weight" in arrays) != pair.target_config["tie_word_embeddings"]
     assert ("rope_freqs.weight" in arrays) == (pair.target_config["rope_scaling"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "slower", "amplitude"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, [4.0] * 4, []),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5, "original_max_position_embeddings": 40},
+            [1.0, 4.0, 4.0, 4.0],
+            [1.5],
+        ),
+    ],
+    ids=["linear", "yarn"],
+)
+def test_scaled_rope_is_in_a_gguf_as_llama_cpp_takes_it(scaling, slower, amplitude):
+    """As what each frequency is divided by, and a factor on cosine and sine."""
+    config = hugging_face_config(1, rope_scaling=scaling)
+    source = as_source(config, target_weights(PAIRS[FIVE][0]))
+    np.testing.assert_allclose(dict(gguf_file.gguf_arrays(source))["rope_freqs.weight"], slower)
+    writer = MagicMock()
+    gguf_file.write_geometry(writer, source.config)
+    assert [call.args[0] for call in writer.add_rope_scaling_attn_factors.call_args_list] == amplitude
 
 
 def test_a_gguf_file_is_read_back(tmp_path):

@@ -108,6 +108,36 @@ def test_spaces_and_characters_are_taken_as_sentencepiece_takes_them(settings, t
             assert tokenizer.decode(tokens) == text.replace("▁", " ")
 
 
+CHATML = "<|im_start|>user\nx  y<|im_end|> z</s>def"
+
+
+@pytest.mark.parametrize(("legacy", "space"), [(False, ""), (True, "▁"), (None, "▁")])
+def test_added_tokens_are_found_anywhere_beside_a_sentencepiece_model(legacy, space, tmp_path):
+    """As in Orca 2, whose added tokens are in a file of their own; only legacy tokenizers put a space after them."""
+    reference = sentencepiece_model(tmp_path)
+    size = reference.get_piece_size()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_end|>": size + 1, "<|im_start|>": size}))
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"legacy": legacy}))
+    tokenizer = Tokenizer.load(tmp_path)
+
+    def plain(text: str) -> list[int]:
+        """Without the space that the library puts before a text."""
+        tokens = reference.encode("\n" + text)
+        newline = reference.encode("\n")
+        assert tokens[: len(newline)] == newline
+        return tokens[len(newline) :]
+
+    def after(text: str) -> list[int]:
+        return reference.encode(text) if space else plain(text)
+
+    expected = [1, size, *after("user\nx  y"), size + 1, *after(" z"), 2, *after("def")]
+    assert tokenizer.encode(CHATML) == expected
+    assert tokenizer.encode(" a") == [1, *reference.encode(" a")]
+    text = CHATML.replace("</s>", "")
+    assert tokenizer.decode(expected) == (text if not space else "<|im_start|> user\nx  y<|im_end|>  z def")
+
+
 def test_characters_that_are_no_piece_are_unknown_where_bytes_are_no_pieces(tmp_path):
     reference = sentencepiece_model(tmp_path, byte_fallback=False, vocab_size=100, hard_vocab_limit=False)
     unknown = reference.unk_id()
@@ -210,6 +240,29 @@ def test_chat_template_in_a_file_of_its_own(byte_level_dir, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     assert Tokenizer.load(tmp_path).chat_text("Hi") == "[Hi]"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "in_file", "begins"),
+    [
+        ("LlamaTokenizerFast", {"add_bos_token": True}, False, True),  # as DeepSeek's
+        ("LlamaTokenizer", {"add_bos_token": False}, True, False),  # as Phi 3's
+        ("LlamaTokenizerFast", {}, False, False),
+        ("LlamaTokenizerFast", {"add_bos_token": None}, True, True),
+        ("PreTrainedTokenizerFast", {"add_bos_token": True}, False, False),
+    ],
+)
+def test_llamas_classes_begin_a_prompt_as_their_settings_say(name, flags, in_file, begins, byte_level_dir, tmp_path):
+    description = json.loads((byte_level_dir / "tokenizer.json").read_text())
+    if not in_file:
+        description["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    settings = json.loads((byte_level_dir / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": name} | flags))
+    tokenizer = Tokenizer.load(tmp_path)
+    begin = tokenizer.vocabulary["<|begin_of_text|>"]
+    plain = Tokenizer.load(byte_level_dir).encode("def f")[1:]
+    assert tokenizer.encode("def f") == ([begin, *plain] if begins else plain)
 
 
 def test_equal_maps_pass_and_the_first_differing_token_is_named(byte_level_dir, tmp_path):

@@ -159,7 +159,10 @@ def test_files_older_than_the_kinds_of_scaling_are_read_and_written_as_before():
         ({"kind": "linear", "factor": "2"}, "factor of rope_scaling must be a positive number, not '2'"),
         ({"kind": "linear", "factr": 2.0}, "unknown key 'factr' in rope_scaling; did you mean 'factor'"),
         ({"kind": "yarn", "factor": 2.0, "original_context": 1.5, "attention_factor": 1.0}, "must be a positive whole"),
-        ({"kind": "yarn", "factor": 2.0, "original_context": 8, "attention_factor": 1.0, "truncate": 1}, "truncate must"),
+        (
+            {"kind": "yarn", "factor": 2.0, "original_context": 8, "attention_factor": 1.0, "truncate": 1},
+            "truncate must",
+        ),
         ([2.0], r"rope_scaling must be an object with keys, not \[2.0\]"),
     ],
 )
@@ -180,12 +183,21 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
         ({"attention_bias": "no"}, "attention_bias must be true or false, not 'no'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*'gptq'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic' .its rotations depend on the len"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope' .*; only 'default', 'linear', 'llama3' and"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_type is 'dynamic' .its rotations depend on the len",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_type is 'longrope' .*; only 'default', 'linear', 'llama3' and",
+        ),
         ({"rope_scaling": {"rope_type": "su"}}, "rope_type is 'su'; only 'default', 'linear', 'llama3' and 'yarn'"),
         ({"rope_scaling": {"rope_type": ["linear"]}}, r"rope_type is \['linear'\]; only"),
         ({"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
-        ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "factor of rope_scaling must be a positive number, not -2"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": -2.0}},
+            "factor of rope_scaling must be a positive number, not -2",
+        ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "lacks 'factor'"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": "x"}}, "beta_fast must be a number, not 'x'"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta must be over 1 with yarn"),

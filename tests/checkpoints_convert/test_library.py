@@ -10,7 +10,7 @@ import pytest
 from checkpoints_convert import convert, export_hugging_face
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.library import family, library
-from pipedec_jax.config import Llama3Scaling, LlamaConfig
+from pipedec_jax.config import Llama3Scaling, LlamaConfig, YarnScaling
 from tests.checkpoints_convert.sources import TINY, stop_at, tiny_tree
 from tests.conftest import write_byte_level
 
@@ -119,6 +119,7 @@ def test_an_empty_library_and_a_checkpoint_itself_are_said_to_be_so(source, tmp_
         ("LLaMA 3.1", {"vocab_size": 128256, "rope_theta": 5e5, "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192)}),
         ("LLaMA 3.2", {"vocab_size": 128256, "rope_theta": 5e5, "rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192)}),
         ("LLaMA", {"vocab_size": 400}),
+        ("LLaMA", {"vocab_size": 128256, "rope_theta": 5e5, "rope_scaling": YarnScaling(32.0, 8192, 1.3)}),
     ],
 )
 def test_families_are_told_by_geometry(expected, settings):

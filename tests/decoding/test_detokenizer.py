@@ -1,5 +1,7 @@
 """Text given token by token is what the tokenizer decodes at once, and no character is ever split."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,45 @@ def joined(fed, rest):
 def test_any_tokens_give_what_the_tokenizer_decodes(tokenizer, data):
     tokens = data.draw(st.lists(st.integers(0, tokenizer.size + 3), max_size=30))
     assert joined(*pieces_of(tokenizer, tokens)) == tokenizer.decode(tokens)
+
+
+def added(content: str, token: int, **flags: bool) -> dict:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"id": token, "content": content} | plain | flags
+
+
+REPLACE, FALLBACK, FUSE = (
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+)  # fmt: skip
+PUBLISHED = {
+    # Some of its added tokens are characters by which the others spell bytes.
+    "DeepSeek Coder": ("byte_level_dir", ["õ", "÷", "Á", "ø", "<\uff5cfim▁hole\uff5c>", "<|User|>"], None),
+    "R1 on LLaMA": ("byte_level_dir", ["<think>", "</think>", "<\uff5ctool▁calls▁begin\uff5c>"], None),
+    "Yi": ("byte_fallback_dir", ["<|im_start|>", "<|im_end|>"], {"decoders": [REPLACE, FALLBACK, FUSE]}),
+    "spaces as tokens": ("byte_fallback_dir", ["  ", "    ", "▁▁", "\t", "<0x41>"], None),
+}
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def published(request, tmp_path_factory) -> Tokenizer:
+    """A tokenizer with added tokens and a decoder as in published models."""
+    fixture, tokens, decoder = PUBLISHED[request.param]
+    source, directory = request.getfixturevalue(fixture), tmp_path_factory.mktemp("published")
+    description = json.loads((source / "tokenizer.json").read_text())
+    first = max(description["model"]["vocab"].values()) + 1
+    for number, token in enumerate(tokens):
+        description["added_tokens"].append(added(token, first + number, rstrip=number % 2 == 1))
+    if decoder:
+        description["decoder"] |= decoder
+    (directory / "tokenizer.json").write_text(json.dumps(description))
+    return Tokenizer.load(directory)
+
+
+@given(data=st.data())
+def test_added_tokens_of_published_models_are_streamed_as_they_are_decoded(published, data):
+    size = published.size
+    tokens = data.draw(st.lists(st.integers(0, size) | st.integers(size - 8, size), max_size=20))
+    assert joined(*pieces_of(published, tokens)) == published.decode(tokens)
 
 
 @given(text=text)

@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipedec_jax.config import LlamaConfig
+from pipedec_jax.config import LlamaConfig, YarnScaling
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import initialize
 from pipedec_jax.training.attention import causal_attention
@@ -50,12 +52,15 @@ def test_blocks_of_causal_attention_equal_masked_attention(block, size):
         np.testing.assert_allclose(one, two, atol=1e-4 * size)
 
 
-def test_logits_and_gradients_equal_those_of_the_model(params, token_BT):
+@pytest.mark.parametrize("scaling", [None, YarnScaling(4.0, 8, attention_factor=1.5)])
+def test_logits_and_gradients_equal_those_of_the_model(scaling, params, token_BT):
+    config = dataclasses.replace(CONFIG, rope_scaling=scaling)
+
     def total(logits):
         return jnp.sum(jnp.sin(logits))
 
-    expected, slope = jax.jit(jax.value_and_grad(lambda tree: total(llama.forward(CONFIG, tree, token_BT))))(params)
-    found, fast_slope = jax.jit(jax.value_and_grad(lambda tree: total(forward(CONFIG, tree, token_BT, 4))))(params)
+    expected, slope = jax.jit(jax.value_and_grad(lambda tree: total(llama.forward(config, tree, token_BT))))(params)
+    found, fast_slope = jax.jit(jax.value_and_grad(lambda tree: total(forward(config, tree, token_BT, 4))))(params)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     jax.tree.map(
         lambda one, two: np.testing.assert_allclose(one, two, atol=1e-4 * float(jnp.abs(two).max())), fast_slope, slope
