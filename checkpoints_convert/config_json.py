@@ -18,7 +18,7 @@ ORIGINAL = "original_max_position_embeddings"
 
 ROPE_REFUSED = {
     "dynamic": "its rotations depend on the length of the text, so that what is in the cache would change as it grows",
-    "longrope": "its rotations change when the text grows over the original context, and with them what is in the cache",
+    "longrope": "its rotations change when the text outgrows the original context, and with them what is in the cache",
 }
 """RoPE scalings of Hugging Face's LLaMA that have no place in a pipe of caches, and why."""
 

@@ -68,7 +68,8 @@ def test_linear_scaling_in_all_spellings(spelling):
 @pytest.mark.parametrize(
     ("settings", "beside", "expected"),
     [
-        ({"original_max_position_embeddings": 64, "finetuned": True}, {}, YarnScaling(16.0, 64, 0.1 * math.log(16) + 1)),
+        ({"original_max_position_embeddings": 64, "finetuned": True}, {},
+         YarnScaling(16.0, 64, 0.1 * math.log(16) + 1)),
         ({"attention_factor": 1.5, "beta_fast": 4, "beta_slow": 0, "truncate": False}, {},
          YarnScaling(16.0, 4096, 1.5, 4.0, 1.0, False)),
         ({"mscale": 1.0, "mscale_all_dim": 1.0}, {"original_max_position_embeddings": 32}, YarnScaling(16.0, 32, 1.0)),
