@@ -66,7 +66,8 @@ class Sampling:
             temperature=jnp.asarray(self.temperature, jnp.float32),
             top_k=jnp.asarray(min(self.top_k, 2**31 - 1), jnp.int32),
             top_p=jnp.asarray(self.top_p, jnp.float32),
-            key=jax.random.key_data(jax.random.key(self.seed, impl="threefry2x32")),
+            # As of `jax.random.key(seed)`, which would add `jax_random_seed_offset` to it.
+            key=jnp.asarray(np.asarray([0, self.seed], np.uint32)),
         )
 
 
@@ -96,13 +97,14 @@ class SamplingArrays(struct.PyTreeNode):
 
 
 def gumbel_noise(sampling: SamplingArrays, position_W: jax.Array, vocab_size: int) -> jax.Array:
-    """Noise `[W, V]` float32 for tokens drawn at these absolute positions."""
+    """Noise `[W, V]` float32 for tokens drawn at these absolute positions, whatever JAX's configuration says of noise."""
     key = jax.random.wrap_key_data(sampling.key, impl="threefry2x32")
 
     def draw(position: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(key, position), (vocab_size,), jnp.float32)
+        return jax.random.gumbel(jax.random.fold_in(key, position), (vocab_size,), jnp.float32, mode="low")
 
-    return jax.vmap(draw)(position_W)
+    with jax.threefry_partitionable(True):
+        return jax.vmap(draw)(position_W)
 
 
 def scale(sampling: SamplingArrays, logit_WV: jax.Array) -> jax.Array:

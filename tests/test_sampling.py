@@ -140,6 +140,27 @@ SHARDS = [(17, 17, 1), (17, 17, 2), (23, 17, 3), (17, 17, 5), (20, 19, 7), (5, 3
 """Rows, tokens, ranks: odd sizes, padded rows, ranks without a token, ranks without a row."""
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("jax_threefry_partitionable", False),
+        ("jax_high_dynamic_range_gumbel", True),
+        ("jax_random_seed_offset", 3),
+        ("jax_default_prng_impl", "rbg"),
+    ],
+)
+def test_noise_is_the_same_whatever_jax_is_configured_to(option: str, value: Any) -> None:
+    def noise() -> np.ndarray:
+        return np.asarray(gumbel_noise(Sampling(temperature=1.0, seed=5).arrays(), jnp.arange(3), 40))
+
+    expected, before = noise(), jax.config.values[option]
+    jax.config.update(option, value)
+    try:
+        np.testing.assert_array_equal(noise(), expected)
+    finally:
+        jax.config.update(option, before)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("rows", "vocab", "ranks"), SHARDS)
 def test_choice_over_shards_equals_the_choice_over_the_whole_vocabulary(
