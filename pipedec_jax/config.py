@@ -123,18 +123,25 @@ class LlamaConfig:
             most = MOST_LAYERS if name == "layers" else LARGEST
             if value > most:
                 raise ValueError(f"{name} must be at most {most}, not {value}")
-        if not isinstance(self.int8, bool):
-            raise ValueError(f"int8 must be true or false, not {self.int8!r}")
+        for name in ("int8", "tied_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
         if self.head_size % 2:
             raise ValueError(f"head_size must be even for rotary embeddings, not {self.head_size}")
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         if isinstance(self.rope_scaling, YarnScaling) and self.rope_theta <= 1:
             raise ValueError(f"rope_theta must be over 1 with yarn scaling, not {self.rope_theta!r}")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            kinds = ", ".join(kind.__name__ for kind in ROPE_SCALINGS.values())
+            raise ValueError(
+                f"rope_scaling must be one of {kinds} or None, not {self.rope_scaling!r} (LlamaConfig.from_dict makes one "
+                "of a dictionary)"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
@@ -152,8 +159,8 @@ class LlamaConfig:
         Raises:
             ValueError: for an unknown key (naming the nearest right one), a missing key or a bad value.
         """
-        values = dict(values)
         check_keys(values, cls, "model config")
+        values = dict(values)
         scaling = values.get("rope_scaling")
         if scaling is not None:
             values["rope_scaling"] = _rope_scaling(scaling)
