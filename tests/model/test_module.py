@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import checkpoints_convert
@@ -35,6 +36,21 @@ def test_a_checkpoint_is_applied_as_it_is_read(family):
     logits = Llama(checkpoint.config).apply({"params": params}, token_BT)
     assert logits.shape == (1, 5, checkpoint.config.vocab_size)
     assert jnp.array_equal(logits, forward(checkpoint.config, jax.tree.map(jnp.asarray, params), token_BT))
+
+
+def test_a_checkpoint_is_applied_in_a_compiled_function_too(family):
+    """Its arrays are NumPy's, which traced tokens cannot index."""
+    checkpoint = checkpoints_convert.open_any(family["draft"])
+    module, params = Llama(checkpoint.config), checkpoint.read_all()
+    token_BT = jnp.asarray([[3, 1, 4, 1, 5]], jnp.int32)
+    compiled = jax.jit(lambda token_BT: module.apply({"params": params}, token_BT))(token_BT)
+    np.testing.assert_allclose(compiled, module.apply({"params": params}, token_BT), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [[[1, 2]], np.zeros((1, 3)), np.zeros((1, 0), np.int32), np.array(3)])
+def test_tokens_that_are_none_are_refused(tokens):
+    with pytest.raises(ValueError, match=r"Llama takes an array of whole token ids \[B, T\], not "):
+        Llama(CONFIG).init(jax.random.key(0), tokens)
 
 
 def test_a_model_of_int8_layers_is_applied_too():
