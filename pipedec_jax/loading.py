@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.resources
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from checkpoints_convert import convert_cached, is_converted, is_source, local_directory, open_any, open_checkpoint
 from checkpoints_convert.checkpoint import Checkpoint
@@ -23,6 +26,7 @@ from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
 DEMO = ("target", "middle", "draft")
 """The demo family's models, largest first."""
+SOURCE = "a ParameterSource, such as pipedec_jax.model.parameters.MemorySource(config, tree)"
 
 
 class Model:
@@ -36,6 +40,9 @@ class Model:
         end_tokens: tokens that end an answer.
         dtype: the dtype that the weights (but int8 ones) are stored in.
         name: what to call the model, such as its directory.
+
+    Raises:
+        ValueError: for an argument that is none of these.
     """
 
     def __init__(
@@ -48,6 +55,13 @@ class Model:
         dtype: str = "float32",
         name: str = "model",
     ) -> None:
+        for what, value, kind in (("config", config, LlamaConfig), ("tokenizer", tokenizer, Tokenizer)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{what} must be a pipedec_jax.{kind.__name__}, not {value!r}")
+        if not callable(weights):
+            raise ValueError(f"weights must be a function that gives the weights ({SOURCE}), not {weights!r}")
+        if not isinstance(end_tokens, Sequence) or not all(isinstance(token, int | np.integer) for token in end_tokens):
+            raise ValueError(f"end_tokens must be a list of token ids, not {end_tokens!r}")
         self.config = config
         self.tokenizer = tokenizer
         self.end_tokens = tuple(end_tokens)
@@ -65,10 +79,16 @@ class Model:
         """Where the weights are read from. A model in pickled files is converted now, unless the cache has it.
 
         Raises:
-            ValueError: when the weights cannot be converted.
+            ValueError: when the weights cannot be converted, or are none, or those of another geometry.
             OSError: when the cache cannot be written (`PIPEDEC_JAX_CACHE` names another place).
         """
-        return self._weights()
+        source = self._weights()
+        if not callable(getattr(source, "read", None)):
+            raise ValueError(f"weights must give {SOURCE}, not {type(source).__name__}")
+        # As long a text as a model may have is for the user to say.
+        if dataclasses.replace(source.config, context=self.config.context) != self.config:
+            raise ValueError(f"the weights are of another geometry than the model: {source.config}, not {self.config}")
+        return source
 
     def chat(self, messages: str | Sequence[Message]) -> list[int]:
         """The prompt tokens of a chat (or of one user message) under the checkpoint's chat template.

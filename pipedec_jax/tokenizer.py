@@ -152,6 +152,8 @@ class Tokenizer:
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError(f'a chat is a text, or a list of {{"role": ..., "content": ...}}, not {messages!r}')
         if not self.backend.chat_template:
             raise ValueError(
                 "this checkpoint has no chat template (it is not a chat model): give a plain prompt instead"

@@ -228,6 +228,12 @@ def test_chat_puts_the_template_around_the_message_once(byte_level_dir):
     assert tokens.count(tokenizer.vocabulary["<|eot_id|>"]) == 1
 
 
+@pytest.mark.parametrize("messages", [3, ["Hi"], {"role": "user", "content": "Hi"}])
+def test_messages_that_are_none_are_refused(byte_level_dir, messages):
+    with pytest.raises(ValueError, match=r"a chat is a text, or a list of {.*}, not "):
+        Tokenizer.load(byte_level_dir).chat_text(messages)
+
+
 def test_chat_without_a_template_is_an_error(byte_fallback_dir):
     with pytest.raises(ValueError, match="no chat template"):
         Tokenizer.load(byte_fallback_dir).encode_chat("Hi")
