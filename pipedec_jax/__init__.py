@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipedec_jax import disk_cache
     from pipedec_jax.config import LlamaConfig
     from pipedec_jax.decoding.decoder import Decoder
     from pipedec_jax.decoding.devices import use_cpu_devices
@@ -59,20 +60,23 @@ __all__ = [
     "Stream",
     "Token",
     "Tokenizer",
+    "disk_cache",
     "load",
     "load_demo",
     "use_cpu_devices",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "disk_cache":
-        return importlib.import_module("pipedec_jax.disk_cache")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # A type checker would take any name for one of these.
+
+    def __getattr__(name: str) -> Any:
+        if name == "disk_cache":
+            return importlib.import_module("pipedec_jax.disk_cache")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

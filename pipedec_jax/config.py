@@ -139,8 +139,8 @@ class LlamaConfig:
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
             kinds = ", ".join(kind.__name__ for kind in ROPE_SCALINGS.values())
             raise ValueError(
-                f"rope_scaling must be one of {kinds} or None, not {self.rope_scaling!r} (LlamaConfig.from_dict makes one "
-                "of a dictionary)"
+                f"rope_scaling must be one of {kinds} or None, not {self.rope_scaling!r} (LlamaConfig.from_dict makes "
+                "one of a dictionary)"
             )
 
     def to_dict(self) -> dict[str, Any]:

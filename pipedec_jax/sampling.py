@@ -97,7 +97,7 @@ class SamplingArrays(struct.PyTreeNode):
 
 
 def gumbel_noise(sampling: SamplingArrays, position_W: jax.Array, vocab_size: int) -> jax.Array:
-    """Noise `[W, V]` float32 for tokens drawn at these absolute positions, whatever JAX's configuration says of noise."""
+    """Noise `[W, V]` float32 for tokens drawn at these absolute positions, however JAX is configured."""
     key = jax.random.wrap_key_data(sampling.key, impl="threefry2x32")
 
     def draw(position: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import pipedec_jax
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -51,3 +53,10 @@ def ci():
     if not path.is_file():
         pytest.skip("not a checkout")
     return path.read_text()
+
+
+def test_what_readme_names_in_the_package_is_public():
+    """So that `dir`, `help` and editors show it."""
+    named = set(re.findall(r"pipedec_jax\.(\w+)\(", (ROOT / "README.md").read_text()))
+    named |= set(re.findall(r"pipedec_jax\.(\w+)\.\w+\(", (ROOT / "README.md").read_text()))
+    assert {"Decoder", "disk_cache"} <= named <= set(pipedec_jax.__all__)

@@ -130,6 +130,8 @@ def calibrated_costs(
         ValueError: for an unknown or missing name, the draft's included where there is one, a value that is no time, or
             times of other models.
     """
+    if not isinstance(seconds, Mapping):
+        raise ValueError(f"a calibration is an object of seconds (the JSON of calibrate.py, read), not {seconds!r}")
     seconds = dict(seconds)
     measured = seconds.pop("measured", None)
     check_keys(seconds, Costs, "calibration")

@@ -6,16 +6,20 @@ import abc
 import functools
 import threading
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, Unpack
+
+import jax
+import numpy as np
 
 from pipedec_jax.decoding import stream
+from pipedec_jax.decoding.request_options import RequestOptions, check_prompts
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.loading import Model
 from pipedec_jax.pipeline.settings import check_count
 
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
+Prompt = str | Sequence[int] | np.ndarray | jax.Array
+"""Text, or token ids: a list, a tuple or an array of one axis."""
 
 INTERRUPT_TOKENS = 64
 """Tokens of a whole answer between two looks of the host, which is where it notices an interrupt."""
@@ -88,7 +92,7 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
         """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
         return self.engine
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Generation:
+    def generate(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Unpack[RequestOptions]) -> Generation:
         """Decode an answer.
 
         Args:
@@ -99,13 +103,17 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
         Raises:
             ValueError: as `request` does.
         """
-        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
+        return self._answer(self.request(prompt, max_new_tokens=max_new_tokens, **options))
+
+    def _answer(self, request: Request) -> Generation:
         answer = self._begin(request, self._whole_chunk(request))
         for _ in answer:
             pass
         return answer.result
 
-    def stream(self, prompt: Prompt, *, max_new_tokens: int = 128, chunk: int = 4, **options: Any) -> Stream:
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int = 128, chunk: int = 4, **options: Unpack[RequestOptions]
+    ) -> Stream:
         """Decode an answer piece by piece: iterate over the text; afterwards the stream has the `result`.
 
         Args:
@@ -120,15 +128,17 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
         check_count("chunk", chunk)
         return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
 
-    def generate_many(self, prompts: Iterable[Prompt], **options: Any) -> list[Generation]:
+    def generate_many(
+        self, prompts: Iterable[Prompt], *, max_new_tokens: int = 128, **options: Unpack[RequestOptions]
+    ) -> list[Generation]:
         """Decode several answers one after another, with the same options and the same compiled program.
 
         Raises:
-            ValueError: as `request` does, and for one text in place of several.
+            ValueError: as `request` does, of any prompt before the first is decoded, and for one prompt in place of
+                several.
         """
-        if isinstance(prompts, str):
-            raise ValueError("generate_many takes a list of prompts; generate takes one")
-        return [self.generate(prompt, **options) for prompt in prompts]
+        check = functools.partial(self.request, max_new_tokens=max_new_tokens, **options)
+        return [self._answer(request) for request in check_prompts(prompts, check)]
 
     def bytes_per_device(self) -> list[dict[str, int | str]]:
         """Bytes of weights and caches on each device; caches appear with the first prompt."""

@@ -27,7 +27,9 @@ from pipedec_jax.model.tensor_parallel import tensor_share
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import (
     EXIT_ONLY,
+    DrafterName,
     EngineSettings,
+    Method,
     check_fit,
     check_request,
     has_places,
@@ -102,7 +104,7 @@ class Decoder(BaseDecoder[Engine]):
         target: Model,
         draft: Model | None = None,
         *,
-        method: str = "best-first",
+        method: Method = "best-first",
         stages: int = 4,
         tensor_parallel: int = 1,
         width: int | None = None,
@@ -119,7 +121,7 @@ class Decoder(BaseDecoder[Engine]):
         noise: Noise = "shared",
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
-        drafter: Drafter | str | None = None,
+        drafter: Drafter | DrafterName | None = None,
         calibration: Mapping[str, float] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
@@ -166,14 +168,14 @@ class Decoder(BaseDecoder[Engine]):
         self._given_head = exit_head if isinstance(exit_head, ExitHead) else None
         guessing = draft.config if draft else None
         draft_ranks = make_drafter(settings, guessing, drafter, target.vocab_size, target.config, head).ranks
-        ranks = stages + draft_ranks
+        ranks, parts = settings.stages + draft_ranks, settings.tensor_parallel
         if devices is None:
-            self.devices = pick_devices(ranks, tensor_parallel)
+            self.devices = pick_devices(ranks, parts)
         else:
-            self.devices = check_devices(devices, ranks * tensor_parallel)
+            self.devices = check_devices(devices, ranks * parts)
         self.dtype = decoding_dtype(dtype, target.dtype, self.devices[0])
         costs = _model_costs(calibration, target.config, guessing, self.dtype, head)
-        self._costs = cost.split_over(costs, target.config, tensor_parallel)
+        self._costs = cost.split_over(costs, target.config, parts)
         if draft_steps is None and method == "best-first" and settings.exit_layer is None:
             settings = _with_draft_steps(settings, self._costs, target.config.layers)
         self.settings = dataclasses.replace(settings, costs=self._tick_costs(settings, draft_ranks), dtype=self.dtype)
@@ -266,7 +268,7 @@ class Decoder(BaseDecoder[Engine]):
         """Check what `generate` and `stream` are given; decodes nothing and reads no weight.
 
         Args:
-            prompt: text, or token ids.
+            prompt: text, or token ids (of a chat: `target.chat(messages)`).
             max_new_tokens: most tokens of the answer.
             temperature: divides the logits; 0 takes the most likely token.
             top_k: sample among the k most likely tokens; 0 among all.
@@ -286,6 +288,8 @@ class Decoder(BaseDecoder[Engine]):
         tokens = check_request(self.settings, self.target.config, self.target.vocab_size, prompt, max_new_tokens)
         if drafter_params is not None and isinstance(self.drafter, str):
             raise ValueError(f"drafter_params are for a drafter of your own; this decoder's is {self.drafter!r}")
+        if not isinstance(logprobs, bool):
+            raise ValueError(f"logprobs must be True or False, not {logprobs!r}")
         sampling, stops = check_request_options(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
         )

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from pipedec_jax.hosts.processes import cores_in_all, process_count, usable_cores
+from pipedec_jax.pipeline.settings import check_count
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """Dtypes of weights, activations and caches to decode in; float64 needs JAX's x64 mode."""
@@ -25,12 +26,14 @@ def use_cpu_devices(count: int) -> None:
     `Decoder` calls it by itself; call it first when a later decoder of the same process needs more devices.
 
     Raises:
+        ValueError: for a count that is no whole number of at least 1.
         RuntimeError: when JAX has already started with fewer.
     """
+    check_count("count", count)
     if count <= max(getattr(jax.config, "jax_num_cpu_devices", -1), _flag_count()):
         return
     try:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", int(count))
     except RuntimeError as error:
         raise RuntimeError(
             f"JAX has already started, so the CPU cannot be made to show {count} devices; {_advice(count)}"
@@ -145,7 +148,7 @@ def check_devices(devices: Sequence[jax.Device], count: int) -> list[jax.Device]
     Raises:
         ValueError: when they are fewer, no devices, or one of them is there twice.
     """
-    if not all(isinstance(device, jax.Device) for device in devices):
+    if not isinstance(devices, Sequence | np.ndarray) or not all(isinstance(one, jax.Device) for one in devices):
         raise ValueError(f"devices must be a list of JAX devices, not {devices!r}")
     if len(devices) < count:
         raise ValueError(f"{count} devices are needed (see stages) but {len(devices)} are given")

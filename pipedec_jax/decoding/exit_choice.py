@@ -80,9 +80,9 @@ def pick_exit(
     if isinstance(head, ExitHead):
         head.config.check(target.config)
         return settings, head.config, chosen
-    if exit_layer is None or not isinstance(drafter, str):
+    if settings.exit_layer is None or not isinstance(drafter, str):
         return settings, None, chosen
-    return settings, find_exit_head(target, exit_layer, head), chosen
+    return settings, find_exit_head(target, settings.exit_layer, head), chosen
 
 
 def forecast_exits(

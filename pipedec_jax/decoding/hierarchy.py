@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 
@@ -13,6 +13,7 @@ from pipedec_jax.analysis import cost
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room
+from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.decoding.stream import Request
 from pipedec_jax.hierarchy import report
 from pipedec_jax.hierarchy.choice import Choice, agree, choose, choose_in_turns, selections
@@ -72,7 +73,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         self,
         models: Sequence[Model],
         *,
-        method: str = "pipespec",
+        method: Literal["pipespec", "speculative"] = "pipespec",
         form: Form | None = None,
         stages: Sequence[int] | None = None,
         passes: Sequence[int] | None = None,
@@ -85,8 +86,8 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         record: bool = False,
     ) -> None:
         super().__init__()
+        _check_arguments(models, method, form, stages, passes, select, record)
         models = list(models)
-        _check_arguments(models, method, form, stages, passes, select)
         settings = HierarchySettings(
             # Of speculative any two models may be chosen.
             method="pipespec" if select and method == "speculative" else method,
@@ -242,7 +243,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             record=self.record,
         )
 
-    def request(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Request:
+    def request(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Unpack[RequestOptions]) -> Request:
         """Check what `generate` and `stream` are given; arguments and errors are those of `Decoder.request`."""
         return self._requests.request(prompt, max_new_tokens=max_new_tokens, **options)
 
@@ -321,11 +322,14 @@ def _check_arguments(
     stages: Sequence[int] | None,
     passes: Sequence[int] | None,
     select: bool,
+    record: bool,
 ) -> None:
     """Raise `ValueError` for what no settings would show."""
-    for model in models:
-        if not isinstance(model, Model):
-            raise ValueError(f"models must be such as pipedec_jax.load({model!r}) gives, not {model!r}")
+    if not isinstance(models, Sequence) or not all(isinstance(model, Model) for model in models):
+        raise ValueError(f"models must be a list of such as pipedec_jax.load(DIRECTORY) gives, not {models!r}")
+    for name, value in (("select", select), ("record", record)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, not {value!r}")
     for name, numbers in (("stages", stages), ("passes", passes)):
         if numbers is not None and not isinstance(numbers, Sequence):
             raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import operator
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,18 +31,24 @@ from pipedec_jax.schedules.static import StaticSchedule
 from pipedec_jax.schedules.synchronous import SynchronousSchedule
 from pipedec_jax.tick_costs import TICKS, Curve, TickCosts
 
-METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd")
+Method = Literal["pp", "stpp", "pipedec", "best-first", "ppsd", "eesd"]
 """Decoding methods: plain pipeline parallelism, a static tree at a time, PipeDec as published, the best candidates
 first, and from the target's own early exit PPSD and its synchronous baseline."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+"""All of them."""
 
 EXIT_ONLY = ("ppsd", "eesd")
 """Methods that draft at an exit; those of `EXIT_TOO` may."""
 
 EXIT_TOO = ("pipedec", "best-first")
 
-DRAFTERS = ("model", "ngram", "both")
+DrafterName = Literal["model", "ngram", "both"]
 """Who guesses: the draft model (with an exit layer, the exit head), look-up in the text so far, or both into the same
 tree."""
+
+DRAFTERS: tuple[DrafterName, ...] = get_args(DrafterName)
+"""All of them."""
 
 SHARPNESS = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))
 """The least and the greatest: logits are multiplied in float32."""
@@ -116,11 +123,10 @@ class EngineSettings:
             "depth",
             "draft_length",
             "prefill_width",
+            *(name for name in ("pool", "capacity", "exit_layer", "exit_stages") if getattr(self, name) is not None),
         ):
             check_count(name, getattr(self, name))
-        for name in ("pool", "capacity", "exit_layer", "exit_stages"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's numbers become Python's
         if self.pool is not None and self.method != "best-first":
             raise ValueError(f"pool is for best-first, not for {self.method}: leave it out")
         if self.steps > MOST_STEPS:
@@ -132,6 +138,8 @@ class EngineSettings:
             other = "use method best-first for more" if self.method == "pipedec" else "its depth says how many"
             raise ValueError(f"draft_steps is not for {self.method}, {other}")
         self._check_exit()
+        if isinstance(self.sharpness, bool) or not isinstance(self.sharpness, numbers.Real):
+            raise ValueError(f"sharpness must be a number, not {self.sharpness!r}")
         if not SHARPNESS[0] <= self.sharpness <= SHARPNESS[1]:
             raise ValueError(f"sharpness must be over 0 and finite, in float32, not {self.sharpness!r}")
         for name in ("adaptive", "record"):
@@ -241,21 +249,14 @@ def check_fit(
 
 
 def check_request(
-    settings: EngineSettings, target: LlamaConfig, vocab_size: int, prompt: Sequence[int], max_new_tokens: int
+    settings: EngineSettings, target: LlamaConfig, vocab_size: int, prompt: Iterable[int], max_new_tokens: int
 ) -> list[int]:
     """Check what shall be decoded, and return the prompt's ids; needs no weights.
 
     Raises:
         ValueError: for an empty prompt, an id that is no token, or a length over the context or the capacity.
     """
-    if isinstance(prompt, bytes):
-        raise ValueError("a prompt must be text or token ids, not bytes; decode it first")
-    try:
-        tokens = [operator.index(token) for token in prompt]
-        if any(isinstance(token, bool) for token in prompt):
-            raise TypeError("True and False are none")
-    except TypeError as error:
-        raise ValueError(f"a prompt must be text or whole token ids ({error})") from error
+    tokens = _token_ids(prompt)
     if not tokens:
         raise ValueError("the prompt is empty; give at least one token of text")
     for token in tokens:
@@ -269,6 +270,26 @@ def check_request(
         )
     cache_slots(settings, len(tokens) + max_new_tokens)
     return tokens
+
+
+def _token_ids(prompt: Iterable[int]) -> list[int]:
+    """A prompt as whole numbers; `ValueError` when it is none."""
+    if isinstance(prompt, bytes):
+        raise ValueError("a prompt must be text or token ids, not bytes; decode it first")
+    if isinstance(prompt, Mapping | Set):
+        raise ValueError(f"a prompt must be text or token ids in their order, not a {type(prompt).__name__}")
+    shape = getattr(prompt, "shape", None)
+    if shape is not None and len(shape) != 1:
+        raise ValueError(f"an array of token ids must have one axis, not the shape {tuple(shape)}: give one prompt")
+    try:
+        found = list(prompt)
+        if any(isinstance(token, Mapping) for token in found):
+            raise TypeError("those of a chat's messages are model.chat(messages)")
+        if any(isinstance(token, bool) for token in found):
+            raise TypeError("True and False are none")
+        return [operator.index(token) for token in found]
+    except TypeError as error:
+        raise ValueError(f"a prompt must be text or whole token ids ({error})") from error
 
 
 def cache_slots(settings: EngineSettings, length: int) -> int:

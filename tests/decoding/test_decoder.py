@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import typing
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import pipedec_jax
 from pipedec_jax.decoding.decoder import Decoder
+from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayDrafter
@@ -246,6 +248,11 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
         ({"drafter": Own(children=0), "draft": None}, r"Own.children must be a whole number of at least 1, .* not 0"),
         ({"drafter": Own(children=2.0), "draft": None}, r"Own.children must be a whole number .* not 2.0"),
         ({"drafter": Drafter(), "draft": None}, r"Drafter must define propose\(\)"),
+        ({"sharpness": "sharp"}, r"sharpness must be a number, not 'sharp'"),
+        ({"sharpness": True}, r"sharpness must be a number, not True"),
+        ({"calibration": "times.json"}, r"a calibration is an object of seconds .*, not 'times.json'"),
+        ({"devices": 2}, r"devices must be a list of JAX devices, not 2"),
+        ({"devices": "cpu"}, r"devices must be a list of JAX devices, not 'cpu'"),
         ({"sharpness": 1e308}, r"sharpness must be over 0 and finite, in float32, not 1e\+308"),
         ({"sharpness": 1e-50}, r"sharpness must be over 0 and finite, in float32, not 1e-50"),
         ({"width": 5000}, r"the tree would need \d+ places, and 16384 are the most"),
@@ -307,6 +314,12 @@ def test_more_stages_than_devices_are_refused(draft):
         ("x", {"max_new_tokens": 127}, r"prompt \(2 tokens\) and max_new_tokens \(127\) exceed .* 128"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         (b"x", {}, "a prompt must be text or token ids, not bytes"),
+        ({1, 2}, {}, "a prompt must be text or token ids in their order, not a set"),
+        ({"input_ids": [1]}, {}, "a prompt must be text or token ids in their order, not a dict"),
+        ([{"role": "user", "content": "x"}], {}, r"those of a chat's messages are model.chat\(messages\)"),
+        (np.asarray([[1, 2]]), {}, r"token ids must have one axis, not the shape \(1, 2\)"),
+        (3, {}, "a prompt must be text or whole token ids"),
+        ("x", {"logprobs": 1}, "logprobs must be True or False, not 1"),
         ("x", {"drafter_params": 1}, "drafter_params are for a drafter of your own"),
         ("x", {"temperature": -1.0}, "temperature"),
         ("x", {"top_p": 0.0}, "top_p"),
@@ -325,15 +338,52 @@ def test_bad_requests_are_refused_before_weights_are_read(target, prompt, option
         Decoder(blind, method="pp", stages=1).generate(prompt, **{"max_new_tokens": 8, **options})
 
 
-def test_one_text_is_no_list_of_prompts(target):
-    with pytest.raises(ValueError, match="generate_many takes a list of prompts"):
-        Decoder(target, method="pp").generate_many("x = 1")
+@pytest.mark.parametrize("prompt", ["x = 1", [1, 2], None, b"x"])
+def test_one_prompt_is_no_list_of_prompts(target, prompt):
+    with pytest.raises(ValueError, match="a list of prompts is needed; generate takes one"):
+        Decoder(target, method="pp").generate_many(prompt)
+
+
+def test_all_of_many_prompts_are_checked_before_one_is_decoded(target):
+    blind = pipedec_jax.Model(target.config, target.tokenizer, lambda: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match="prompt 1: the prompt is empty"):
+        Decoder(blind, method="pp").generate_many(["x", ""], max_new_tokens=2)
 
 
 def test_numpy_numbers_and_ids_are_taken(target):
-    decoder = Decoder(target, method="pp", stages=np.int64(2), width=np.int32(4))
+    numbers = {"stages": np.int64(2), "width": np.int32(4), "tensor_parallel": np.int64(1), "exit_layer": np.int64(2)}
+    decoder = Decoder(target, exit_head="target", **numbers)
     request = decoder.request(np.asarray([1, 2]), max_new_tokens=np.int64(3))
     assert request.prompt == (1, 2)
+    assert type(decoder.settings.exit_layer) is int
+    decoding = Decoder(target, method="pp", stages=np.int64(2), tensor_parallel=np.int64(2))
+    assert len(decoding.devices) == 4
+
+
+def test_options_are_passed_on_under_the_names_and_types_that_request_has():
+    """Editors and type checkers see the former."""
+    taken = typing.get_type_hints(Decoder.request)
+    for name in ("self", "prompt", "max_new_tokens", "return"):
+        taken.pop(name, None)
+    assert typing.get_type_hints(RequestOptions) == taken
+
+
+def test_a_model_of_wrong_parts_is_refused(target):
+    weights = lambda: target.source  # noqa: E731
+    for parts, message in (
+        ((target.config.to_dict(), target.tokenizer, weights), "config must be a pipedec_jax.LlamaConfig, not {"),
+        ((target.config, target.tokenizer.backend, weights), "tokenizer must be a pipedec_jax.Tokenizer, not "),
+        ((target.config, target.tokenizer, target.source), "weights must be a function that gives the weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipedec_jax.Model(*parts)
+    with pytest.raises(ValueError, match="end_tokens must be a list of token ids, not 3"):
+        pipedec_jax.Model(target.config, target.tokenizer, weights, end_tokens=3)
+    with pytest.raises(ValueError, match=r"weights must give a ParameterSource.*MemorySource.*, not dict"):
+        pipedec_jax.Model(target.config, target.tokenizer, dict).source  # noqa: B018
+    other = dataclasses.replace(target.config, rope_theta=3.0)
+    with pytest.raises(ValueError, match="weights are of another geometry than the model"):
+        pipedec_jax.Model(other, target.tokenizer, weights).source  # noqa: B018
 
 
 def test_drafts_with_other_tokens_are_refused(target, draft, tmp_path):

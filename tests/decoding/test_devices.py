@@ -35,6 +35,12 @@ def test_what_the_user_asked_for_is_not_made_smaller():
     assert python("use_cpu_devices(7); print(len(pick_devices(3)), jax.device_count())") == "3 7"
 
 
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", True, None])
+def test_a_number_of_devices_that_is_none_is_refused(count):
+    with pytest.raises(ValueError, match="count must be a whole number of at least 1, not"):
+        devices.use_cpu_devices(count)
+
+
 def test_when_jax_has_started_the_error_says_what_to_do():
     program = """
 jax.devices()

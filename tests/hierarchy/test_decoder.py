@@ -130,6 +130,12 @@ def test_what_does_not_go_together_is_refused_before_anything_is_measured(measur
     models = demo("draft", "middle", "target")
     with pytest.raises(ValueError, match="form free is for pipespec"):
         pipedec_jax.HierarchyDecoder(models[1:], method="speculative", form="free")
+    for bad in (models[0], None, ["draft", "target"]):
+        with pytest.raises(ValueError, match=r"models must be a list of such as pipedec_jax.load\(DIRECTORY\) gives"):
+            pipedec_jax.HierarchyDecoder(bad)  # pyright: ignore[reportArgumentType]
+    for name in ("select", "record"):
+        with pytest.raises(ValueError, match=f"{name} must be True or False, not 1"):
+            pipedec_jax.HierarchyDecoder(models, **{name: 1})  # pyright: ignore[reportArgumentType]
     models[1].tokenizer = Tokenizer.load(write_byte_level(tmp_path / "other"))
     with pytest.raises(ValueError, match=f"^{re.escape(models[1].name)}: draft and target must have the same tokens"):
         pipedec_jax.HierarchyDecoder(models)
