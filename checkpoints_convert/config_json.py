@@ -17,7 +17,8 @@ ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 ORIGINAL = "original_max_position_embeddings"
 
 ROPE_REFUSED = {
-    "dynamic": "its rotations depend on the length of the text, so that what is in the cache would change as it grows",
+    "dynamic": "over max_position_embeddings its rotations change as the text grows, and with them what is in the "
+    "cache; up to there it changes nothing: remove it from config.json to decode that far",
     "longrope": "its rotations change when the text outgrows the original context, and with them what is in the cache",
 }
 """RoPE scalings of Hugging Face's LLaMA that have no place in a pipe of caches, and why."""

@@ -81,6 +81,18 @@ def test_what_yarn_leaves_out_is_what_hugging_face_takes(settings, beside, expec
     assert llama_config(values).rope_scaling == expected
 
 
+def test_dynamic_scaling_is_none_up_to_the_context_as_its_refusal_says():
+    from transformers import LlamaConfig as Theirs
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    theirs = Theirs(**COMMON, num_attention_heads=4, rope_parameters=rope)
+    found, scale = ROPE_INIT_FUNCTIONS["dynamic"](theirs, seq_len=COMMON["max_position_embeddings"])
+    A = theirs.head_dim
+    assert found.tolist() == pytest.approx([1e4 ** (-2 * i / A) for i in range(A // 2)])
+    assert scale == 1
+
+
 def test_the_context_of_vicuna_16k_is_what_it_was_trained_for():
     vicuna = OLD | {"max_sequence_length": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
     assert llama_config(vicuna).context == 16384
@@ -186,7 +198,7 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*'gptq'"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "rope_type is 'dynamic' .its rotations depend on the len",
+            "rope_type is 'dynamic' .*remove it from config.json",
         ),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
