@@ -145,7 +145,7 @@ TILED_PLATFORMS = ("tpu",)
 
 
 def tiled(platform: str) -> bool:
-    """Whether devices of a platform hold caches as rows, and matrices as inputs by outputs."""
+    """Whether devices of a platform hold caches as rows."""
     return platform in TILED_PLATFORMS
 
 

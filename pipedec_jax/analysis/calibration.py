@@ -30,6 +30,7 @@ from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary, initialize_head, vocabulary_part
+from pipedec_jax.model.held import hold
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.parameters import (
     Parameters,
@@ -102,6 +103,7 @@ def measure_parts(
         wanted["head", size] = functools.partial(_program, mesh, few, _head, params, cache, size)
     if exit_head is not None:
         own = initialize_head(exit_head, few, jax.tree.map(np.asarray, params), seed=0)
+        own = own if "layers" not in own else _held(exit_head.model(config), own)
         own = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), own), NamedSharding(mesh, SAME))
         both = {"target": params, "exit": own}
         for size in rows:
@@ -141,12 +143,17 @@ def _random_source(config: LlamaConfig) -> ParameterSource:
 
 
 def _random_params(config: LlamaConfig, dtype: Any, where: NamedSharding) -> Parameters:
-    """Random weights on the devices: in `dtype`, or as they are rounded where the layers are int8."""
+    """Random weights on the devices, layers as these hold them: in `dtype`, or rounded where the layers are int8."""
     if not config.int8:
-        return jax.jit(lambda: initialize(config, jax.random.key(0), dtype), out_shardings=where)()
+        return jax.jit(lambda: _held(config, initialize(config, jax.random.key(0), dtype)), out_shardings=where)()
     source = _random_source(config)
     arrays = {path: source.read(path).astype(fixed_dtype(config, path) or dtype) for path in parameter_shapes(config)}
-    return jax.device_put(nest(arrays), where)
+    return jax.device_put(_held(config, nest(arrays)), where)
+
+
+def _held(config: LlamaConfig, params: Parameters) -> Parameters:
+    """A parameter tree with its layers as devices hold them."""
+    return params | {"layers": {index: hold(config, layer) for index, layer in params["layers"].items()}}
 
 
 def _count(run: Callable[[int], float]) -> int:

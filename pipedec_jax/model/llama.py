@@ -10,7 +10,8 @@ the weights' dtype. In float32 every product runs at the highest precision; in b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.model.held import JOINED
 from pipedec_jax.model.parameters import SCALE, Parameters
 from pipedec_jax.model.rope import attention_factor, rope_frequencies
 
@@ -123,13 +125,17 @@ def attention_over_rows(
     return jnp.swapaxes(mixed.reshape(G, W, Q, A), 0, 1).reshape(W, H, A)
 
 
-def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None) -> jax.Array:
+def project(x: jax.Array, weight: jax.Array, scale: jax.Array | None = None) -> jax.Array:
     """Multiply `x [..., I]` by a matrix: plain, or int8 with a scale for every output channel.
+
+    The matrix is `[I, O]`, or has its heads in an axis of their own; it is one plain product in either case (else XLA
+    transposes the weights).
 
     An int8 is exact in bfloat16 and float16, so nothing is rounded before the sums; sums and scaling are in float32 or
     wider.
     """
-    if scale_O is None:
+    weight_IO = weight.reshape(x.shape[-1], -1)
+    if scale is None:
         return product("...I,IO->...O", x, weight_IO)
 
     def multiply(x: jax.Array, weight_IO: jax.Array, dtype: Any) -> jax.Array:
@@ -141,25 +147,8 @@ def project(x: jax.Array, weight_IO: jax.Array, scale_O: jax.Array | None = None
         result = lax.platform_dependent(x, weight_IO, cpu=through_float32, default=direct)
     else:
         result = multiply(x, weight_IO, x.dtype)
-    return (result * jnp.broadcast_to(scale_O.astype(result.dtype), result.shape)).astype(x.dtype)
-
-
-def to_heads(size: int, x: jax.Array, weight: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-    """Project `x [..., D]` to heads of a size `[..., H, A]`, as one plain matrix product.
-
-    The weight is `[D, H, A]`, its scale `[H, A]`, or, as devices hold them, `[D, H A]` and `[H A]`.
-    """
-    weight_DO, scale_O = weight.reshape(x.shape[-1], -1), None if scale is None else scale.reshape(-1)
-    return project(x, weight_DO, scale_O).reshape(*x.shape[:-1], -1, size)
-
-
-def from_heads(x: jax.Array, weight: jax.Array, scale_D: jax.Array | None = None) -> jax.Array:
-    """Project heads `[..., H, A]` to `[..., D]`, as one plain matrix product (else XLA transposes the weights).
-
-    The weight is `[H, A, D]` or, as devices hold it, `[H A, D]`.
-    """
-    x = x.reshape(*x.shape[:-2], -1)
-    return project(x, weight.reshape(x.shape[-1], -1), scale_D)
+    scale_O = scale.reshape(-1).astype(result.dtype)
+    return (result * jnp.broadcast_to(scale_O, result.shape)).astype(x.dtype)
 
 
 def forward_layer(
@@ -172,21 +161,32 @@ def forward_layer(
 ) -> tuple[jax.Array, Any]:
     """One decoder layer over `x [..., W, D]`; returns the new `x` and whatever cache `attend` returned.
 
-    Where the layer is split over devices, each has its heads and columns, and `total` sums `[..., W, D]` over them.
+    The layer is as it is stored (`model.parameters`) or as devices hold it (`model.held`). Where it is split over
+    devices, each has its heads and columns, and `total` sums `[..., W, D]` over them.
     """
+    H, G, A = config.heads, config.kv_heads, config.head_size
+
+    def heads(y: jax.Array) -> jax.Array:
+        return y.reshape(*y.shape[:-1], -1, A)
+
     with jax.named_scope("attention"):
         y = rms_norm(x, layer["attention_norm"], config.norm_eps)
-        A = config.head_size
-        query = rotate(to_heads(A, y, *_matrix(layer, "query")), rope)
-        key = rotate(to_heads(A, y, *_matrix(layer, "key")), rope)
-        mixed, cache = attend(query, key, to_heads(A, y, *_matrix(layer, "value")))
-        x = x + total(from_heads(mixed, *_matrix(layer, "output")))
+        query, key, value = map(heads, _project_each(layer, "query_key_value", (H * A, G * A, G * A), y))
+        mixed, cache = attend(rotate(query, rope), rotate(key, rope), value)
+        x = x + total(project(mixed.reshape(*mixed.shape[:-2], -1), *_matrix(layer, "output")))
     with jax.named_scope("feed_forward"):
         y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
-        gate = project(y, *_matrix(layer, "gate"))
-        up = project(y, *_matrix(layer, "up"))
+        gate, up = _project_each(layer, "gate_up", (config.feed_forward, config.feed_forward), y)
         x = x + total(project(jax.nn.silu(gate) * up, *_matrix(layer, "down")))
     return x, cache
+
+
+def _project_each(layer: Parameters, joined: str, sizes: Sequence[int], x: jax.Array) -> list[jax.Array]:
+    """Products of `x [..., D]` with the matrices, `sizes` wide, that devices hold as one: one product if they do."""
+    if joined not in layer:
+        return [project(x, *_matrix(layer, name)) for name in JOINED[joined]]
+    ends = list(itertools.accumulate(sizes))
+    return jnp.split(project(x, *_matrix(layer, joined)), ends[:-1], axis=-1)
 
 
 def _matrix(layer: Parameters, name: str) -> tuple[jax.Array, jax.Array | None]:

@@ -69,18 +69,6 @@ def input_axes(path: str) -> int:
     return 2 if path.rsplit("/", 1)[-1] == "output" else 1
 
 
-def held_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which TPUs hold a layer's array: matrices as inputs by outputs, scales and norms as vectors.
-
-    They keep the last two axes in tiles of 8 x 128: so nothing is wasted on heads of 64, and no program has to lay
-    them out anew.
-    """
-    if name not in MATRICES:
-        return (math.prod(shape),)
-    inputs = input_axes(name)
-    return math.prod(shape[:inputs]), math.prod(shape[inputs:])
-
-
 def fixed_dtype(config: LlamaConfig, path: str) -> np.dtype[Any] | None:
     """The dtype that an array has whatever the model's is: int8, float32 for scales; None for all others."""
     if not config.int8:

@@ -18,13 +18,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from checkpoints_convert.layout import contiguous
-from pipedec_jax.cache import LayerCache, empty_layers, for_platform, tiled
+from pipedec_jax.cache import LayerCache, empty_layers, for_platform
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.exit import ExitParams
 from pipedec_jax.drafters.model import DraftParams
 from pipedec_jax.exchange import AXES, TENSOR
 from pipedec_jax.model.exit_head import ExitHead
-from pipedec_jax.model.parameters import ParameterSource, fixed_dtype, flatten, held_shape, layer_shapes, nest
+from pipedec_jax.model.held import held_names, held_shapes
+from pipedec_jax.model.parameters import Parameters, ParameterSource, fixed_dtype
 from pipedec_jax.model.tensor_parallel import part_config, read_layer_part
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import TargetParams
@@ -112,19 +113,24 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
     parts = mesh.shape[TENSOR]
     config = part_config(source.config, parts)
 
+    names = held_names(config)
+
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
-        held, shape = fixed_dtype(config, name) or dtype, _shape(mesh, name, shape)
+        held = fixed_dtype(config, names[name][0]) or dtype
 
         def make(device: int) -> np.ndarray:
             rank, part = divmod(device, parts)
             if rank < split.stages and index < split.count[rank]:
-                return read_layer_part(source, split.first[rank] + index, name, parts, part).reshape(shape)
+                layer = split.first[rank] + index
+                return _side_by_side(
+                    shape, held, [read_layer_part(source, layer, one, parts, part) for one in names[name]]
+                )
             return np.zeros(shape, held)
 
         return per_device(mesh, shape, held, make)
 
     layers = tuple(
-        {name: stage_array(index, name, shape) for name, shape in layer_shapes(config).items()}
+        {name: stage_array(index, name, shape) for name, shape in held_shapes(config).items()}
         for index in range(split.longest)
     )
     embedding, head = place_vocabulary(mesh, source, dtype)
@@ -135,13 +141,10 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
 def place_draft(mesh: Mesh, source: ParameterSource, dtype: Any) -> DraftParams:
     """Read the draft's weights and put them on every rank in `dtype`; int8 stays."""
     config = source.config
-
-    def layer_array(layer: int, name: str) -> jax.Array:
-        held = fixed_dtype(config, name) or dtype
-        array = source.read(f"layers/{layer}/{name}")
-        return replicate(mesh, array.reshape(_shape(mesh, name, array.shape)).astype(held))
-
-    layers = tuple({name: layer_array(layer, name) for name in layer_shapes(config)} for layer in range(config.layers))
+    layers = tuple(
+        _replicated_layer(mesh, config, dtype, lambda name, layer=layer: source.read(f"layers/{layer}/{name}"))
+        for layer in range(config.layers)
+    )
     embedding = replicate(mesh, source.read("embedding").astype(dtype))
     head = None if config.tied_embeddings else replicate(mesh, source.read("head").T.astype(dtype))
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
@@ -164,16 +167,28 @@ def place_exit_head(
     else:
         embedding, own = place_vocabulary(mesh, source, dtype)
         matrix = embedding if own is None else own
-    before = {}
-    for path, value in flatten(head.params):
-        if path not in ("final_norm", "head"):
-            array = np.asarray(value).astype(dtype)
-            if path.startswith("layers/"):
-                array = array.reshape(_shape(mesh, path.rsplit("/", 1)[-1], array.shape))
-            before[path] = replicate(mesh, array)
-    return ExitParams(
-        layers=nest(before), final_norm=replicate(mesh, np.asarray(final_norm).astype(dtype)), head=matrix
-    )
+    before: Parameters = {
+        name: replicate(mesh, np.asarray(value).astype(dtype))
+        for name, value in head.params.items()
+        if name not in ("layers", "final_norm", "head")
+    }
+    if "layers" in head.params:
+        block = head.params["layers"]["0"]
+        layer = _replicated_layer(mesh, head.config.model(source.config), dtype, lambda name: np.asarray(block[name]))
+        before["layers"] = {"0": layer}
+    return ExitParams(layers=before, final_norm=replicate(mesh, np.asarray(final_norm).astype(dtype)), head=matrix)
+
+
+def _replicated_layer(
+    mesh: Mesh, config: LlamaConfig, dtype: Any, read: Callable[[str], np.ndarray]
+) -> dict[str, jax.Array]:
+    """A whole layer on every device: `read` gives the stored arrays by name."""
+    shapes, layer = held_shapes(config), {}
+    for name, stored in held_names(config).items():
+        held = fixed_dtype(config, stored[0]) or dtype
+        array = _side_by_side(shapes[name], held, [read(one) for one in stored])
+        layer[name] = replicate(mesh, array.astype(held, copy=False))
+    return layer
 
 
 def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -202,9 +217,16 @@ def place_rows(mesh: Mesh, vocab_size: int, width: int, dtype: Any, read: Callab
     return per_device(mesh, (rows, width), dtype, make)
 
 
-def _shape(mesh: Mesh, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which the mesh's devices hold a layer's array."""
-    return held_shape(name, shape) if tiled(platform(mesh)) else shape
+def _side_by_side(shape: tuple[int, ...], dtype: Any, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stored arrays as the one of this shape in which devices hold them; one array alone keeps its dtype."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(shape)
+    joined, start = _aligned(shape, np.dtype(dtype)), 0
+    for array in arrays:
+        flat = array.reshape(*shape[:-1], -1)
+        joined[..., start : start + flat.shape[-1]] = flat
+        start += flat.shape[-1]
+    return joined
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -10,9 +10,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import (
     MemorySource,
     flatten,
-    held_shape,
     initialize,
-    layer_shapes,
     nest,
     parameter_shapes,
 )
@@ -33,17 +31,6 @@ def test_random_weights_have_the_stated_spread_and_no_two_arrays_are_alike():
             assert array.std() == pytest.approx(expected, rel=0.2), path
     firsts = [array.reshape(-1)[:4].tolist() for array in flat.values() if array.ndim > 1]
     assert len(np.unique(np.abs(firsts) / np.linalg.norm(firsts, axis=1, keepdims=True), axis=0)) == len(firsts)
-
-
-def test_devices_hold_matrices_as_inputs_by_outputs():
-    shapes = layer_shapes(dataclasses.replace(CONFIG, int8=True))
-    found = {name: held_shape(name, shape) for name, shape in shapes.items()}
-    assert found["query"] == (24, 24)
-    assert found["key"] == found["value"] == (24, 12)
-    assert found["output"] == (24, 24)
-    assert held_shape("output", (4, 6, 25)) == (24, 25)
-    assert (found["down"], found["up"]) == ((48, 24), (24, 48))
-    assert (found["query_scale"], found["attention_norm"]) == ((24,), (24,))
 
 
 def test_a_tree_that_does_not_fit_the_geometry_is_refused():

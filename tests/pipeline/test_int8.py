@@ -44,8 +44,8 @@ def test_three_stages_give_the_tokens_of_one_and_of_the_dequantized_weights_in_n
 def test_each_rank_holds_its_layers_in_int8(engines):
     for engine in engines:
         for layer in engine.weights.target.layers:
-            assert layer["query"].dtype == layer["down"].dtype == np.int8
-            assert layer["query_scale"].dtype == np.float32
+            assert layer["query_key_value"].dtype == layer["down"].dtype == np.int8
+            assert layer["query_key_value_scale"].dtype == np.float32
             assert layer["attention_norm"].dtype == np.float64
     config = SOURCE.config
     matrices = 2 * config.width * (config.heads + config.kv_heads) * config.head_size

@@ -16,8 +16,9 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXES, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.held import held_shapes
 from pipedec_jax.model.int8 import Int8Source
-from pipedec_jax.model.parameters import MemorySource, fixed_dtype, initialize, layer_shapes
+from pipedec_jax.model.parameters import MemorySource, initialize, layer_shapes
 from pipedec_jax.model.tensor_parallel import layer_part, part_config, tensor_share
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -86,10 +87,11 @@ def test_parts_put_together_are_the_layer(parts, int8):
     mesh = placement.make_mesh(1, parts=parts)
     params = placement.place_target(mesh, source, StageSplit((2,)), np.float32)
     part = part_config(source.config, parts)
-    for name, sizes in layer_shapes(part).items():
+    assert params.layers[0].keys() == held_shapes(part).keys()
+    for name, sizes in held_shapes(part).items():
         array = params.layers[0][name]
         assert {shard.data.shape for shard in array.addressable_shards} == {sizes}
-        assert array.dtype == (fixed_dtype(WIDE if not int8 else source.config, name) or np.float32)
+        assert array.dtype == (np.float32 if not int8 or array.ndim == 1 else np.int8)
     x = jax.random.normal(jax.random.key(1), (5, WIDE.width))
     rows = chunk_rows(jnp.int32(0), 5, jnp.int32(5), 8)
 
