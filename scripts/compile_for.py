@@ -30,7 +30,8 @@ HIERARCHIES = ("pipespec", "speculative")
 METHODS = ("pp", "stpp", "pipedec", "best-first", "ppsd", "eesd", *HIERARCHIES)
 COLUMNS = (
     *("method", "program", "compiled in, s (of processor)", "weights and caches", "all", "all / those", "temporaries"),
-    *("copies of them", "collectives", "kernels", "GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
+    *("copies of them", "collectives", "kernels", "million cycles"),
+    *("GFLOP", "MiB accessed", "read ahead, MiB", "floor, MiB"),
 )
 
 
@@ -133,6 +134,7 @@ def cells(row: dict[str, Any]) -> list[Any]:
         copies,
         collectives,
         str(row["kernels"]),
+        over(row["cycles"], 1e6),
         over(row["flops"], 1e9),
         over(row["bytes_accessed"], MIB),
         over(row["read_ahead_bytes"], MIB),

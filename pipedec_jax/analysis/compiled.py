@@ -71,6 +71,9 @@ class Report:
     kernels: int
     """Operations of the program's largest loop over ticks that are not bookkeeping; what a loop or branch in it holds
     counts as one."""
+    cycles: int | None
+    """Of all operations, each once, whichever branch they are in, as the compiler estimates them; without the time that
+    memory takes to bring what is read ahead. `None` where it estimates none."""
     flops: float | None
     """Of one tick (of a loop's body once), as the compiler estimates them; `None` where it does not."""
     bytes_accessed: float | None
@@ -104,6 +107,7 @@ def report(program: Any, held: Any) -> Report:
         copied_bytes=sum(copied),
         collectives=dict(Counter(re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text))),
         kernels=_kernels(text),
+        cycles=_cycles(text),
         flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
         read_ahead_bytes=_read_ahead(text),
@@ -121,6 +125,11 @@ def _kernels(text: str) -> int:
         if meets or name in bodies:
             counts[meets].append(sum(name not in BOOKKEEPING and not name.endswith("-done") for name in names))
     return max(counts[True]) or max(counts[False])
+
+
+def _cycles(text: str) -> int | None:
+    """What an HLO text says of its operations' cycles, added up."""
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text))) or None
 
 
 def _distinct(tree: Any) -> list[Any]:

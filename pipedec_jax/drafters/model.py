@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from flax import struct
 
-from pipedec_jax.cache import LayerCache, Rows, empty_layers, over_layers
+from pipedec_jax.cache import LayerCache, Rows, at_least, empty_layers, over_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.chances import Noise, most_likely
@@ -76,8 +76,10 @@ class ModelDrafter(Drafter):
         """One step of the draft over the frontier; nothing is computed where that is empty."""
 
         def run(state: DraftState, node_W: jax.Array) -> tuple[DraftState, Proposals]:
-            state, x = self.run_layers(params, state, at(view.tree.token, node_W, 0), view.rows(node_W))
-            logit_WV = llama.logits(self.config, params.final_norm, params.output, x)[:, : self.vocab_size]
+            W = node_W.shape[0]
+            rows, token = at_least(view.least_rows, view.rows(node_W), at(view.tree.token, node_W, 0))
+            state, x = self.run_layers(params, state, token, rows)
+            logit_WV = llama.logits(self.config, params.final_norm, params.output, x)[:W, : self.vocab_size]
             return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
         return over_live_rows(view.sizes, view.live, run, state, view.frontier)

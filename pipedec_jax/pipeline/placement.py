@@ -2,7 +2,7 @@
 
 A global array that differs between devices is their local arrays one behind the other along the first axis, so that
 under `shard_map` a device sees exactly its own array. Arrays are built shard by shard for the devices this process
-can address; nothing here needs to see the others, and no more than one array at a time is on the host.
+can address; nothing here needs to see the others, and the host has no more than one of their arrays at a time.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ def platform(mesh: Mesh) -> str:
 def least_rows(mesh: Mesh) -> int:
     """Rows of a batch that its devices compute at least; to fewer, dead ones are added.
 
-    For one row XLA writes products with weights for GPUs as multiplications and sums, which take longer than the
-    product of two rows does (scripts/results/accelerator.md).
+    For one row XLA writes products with weights as multiplications and sums, except on CPU. They take longer than the
+    product of two rows does: on GPUs as measured (scripts/results/accelerator.md), on TPUs by the compiler's estimate
+    (scripts/results/compiled.md).
     """
-    return 2 if platform(mesh) == "gpu" else 1
+    return 1 if platform(mesh) == "cpu" else 2
 
 
 def row_sizes(mesh: Mesh, width: int) -> tuple[int, ...]:

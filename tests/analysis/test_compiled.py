@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pipedec_jax import exchange
-from pipedec_jax.analysis.compiled import ShapeSource, _copies, _read_ahead, report, shape_head
+from pipedec_jax.analysis.compiled import ShapeSource, _copies, _cycles, _read_ahead, report, shape_head
 from pipedec_jax.analysis.described import Sizes, compile_hierarchy, compile_method, described_devices
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
@@ -108,6 +108,12 @@ def test_reading_ahead_is_no_copy():
     """
     assert _copies(text) == [("bfloat16", (8, 128), 2048), ("int32", (5,), 20), ("float32", (16,), 64)]
     assert _read_ahead(text) == 2048 + 4096
+
+
+def test_cycles_are_those_of_all_operations():
+    line = '%fusion.{0} = bf16[2,8] fusion(%a), backend_config={{"flag":true,"estimated_cycles":"{0}","x":"1"}}'
+    assert _cycles("\n".join(line.format(count) for count in (12, 300))) == 312
+    assert _cycles("%fusion.1 = bf16[2,8] fusion(%a)") is None
 
 
 @pytest.mark.parametrize("variant", ["block", "norm-linear", "target"])

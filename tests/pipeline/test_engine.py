@@ -51,19 +51,23 @@ def tokens_of(pair: Pair, prompt: tuple[int, ...], draw: Draw, new_tokens: int) 
     return [step.token for step in plain_steps(dataclasses.replace(pair, noise=0.0), prompt, draw, new_tokens)]
 
 
-@pytest.mark.parametrize("exits", [{}, {"exit_layer": 2, "width": 1, "children": 1}], ids=["pp", "ppsd"])
+@pytest.mark.parametrize("method", ["pp", "ppsd", "pipedec"])
 def test_rows_that_a_device_is_given_beyond_the_batch_change_nothing(
-    exits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = prompt_of(9, 1)
     found = []
     for least in (1, 3):
         monkeypatch.setattr(placement, "least_rows", lambda _, least=least: least)
         with jax.enable_x64(True):
-            settings = EngineSettings(method="ppsd" if exits else "pp", stages=2, dtype=jnp.float64, **exits)
+            exit_layer = 2 if method == "ppsd" else None
+            settings = EngineSettings(
+                method=method, stages=2, width=1, children=1, exit_layer=exit_layer, dtype=jnp.float64
+            )
             source = as_source(PAIR.target_config, target_weights(PAIR))
-            head = exit_head(PAIR, ExitHeadConfig(2, "block", 24, 12)) if exits else None
-            engine = Engine(source, None, settings, vocab_size=VOCAB, exit_head=head)
+            draft = as_source(PAIR.draft_config, draft_weights(PAIR)) if method == "pipedec" else None
+            head = exit_head(PAIR, ExitHeadConfig(2, "block", 24, 12)) if exit_layer else None
+            engine = Engine(source, draft, settings, vocab_size=VOCAB, drafter="model", exit_head=head)
             engine.start(prompt, max_new_tokens=12, sampling=Sampling(temperature=0.9, seed=11))
             assert engine.target.least_rows == least
             found.append(engine.run(12))
