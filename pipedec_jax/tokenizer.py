@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipedec_jax.sentencepiece_file import normalizer, read_model, space_before
+from pipedec_jax.sentencepiece_file import Encoder, read_model
 from pipedec_jax.small_files import read_small
 from pipedec_jax.tiktoken_file import is_tiktoken, read_ranks, special_tokens
 
@@ -54,13 +54,15 @@ class Tokenizer:
 
     Args:
         backend: the `transformers` tokenizer.
+        encoder: makes ids of a text in its place.
 
     Raises:
         ValueError: when the tokenizer decodes in a way that no LLaMA tokenizer does.
     """
 
-    def __init__(self, backend: PreTrainedTokenizerFast) -> None:
+    def __init__(self, backend: PreTrainedTokenizerFast, encoder: Encoder | None = None) -> None:
         self.backend = backend
+        self._encoder = encoder
         self.rules = _piece_rules(backend.backend_tokenizer.decoder)
 
     @classmethod
@@ -83,13 +85,14 @@ class Tokenizer:
         for name in (found, *SETTINGS_FILES):
             if (directory / name).is_file():
                 read_small(directory / name)  # The libraries would read any size.
+        encoder = None
         try:
             if found == "tokenizer.json":
                 backend = _load_json(directory)
             elif is_tiktoken(directory / found):
                 backend = _load_tiktoken(directory)
             else:
-                backend = _load_sentencepiece(directory)
+                backend, encoder = _load_sentencepiece(directory)
         except ImportError as error:
             raise ValueError(
                 f"{directory / found} needs the sentencepiece library: pip install 'pipedec_jax[sentencepiece]'"
@@ -100,7 +103,7 @@ class Tokenizer:
                 raise
             reason = str(error) or type(error).__name__
             raise ValueError(f"cannot read the tokenizer in {directory}: {reason}") from error
-        return cls(backend)
+        return cls(backend, encoder)
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -178,6 +181,8 @@ class Tokenizer:
             raise ValueError(
                 f"the prompt is no valid Unicode text ({error.reason} at character {error.start})"
             ) from error
+        if self._encoder is not None:
+            return self._encoder(text, add_special_tokens)
         # Not verbose: whether a prompt is too long is for the decoder to say.
         return list(self.backend(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
@@ -239,10 +244,9 @@ def _settings(directory: Path) -> dict[str, Any]:
     return json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
 
 
-def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
+def _load_sentencepiece(directory: Path) -> tuple[PreTrainedTokenizerFast, Encoder]:
     # Where it is missing, or the file is none of its own, `transformers` would try to read something else.
     model = read_model(directory / "tokenizer.model")
-    spec = model.normalizer_spec
 
     with no_advice():
         from transformers import LlamaTokenizer
@@ -250,18 +254,18 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     stated = _settings(directory)
     # LLaMA's prompts begin with its begin-of-text token unless the checkpoint says otherwise.
     add_begin = stated.get("add_bos_token", True)
-    prefix = spec.add_dummy_prefix and stated.get("add_prefix_space") is not False
+    prefix = model.normalizer_spec.add_dummy_prefix and stated.get("add_prefix_space") is not False
     backend = LlamaTokenizer.from_pretrained(str(directory), add_bos_token=add_begin, add_prefix_space=prefix)
-    # In place of the library's own way with spaces: it adds none to a text that begins with one, as sentencepiece does.
-    backend.backend_tokenizer.normalizer = normalizer(spec)
-    # The library's rule for tokenizers that say nothing of it was the legacy one while such files were published.
-    legacy = stated.get("legacy") is not False
-    backend.backend_tokenizer.pre_tokenizer = space_before(after_added=legacy) if prefix else None
-    if not model.trainer_spec.byte_fallback:
-        # Without bytes to spell them, the library would drop characters that are no piece.
-        backend.backend_tokenizer.model.unk_token = model.trainer_spec.unk_piece
-        backend.backend_tokenizer.model.fuse_unk = True
-    return backend
+    encoder = Encoder(
+        model,
+        backend.backend_tokenizer.get_added_tokens_decoder(),
+        [backend.bos_token_id] if backend.add_bos_token else [],
+        [backend.eos_token_id] if backend.add_eos_token else [],
+        prefix=prefix,
+        # The rule for tokenizers that say nothing of it was the legacy one while such files were published.
+        after_added=stated.get("legacy") is not False,
+    )
+    return backend, encoder
 
 
 def _load_tiktoken(directory: Path) -> PreTrainedTokenizerFast:

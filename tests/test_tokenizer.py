@@ -94,13 +94,26 @@ def test_sentencepiece_model_is_converted(tmp_path):
         {},
         {"add_dummy_prefix": False},
         {"remove_extra_whitespaces": True, "normalization_rule_name": "nmt_nfkc"},  # as OpenLLaMA's
+        {"model_type": "unigram", "vocab_size": 340},  # as Sarashina's
+        {"user_defined_symbols": ["def", "  ", "<|im_start|>"]},  # as Yi's
     ],
-    ids=["LLaMA", "no space before", "spaces dropped, NFKC"],
+    ids=["LLaMA", "no space before", "spaces dropped, NFKC", "unigram", "user-defined"],
 )
 def test_spaces_and_characters_are_taken_as_sentencepiece_takes_them(settings, tmp_path):
     reference = sentencepiece_model(tmp_path, **settings)
     tokenizer = Tokenizer.load(tmp_path)
-    for text in ["", " ", "  def f", "\n  x = 1  \n", "▁▁a", "a   b ", " a ", "\uff46ull ﬁne\u00a0™ …\t!", *CORPUS]:
+    for text in [
+        "",
+        " ",
+        "  def f",
+        "<|im_start|>def  def",
+        "\n  x = 1  \n",
+        "▁▁a",
+        "a   b ",
+        " a ",
+        "\uff46ull ﬁne\u00a0™ …\t!",
+        *CORPUS,
+    ]:
         tokens = tokenizer.encode(text)
         assert tokens == [1, *reference.encode(text)]
         assert tokenizer.decode(tokens) == reference.decode(tokens[1:])
@@ -138,6 +151,23 @@ def test_added_tokens_are_found_anywhere_beside_a_sentencepiece_model(legacy, sp
     assert tokenizer.decode(expected) == (text if not space else "<|im_start|> user\nx  y<|im_end|>  z def")
 
 
+def test_pieces_of_one_score_are_merged_from_the_left_as_sentencepiece_does(tmp_path):
+    """Chinese LLaMA's were put behind LLaMA's own, all with the score 0."""
+    sentencepiece_model(tmp_path)
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((tmp_path / "tokenizer.model").read_bytes())
+    for piece in ("人民", "中国", "国人", "大学", "民大", "中国人", "学生"):
+        model.pieces.add(piece=piece, score=0.0)
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    reference, tokenizer = SentencePieceProcessor(str(tmp_path / "tokenizer.model")), Tokenizer.load(tmp_path)
+    text = "中国人民大学生"
+    assert reference.encode(text, out_type=str) == ["▁", "中国人", "民大", "学生"]
+    assert tokenizer.encode(text) == [1, *reference.encode(text)]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_characters_that_are_no_piece_are_unknown_where_bytes_are_no_pieces(tmp_path):
     reference = sentencepiece_model(tmp_path, byte_fallback=False, vocab_size=100, hard_vocab_limit=False)
     unknown = reference.unk_id()
@@ -149,7 +179,10 @@ def test_characters_that_are_no_piece_are_unknown_where_bytes_are_no_pieces(tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "unigram", "vocab_size": 340}, "is no byte-pair encoding, unlike LLaMA's: save the tokenizer"),
+        (
+            {"model_type": "char", "vocab_size": 340},
+            "cuts a text neither by byte pairs nor by chances of its pieces, un",
+        ),
         ({"treat_whitespace_as_suffix": True}, "puts spaces at the end of words"),
     ],
 )
