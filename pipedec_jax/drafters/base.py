@@ -118,7 +118,7 @@ class Drafter:
 
     def offer(self, params: Any, state: Any, view: View) -> tuple[Any, Any]:
         """At an exit, on its rank alone: the new state, and a pytree of arrays that is sent to all devices."""
-        state, proposals = self.propose(params, state, view)
+        state, proposals = proposed(self, params, state, view)
         check_proposals(self, proposals, view.frontier.shape[0])
         return state, Proposals(proposals.token.astype(jnp.int32), proposals.log_prob.astype(jnp.float32))
 
@@ -141,6 +141,23 @@ class Drafter:
     def settle(self, offer: Any, shares: Any, view: View) -> Proposals:
         """At an exit, the same on all devices: the guesses, from an offer and all devices' shares `[devices, ...]`."""
         return offer
+
+
+def proposed(drafter: Drafter, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
+    """What `propose` gives; `ValueError` unless it is a state like the one it took, and something beside it."""
+    found = drafter.propose(params, state, view)
+    name = type(drafter).__name__
+    if not isinstance(found, tuple) or len(found) != 2:
+        what = f"{len(found)} things" if isinstance(found, tuple) else type(found).__name__
+        raise ValueError(f"{name}.propose() must give two things, the new state and Proposals, not {what}")
+
+    def kinds(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)} {list(jnp.shape(leaf))}", tree)
+
+    before, after = kinds(state), kinds(found[0])
+    if before != after:
+        raise ValueError(f"{name}.propose() must give a state of such arrays as it took, {before}, not {after}")
+    return found
 
 
 def check_proposals(drafter: Drafter, proposals: Proposals, rows: int) -> None:

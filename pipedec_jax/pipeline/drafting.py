@@ -15,7 +15,7 @@ from jax import lax
 
 from pipedec_jax import tree
 from pipedec_jax.cache import give_slots
-from pipedec_jax.drafters.base import Proposals, View, check_proposals
+from pipedec_jax.drafters.base import Proposals, View, check_proposals, proposed
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.pipeline.stage import Beside
 from pipedec_jax.pipeline.state import DraftSteps, Shared, System
@@ -56,7 +56,7 @@ def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple
         nodes, frontier = system.schedule.frontier(nodes, step)
         nodes, frontier = give_slots(nodes, shared.committed, frontier)
         view = make_view(system, shared, nodes, frontier, system.costs.draft)
-        state, proposals = system.drafter.propose(params, state, view)
+        state, proposals = proposed(system.drafter, params, state, view)
         nodes, taken = take_proposals(system, nodes, frontier, proposals)
         steps.append(taken)
     if not steps:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipedec_jax import transcript, tree
-from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals, new_state_of
+from pipedec_jax.drafters.base import Drafter, Proposals, View, check_proposals, new_state_of, proposed
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.pipeline.engine import Engine
@@ -111,6 +111,28 @@ def test_guesses_of_another_shape_or_kind_are_named() -> None:
         check_proposals(Shared(children=3), cast(Any, ()), 4)
     with pytest.raises(ValueError, match=r"Shared\.settle\(\) must give token as integer"):
         check_proposals(Shared(children=3), Proposals(**numbers | {"token": numbers["log_prob"]}), 4)
+
+
+def test_what_propose_gives_beside_proposals_is_named() -> None:
+    numbers = Proposals(token=jnp.zeros((4, 3), jnp.int32), log_prob=jnp.zeros((4, 3), jnp.float32))
+    state = {"count": jnp.zeros(1, jnp.int32)}
+
+    class Giving(Bigrams):
+        def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
+            return params
+
+    view = cast(Any, None)
+    good = ({"count": jnp.ones(1, jnp.int32)}, numbers)
+    assert proposed(Giving(children=3), good, state, view) is good
+    for result, message in (
+        (numbers, r"must give two things, the new state and Proposals, not Proposals"),
+        ((state, numbers, 3), r"must give two things, the new state and Proposals, not 3 things"),
+        (((), numbers), r"must give a state of such arrays as it took, {'count': 'int32 \[1\]'}, not \(\)"),
+        (({"count": jnp.ones(2, jnp.int32)}, numbers), r"not {'count': 'int32 \[2\]'}"),
+        (({"count": jnp.ones(1)}, numbers), r"not {'count': 'float32 \[1\]'}"),
+    ):
+        with pytest.raises(ValueError, match=r"Giving\.propose\(\) .*" + message):
+            proposed(Giving(children=3), result, state, view)
 
 
 def test_a_state_without_an_axis_is_named() -> None:
