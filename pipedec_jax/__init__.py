@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipedec_jax.decoding.stream import Stream
     from pipedec_jax.loading import Model, load, load_demo
     from pipedec_jax.model.module import Llama
+    from pipedec_jax.model.parameters import MemorySource
     from pipedec_jax.recording.history import Recording
     from pipedec_jax.sampling import Sampling
     from pipedec_jax.soundness import NotFiniteError
@@ -35,6 +36,7 @@ _HOMES = {
     "HierarchyDecoder": "pipedec_jax.decoding.hierarchy",
     "Llama": "pipedec_jax.model.module",
     "LlamaConfig": "pipedec_jax.config",
+    "MemorySource": "pipedec_jax.model.parameters",
     "Model": "pipedec_jax.loading",
     "NotFiniteError": "pipedec_jax.soundness",
     "Recording": "pipedec_jax.recording.history",
@@ -53,6 +55,7 @@ __all__ = [
     "HierarchyDecoder",
     "Llama",
     "LlamaConfig",
+    "MemorySource",
     "Model",
     "NotFiniteError",
     "Recording",

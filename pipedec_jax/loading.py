@@ -26,7 +26,7 @@ from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
 DEMO = ("target", "middle", "draft")
 """The demo family's models, largest first."""
-SOURCE = "a ParameterSource, such as pipedec_jax.model.parameters.MemorySource(config, tree)"
+SOURCE = "a ParameterSource, such as pipedec_jax.MemorySource(config, tree)"
 
 
 class Model:
@@ -35,8 +35,7 @@ class Model:
     Args:
         config: geometry.
         tokenizer: of the model.
-        weights: called once, when the weights are needed (`pipedec_jax.model.parameters.MemorySource` holds some that
-            are in memory).
+        weights: called once, when the weights are needed (`pipedec_jax.MemorySource` holds some that are in memory).
         end_tokens: tokens that end an answer.
         dtype: the dtype that the weights (but int8 ones) are stored in.
         name: what to call the model, such as its directory.

@@ -188,6 +188,9 @@ class Decoder(BaseDecoder[Engine]):
         layers, width = self.target.config.layers, make_schedule(settings).width
         return cost.tick_costs(self._costs, layers, settings.stages, draft_ranks, width)
 
+    def __repr__(self) -> str:
+        return f"Decoder({self.target!r}, {self.method}, {self.stages} stages, width {self.width}, {self.dtype})"
+
     @property
     def stages(self) -> int:
         """Stages of the target (N)."""

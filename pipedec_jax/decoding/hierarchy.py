@@ -214,6 +214,9 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         prompt = self.target.tokenizer.encode(MEASURED_PROMPT)[: max(1, context // 2)]
         return prompt, min(new_tokens, context - len(prompt))
 
+    def __repr__(self) -> str:
+        return f"HierarchyDecoder({self.models!r}, {self.method}, {self.form}, {self.dtype})"
+
     @property
     def stages(self) -> int:
         """Stages of the target (N)."""

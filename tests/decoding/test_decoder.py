@@ -368,6 +368,11 @@ def test_options_are_passed_on_under_the_names_and_types_that_request_has():
     assert typing.get_type_hints(RequestOptions) == taken
 
 
+def test_a_decoder_shows_what_it_is(target):
+    shown = repr(Decoder(target, method="pp", stages=2, dtype="float32"))
+    assert shown == f"Decoder({target!r}, pp, 2 stages, width 16, float32)"
+
+
 def test_a_model_of_wrong_parts_is_refused(target):
     weights = lambda: target.source  # noqa: E731
     for parts, message in (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import checkpoints_convert
+import pipedec_jax
 from pipedec_jax import Llama
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source
@@ -45,6 +46,25 @@ def test_a_checkpoint_is_applied_in_a_compiled_function_too(family):
     token_BT = jnp.asarray([[3, 1, 4, 1, 5]], jnp.int32)
     compiled = jax.jit(lambda token_BT: module.apply({"params": params}, token_BT))(token_BT)
     np.testing.assert_allclose(compiled, module.apply({"params": params}, token_BT), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tree_that_was_trained_further_is_decoded_with(family):
+    """As README says: the module's gradients, a model over the tree in memory, and the same through a directory."""
+    checkpoint, published = checkpoints_convert.open_any(family["draft"]), pipedec_jax.load(family["draft"])
+    config, module = checkpoint.config, Llama(checkpoint.config)
+    tree = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), checkpoint.read_all())
+    token_BT = jnp.asarray([[3, 1, 4, 1, 5]], jnp.int32)
+
+    def loss(tree):
+        return -jnp.mean(jax.nn.log_softmax(module.apply({"params": tree}, token_BT))[..., 7])
+
+    tree = jax.tree.map(lambda array, slope: array - slope, tree, jax.grad(loss)(tree))
+    model = pipedec_jax.Model(config, published.tokenizer, lambda: MemorySource(config, tree))
+    found = pipedec_jax.Decoder(model, method="pp", stages=1, dtype="float32").generate(
+        [3, 1, 4, 1, 5], max_new_tokens=1
+    )
+    logits = module.apply({"params": tree}, token_BT)
+    assert found.token_ids == [int(jnp.argmax(logits[0, -1, : model.vocab_size]))] == [7]
 
 
 @pytest.mark.parametrize("tokens", [[[1, 2]], np.zeros((1, 3)), np.zeros((1, 0), np.int32), np.array(3)])
