@@ -42,11 +42,13 @@ class PieceRules:
 
     kind: str
     """`byte_level`: each character stands for a byte. `byte_fallback`: text, and `<0xE6>` for bytes outside the
-    vocabulary. `words`: text, with a space between tokens."""
+    vocabulary. `metaspace`: text, with a character that stands for a space, in which no byte is spelled. `words`: text,
+    with a space between tokens."""
     replace: tuple[tuple[str, str], ...] = ()
-    """What is replaced in each token, in order (`byte_fallback` only)."""
+    """What is replaced in each token, in order (`byte_fallback` and `metaspace` only)."""
     strip: int = 0
-    """Spaces taken off the start of the whole text (`byte_fallback` only)."""
+    """Spaces taken off the start of the whole text (`byte_fallback`), or 1 where the first token is without any
+    (`metaspace`)."""
 
 
 class Tokenizer:
@@ -306,6 +308,8 @@ def _piece_rules(decoder: Any) -> PieceRules:
     kinds = [step["type"] for step in steps]
     if kinds in (["ByteLevel"], ["ByteLevel", "Fuse"]):
         return PieceRules("byte_level")
+    if kinds in (["Metaspace"], ["Metaspace", "Fuse"]):
+        return PieceRules("metaspace", ((steps[0]["replacement"], " "),), int(steps[0]["prepend_scheme"] != "never"))
     replace = []
     while steps and steps[0]["type"] == "Replace" and "String" in steps[0]["pattern"]:
         step = steps.pop(0)
@@ -321,6 +325,6 @@ def _piece_rules(decoder: Any) -> PieceRules:
     if [step["type"] for step in steps] == ["ByteFallback", "Fuse"]:
         return PieceRules("byte_fallback", tuple(replace), strip)
     raise ValueError(
-        f"unsupported tokenizer decoder ({', '.join(kinds)}): LLaMA tokenizers are byte-level, or sentencepiece with "
-        "byte fallback"
+        f"unsupported tokenizer decoder ({', '.join(kinds)}): LLaMA tokenizers are byte-level, or as sentencepiece's, "
+        "with or without byte fallback"
     )

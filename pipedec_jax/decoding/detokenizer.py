@@ -150,6 +150,25 @@ class _ByteFallbackReader:
         return kept
 
 
+class _MetaspaceReader:
+    """Tokens are text, with a character for a space; the first one of the sequence is without any."""
+
+    def __init__(self, rules: PieceRules) -> None:
+        self._mark, self._space = rules.replace[0]
+        self._bare = rules.strip > 0
+
+    def read(self, index: int, piece: str) -> list[Piece]:
+        text = piece.replace(self._mark, "" if self._bare else self._space)
+        self._bare = False
+        return [(index, text)] if text else []
+
+    def forget(self) -> None:
+        pass
+
+    def finish(self, index: int) -> list[Piece]:  # noqa: ARG002
+        return []
+
+
 class _WordReader:
     """Tokens are words with a space between them."""
 
@@ -170,6 +189,8 @@ class _WordReader:
 def _reader(rules: PieceRules) -> _Reader:
     if rules.kind == "byte_level":
         return _ByteLevelReader()
+    if rules.kind == "metaspace":
+        return _MetaspaceReader(rules)
     return _ByteFallbackReader(rules) if rules.kind == "byte_fallback" else _WordReader()
 
 

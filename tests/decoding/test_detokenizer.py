@@ -42,15 +42,18 @@ def added(content: str, token: int, **flags: bool) -> dict:
     return {"id": token, "content": content} | plain | flags
 
 
-REPLACE, FALLBACK, FUSE = (
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-)  # fmt: skip
+REPLACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+YIS = {"type": "Sequence", "decoders": [REPLACE, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": True}
 PUBLISHED = {
     # Some of its added tokens are characters by which the others spell bytes.
     "DeepSeek Coder": ("byte_level_dir", ["õ", "÷", "Á", "ø", "<\uff5cfim▁hole\uff5c>", "<|User|>"], None),
     "R1 on LLaMA": ("byte_level_dir", ["<think>", "</think>", "<\uff5ctool▁calls▁begin\uff5c>"], None),
-    "Yi": ("byte_fallback_dir", ["<|im_start|>", "<|im_end|>"], {"decoders": [REPLACE, FALLBACK, FUSE]}),
+    "Yi": ("byte_fallback_dir", ["<|im_start|>", "<|im_end|>"], YIS),
     "spaces as tokens": ("byte_fallback_dir", ["  ", "    ", "▁▁", "\t", "<0x41>"], None),
+    # As the `tokenizers` library's own `SentencePieceBPETokenizer` writes it.
+    "Metaspace": ("byte_fallback_dir", ["<|im_start|>", "▁▁a▁"], METASPACE | {"prepend_scheme": "always"}),
+    "Metaspace, no space before": ("byte_fallback_dir", ["<|im_start|>"], METASPACE | {"prepend_scheme": "never"}),
 }
 
 
@@ -64,7 +67,7 @@ def published(request, tmp_path_factory) -> Tokenizer:
     for number, token in enumerate(tokens):
         description["added_tokens"].append(added(token, first + number, rstrip=number % 2 == 1))
     if decoder:
-        description["decoder"] |= decoder
+        description["decoder"] = decoder
     (directory / "tokenizer.json").write_text(json.dumps(description))
     return Tokenizer.load(directory)
 
