@@ -19,6 +19,7 @@ from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ConvertedCheckpoint
 from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.disk_cache import CACHE_VARIABLE, cache_directory
 from pipedec_jax.model.int8 import Int8Source, as_int8
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.small_files import read_small
@@ -144,7 +145,7 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
         if not isinstance(checkpoint, SourceCheckpoint):
             return checkpoint
         if checkpoint.format != "huggingface-safetensors":
-            return open_checkpoint(convert_cached(directory, cache_dir))
+            return open_checkpoint(_convert_cached(directory, cache_dir))
         checkpoint.check_tied_head()
         return checkpoint
 
@@ -155,6 +156,19 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
     if not end_tokens and tokenizer.end_token is not None:
         end_tokens = [tokenizer.end_token]
     return Model(config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory))
+
+
+def _convert_cached(directory: str | Path, cache_dir: str | Path | None) -> Path:
+    """`convert_cached`, whose error about a cache that cannot be written says what names another one."""
+    try:
+        return convert_cached(directory, cache_dir)
+    except OSError as error:
+        cache = cache_directory(cache_dir)
+        if error.strerror is None or not Path(str(error.filename)).is_relative_to(cache):
+            raise
+        raise OSError(
+            error.errno, f"{error.strerror} ({CACHE_VARIABLE} names another cache)", error.filename
+        ) from error
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

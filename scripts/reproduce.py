@@ -19,13 +19,16 @@ import sys
 from pathlib import Path
 
 from pipedec_jax.analysis.papers import TABLES
+from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
 
 DIRECTORIES = ("draft", "middle", "target", "exit-target")
+SIGNALLED = 128
+"""Added to a signal's number in the status of a command that it has ended, as shells do."""
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [table.name for table in TABLES]
     parser.add_argument("--tables", nargs="+", choices=names, default=names, help="which (default: all)")
     parser.add_argument("--list", action="store_true", help="say what each table needs, and end")
@@ -70,15 +73,16 @@ def main() -> None:
     try:
         commands = [table.command(options.prompts, options.out, given, options.demo) + size for table in chosen]
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
     benchmark = Path(__file__).with_name("benchmark.py")
     for table, command in zip(chosen, commands, strict=True):
         print(f"## {table.name}: {table.source}\n\npython scripts/benchmark.py {shlex.join(command)}\n", flush=True)
         status = subprocess.run([sys.executable, str(benchmark), *command]).returncode
+        if status < 0:
+            print(f"error: {table.name} was ended by signal {-status}", file=sys.stderr)
+            sys.exit(SIGNALLED - status)
         if status:
-            print(f"error: {table.name} ended with status {status}", file=sys.stderr)
-            sys.exit(status)
+            sys.exit(status)  # it has said why
         print(f"\nreported by the paper, not measured here: {table.reported}\n", flush=True)
 
 

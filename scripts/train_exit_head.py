@@ -120,6 +120,8 @@ def main() -> None:
                 file.write(line + "\n")
 
     print(f"run in {run.directory}", flush=True)
+    for folder in run.replaced:
+        print(f"at its end, replaces {folder}", flush=True)
     try:
         heads = run.train(log, options.every if options.every is not None else max(1, plan.training.steps // 10))
     except ValueError as error:

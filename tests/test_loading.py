@@ -35,6 +35,9 @@ def test_safetensors_are_read_as_they_are_and_pickled_files_converted_when_neede
     pickled = shutil.copytree(family["target"], tmp_path / "pickled")
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Not a directory \(PIPEDEC_JAX_CACHE names another cache\): .*/file/"):
+        _ = pipedec_jax.load(pickled, cache_dir=tmp_path / "file").source
     model = pipedec_jax.load(pickled, cache_dir=cache)
     assert not cache.exists()
     first = model.source

@@ -14,6 +14,7 @@ import pytest
 
 from pipedec_jax.command_line import tracing
 from pipedec_jax.command_line.tracing import trace
+from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 from tests.plots.test_perfetto import checked
 from tests.recording.test_recording import CHEAP, recorded
 
@@ -97,6 +98,17 @@ def test_without_matplotlib_the_trace_and_the_counts_are_there_and_the_pictures_
     capsys.readouterr()
     trace(own(tmp_path / "out", no_pictures=True), [])
     assert capsys.readouterr().err == ""
+
+
+def test_that_plain_decoding_was_chosen_is_said_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = object.__new__(HierarchyDecoder)
+    decoder.method = "pp"
+    monkeypatch.setattr(tracing, "open_decoder", lambda *_, **__: decoder)
+    with pytest.raises(ValueError, match="plain decoding was the fastest"):
+        trace(own(tmp_path / "out"), ["--method", "pipespec", "--models", "auto"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import parse, read_prompt, request_options
+from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.plots import style
@@ -47,6 +48,8 @@ def trace(own: argparse.Namespace, rest: list[str]) -> None:
     check_request_options(**given)
     prompt = read_prompt(options)
     decoder = open_decoder(options, record=True)
+    if isinstance(decoder, HierarchyDecoder):
+        decoder.check_recorded()
     decoder.request(prompt, **given)
     pictures = pictures_of(own, hierarchical=options.method in hierarchy.METHODS)
     answer = decoder.generate(prompt, **given)

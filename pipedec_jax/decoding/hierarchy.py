@@ -257,11 +257,16 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             RuntimeError: before the first answer.
             ValueError: where the decoder was not made with `record=True`, or plain decoding was chosen.
         """
-        if not isinstance(self.engine, HierarchyEngine):
-            raise ValueError("plain decoding was the fastest (models auto), and of it no passes are recorded")
+        self.check_recorded()
+        assert isinstance(self.engine, HierarchyEngine)  # that was checked
         names = short_names(model.name for model in self.models)
         said = [names[model.name] for model in self.models]
         return self.engine.recording(said, self.target.tokenizer.label)
+
+    def check_recorded(self) -> None:
+        """Raise `ValueError` where there will be no `recording`, because plain decoding was chosen."""
+        if self.plain:
+            raise ValueError("plain decoding was the fastest (models auto), and of it no passes are recorded")
 
     def report(self) -> list[str]:
         """What was measured and predicted where something was chosen, as lines; none where all was given."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.exit_store import fingerprint, load_exit_head, save_exit_head
+from pipedec_jax.exit_store import description_path, fingerprint, load_exit_head, save_exit_head
 from pipedec_jax.loading import Model, load
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.int8 import plain
@@ -163,6 +163,12 @@ class ExitRun:
         """Agreement of the heads as they will be stored, and of the untrained head at each exit, on held-out text."""
         stored = jax.tree.map(lambda value: np.asarray(value).astype(DTYPES[self.store_dtype]), heads)
         return self._agreement(to_float32(stored), self._texts(self.settings), untrained=True)
+
+    @property
+    def replaced(self) -> list[Path]:
+        """Folders of stored heads in whose place `save` puts those of the same names."""
+        descriptions = [description_path(self.target, head) for head in self.plan.heads]
+        return [path.parent for path in descriptions if path.exists()]
 
     def save(self, heads: Heads, agreement: Agreement) -> list[Path]:
         """Store the heads beside the target; returns their folders."""

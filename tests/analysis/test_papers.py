@@ -1,10 +1,12 @@
 """The papers' tables are commands that benchmark.py accepts, and say what they need."""
 
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import reproduce
 from pipedec_jax.analysis.papers import TABLES, exit_layer
 from pipedec_jax.analysis.random_family import EXIT_LAYER, LAYERS, write_random_family
 from pipedec_jax.exit_store import load_exit_head
@@ -33,6 +35,17 @@ def test_a_missing_directory_is_named():
         next(table for table in TABLES if table.name == "pipespec").command(
             Path("prompts.txt"), Path("out"), {"draft": "a", "target": "c"}, demo=False
         )
+
+
+@pytest.mark.parametrize(("status", "ended", "said"), [(2, 2, ""), (-9, 137, "pipedec was ended by signal 9\n")])
+def test_a_table_that_fails_has_said_why_itself(status, ended, said, tmp_path, monkeypatch, capsys):
+    given = ["--tables", "pipedec", "--demo", "--prompts", "nowhere", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["reproduce.py", *given])
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda command: subprocess.CompletedProcess(command, status))
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main()
+    assert stopped.value.code == ended
+    assert capsys.readouterr().err == (said and f"error: {said}")
 
 
 def test_the_exit_is_the_trained_one_nearest_to_a_quarter():

@@ -178,6 +178,8 @@ def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: p
     assert (decoder.plain, decoder.method, decoder.stages, len(decoder.devices)) == (True, "pp", 1, 1)
     assert "target alone, plain decoding" in decoder.report()[-1]
     assert decoder.modeled_speedup_vs_pp(1.0) > 0
+    with pytest.raises(ValueError, match="of it no passes are recorded"):
+        decoder.check_recorded()
 
 
 @pytest.mark.parametrize("options", [{"passes": (2,)}, {}, {"select": True}])

@@ -63,7 +63,9 @@ def test_a_run_trains_measures_and_stores_heads_beside_the_target(tmp_path, fami
     agreement = run.measure(heads)
     assert set(agreement) == {head.name for head in plan.heads} | {"1-target", "3-target"}
     assert [line["agreement"] for line in lines if "agreement" in line]
-    run.save(heads, agreement)
+    assert run.replaced == []
+    folders = run.save(heads, agreement)
+    assert run.replaced == folders
     target = load(family["target"])
     assert {head.name for head in stored_exit_heads(target)} >= {head.name for head in plan.heads}
     loaded = load_exit_head(target, 3, "norm-linear-8")
