@@ -21,7 +21,7 @@ from pipedec_jax.analysis.hierarchy import most_tokens_per_pass
 from pipedec_jax.hierarchy import choice as choices
 from pipedec_jax.hierarchy.choice import Choice
 from pipedec_jax.hierarchy.engine import HierarchyEngine
-from pipedec_jax.hierarchy.measure import Measured, measure
+from pipedec_jax.hierarchy.measure import Measured, Workload, measure
 from pipedec_jax.hierarchy.settings import HierarchySettings
 from pipedec_jax.model.parameters import MemorySource, ParameterSource, nest, parameter_shapes
 from pipedec_jax.pipeline.engine import Engine
@@ -57,15 +57,8 @@ class Study:
             smaller: the same of all other models.
         """
         counts = [*[smaller] * (len(self.sources) - 1), stages]
-        return measure(
-            self.sources,
-            self.prompts,
-            vocab_size=self.vocab_size,
-            devices=jax.devices(),
-            dtype=jnp.float32,
-            new_tokens=self.new_tokens,
-            stages=counts,
-        )
+        workload = Workload(self.prompts, self.vocab_size, jnp.float32, self.new_tokens)
+        return measure(self.sources, workload, devices=jax.devices(), stages=counts)
 
     def engine(self, choice: Choice, **options: Any) -> HierarchyEngine:
         """The engine of a choice."""

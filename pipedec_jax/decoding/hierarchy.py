@@ -18,7 +18,7 @@ from pipedec_jax.decoding.stream import Request
 from pipedec_jax.hierarchy import report
 from pipedec_jax.hierarchy.choice import Choice, agree, choose, choose_in_turns, selections
 from pipedec_jax.hierarchy.engine import HierarchyEngine
-from pipedec_jax.hierarchy.measure import Measured, measure
+from pipedec_jax.hierarchy.measure import Measured, Workload, measure
 from pipedec_jax.hierarchy.race import Entry, candidates, race
 from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.hierarchy.together import measure_together
@@ -310,16 +310,16 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         """What a choice rests on; of several processes, the first one's."""
         devices, ticks, shared = self.devices, None, 0.0
         prompt, new_tokens = self._sample(MEASURED_TOKENS)
-        sources, prompts = [model.source for model in models], [prompt]
-        parts: dict[str, Any] = {"vocab_size": self.target.vocab_size, "dtype": self.dtype, "new_tokens": new_tokens}
+        workload = Workload([prompt], self.target.vocab_size, self.dtype, new_tokens)
+        sources = [model.source for model in models]
         if process_count() > 1:
             # Together what takes all of them; then the first one alone, each model in turn on devices of its own.
-            ticks, shared = measure_together(sources, prompts, stages, devices, **parts)
+            ticks, shared = measure_together(sources, workload, stages, devices)
             if process_index() > 0:
                 return None
             own = jax.local_devices()
             devices = [own[index % len(own)] for index in range(max(len(models), len(own)))]
-        found = measure(sources, prompts, devices=devices, stages=stages, ticks=ticks, **parts)
+        found = measure(sources, workload, devices=devices, stages=stages, ticks=ticks)
         return dataclasses.replace(found, shared=shared)
 
 

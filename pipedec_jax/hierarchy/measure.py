@@ -24,12 +24,39 @@ from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine, Request, make_request
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
-from pipedec_jax.sampling import GREEDY, Sampling
+from pipedec_jax.sampling import GREEDY
 
 WIDTHS = (1, 2, 4, 16)
 """Rows that are timed; others are interpolated."""
 REPEATS = 5
 """Of which the least time counts, of passes and of plain decoding alike."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is decoded, greedily, to measure."""
+
+    prompts: Sequence[Sequence[int]]
+    """Token ids."""
+    vocab_size: int
+    """Ids that are tokens."""
+    dtype: Any
+    """Of weights, activations and caches."""
+    new_tokens: int = 96
+    """Of each text."""
+    widths: Sequence[int] = WIDTHS
+    """Rows that are timed."""
+
+    @property
+    def capacity(self) -> int:
+        """Places of the caches."""
+        return 1 << (max(map(len, self.prompts)) + self.new_tokens + max(self.widths) - 1).bit_length()
+
+    @property
+    def requests(self) -> list[Request]:
+        """Of every prompt."""
+        capacity = self.capacity
+        return [make_request(prompt, capacity - len(prompt), capacity, GREEDY) for prompt in self.prompts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +128,9 @@ class Measured:
 
 def measure(
     sources: Sequence[ParameterSource],
-    prompts: Sequence[Sequence[int]],
+    workload: Workload,
     *,
-    vocab_size: int,
     devices: Sequence[jax.Device],
-    dtype: Any,
-    new_tokens: int = 96,
-    sampling: Sampling = GREEDY,
-    widths: Sequence[int] = WIDTHS,
     stages: Sequence[Sequence[int]] = (),
     ticks: Sequence[Mapping[int, float]] | None = None,
 ) -> Measured:
@@ -116,73 +138,45 @@ def measure(
 
     Args:
         sources: the models' weights, the smallest first, the target last.
-        prompts: token ids.
-        vocab_size: ids that are tokens.
+        workload: what is decoded.
         devices: one for each model, the target's last, and as many as the most stages.
-        dtype: of weights, activations and caches.
-        new_tokens: of each text.
-        sampling: how tokens are drawn.
-        widths: rows that are timed.
         stages: of each model, numbers of stages whose exchange is timed; by default none.
         ticks: what `staged_ticks` gave of them, where that was measured before.
     """
-    capacity = capacity_for(prompts, new_tokens, widths)
-    requests = [make_request(prompt, capacity - len(prompt), capacity, sampling) for prompt in prompts]
-    target = len(sources) - 1
+    target, widths = len(sources) - 1, workload.widths
     own = devices[target : target + 1]
     staged = 0 if ticks is not None else sum(count > 1 for counts in stages for count in counts)
     total = 1 + 2 + target * len(widths) + staged
-    bar = tqdm(total=total, desc="measuring the models", postfix="plain decoding", disable=None)
-    plain, texts = _plain(sources[-1], prompts, capacity, vocab_size, own, dtype, new_tokens, sampling)
-    packed = [_packed(prompt, text, capacity) for prompt, text in zip(prompts, texts, strict=True)]
-
-    seconds: list[dict[int, float]] = []
-    words: list[np.ndarray] = []
-    dispatch = 0.0
-    bar.update()
-    for index in range(len(sources)):
-        model, times = _program(sources[index], devices[index : index + 1], dtype, vocab_size), dict[int, float]()
-        # A pass of one row is one of a program that can read more, but of the smallest model, which never does.
-        for width in sorted(widths) if index else (1, max(widths)):
-            bar.set_postfix_str(f"model {index + 1} of {len(sources)}, {width} row{'s' if width > 1 else ''}")
-            model.set_width(width)
-            if not times:
-                times[1] = _seconds(_one_row(model, requests[0], index < target, new_tokens, capacity), new_tokens)
-                if index == target:
-                    alone = _seconds(_steps(model, requests[0], new_tokens // 2, capacity), new_tokens // 2)
-                    dispatch = max(0.0, alone - times[1])
-            if width > 1:
-                passes = max(1, new_tokens // width)
-                times[width] = _seconds(_wide(model, requests[0], packed[0], index < target, passes, capacity), passes)
-            bar.update()
-        if index < target:  # in the widest program, the last one
-            said = []
-            for request, text in zip(requests, packed, strict=True):
-                _wide(model, request, text, True, -(-new_tokens // model.width) + 1, capacity)()
-                said.append(np.asarray(model.state.said))
-            words.append(_spans(said, prompts, new_tokens))
-        seconds.append(times)
-    if ticks is None:
-        bar.set_postfix_str("stages")
-        ticks = staged_ticks(
-            sources, prompts, stages, lambda count: devices[:count], vocab_size=vocab_size, dtype=dtype,
-            new_tokens=new_tokens, sampling=sampling, widths=widths, done=bar.update,
-        )  # fmt: skip
-    bar.close()
+    with tqdm(total=total, desc="measuring the models", postfix="plain decoding", disable=None) as bar:
+        plain, texts = _plain(sources[-1], workload, own)
+        packed = [
+            _packed(prompt, text, workload.capacity) for prompt, text in zip(workload.prompts, texts, strict=True)
+        ]
+        bar.update()
+        alone = []
+        for index, source in enumerate(sources):
+            program = _program(source, devices[index : index + 1], workload)
+            # A pass of one row is one of a program that can read more, but of the smallest model, which never does.
+            tried = sorted(widths) if index else (1, max(widths))
+            name = f"model {index + 1} of {len(sources)}"
+            alone.append(_alone(program, workload, packed, tried, smaller=index < target, bar=bar, name=name))
+        if ticks is None:
+            bar.set_postfix_str("stages")
+            ticks = staged_ticks(sources, workload, stages, lambda count: devices[:count], done=bar.update)
     # One token is in flight, so each tick one stage works, and all of them in turn.
     exchange = [
-        {count: max(0.0, tick - own[1] / count) for count, tick in found.items()}
-        for found, own in zip(ticks, seconds, strict=True)
+        {count: max(0.0, tick - one.seconds[1] / count) for count, tick in found.items()}
+        for found, one in zip(ticks, alone, strict=True)
     ]
-    words.append(_spans([text[len(FIGURES) :] for text in packed], prompts, new_tokens))
-    found = np.stack(words).astype(np.int32)
-    found[:, 0] = found[-1, 0]
+    said = [one.said for one in alone[:-1]] + [[text[len(FIGURES) :] for text in packed]]
+    words = np.stack([_spans(one, workload) for one in said]).astype(np.int32)
+    words[:, 0] = words[-1, 0]
     return Measured(
-        seconds=tuple(seconds),
-        words=found,
+        seconds=tuple(one.seconds for one in alone),
+        words=words,
         plain=plain,
         exchange=tuple(exchange),
-        dispatch=dispatch,
+        dispatch=alone[-1].dispatch,
         one_row=1 in placement.row_sizes(placement.make_mesh(1, own), max(widths)),
         layers=tuple(source.config.layers for source in sources),
     )
@@ -190,15 +184,10 @@ def measure(
 
 def staged_ticks(
     sources: Sequence[ParameterSource],
-    prompts: Sequence[Sequence[int]],
+    workload: Workload,
     stages: Sequence[Sequence[int]],
     devices: Callable[[int], Sequence[jax.Device]],
     *,
-    vocab_size: int,
-    dtype: Any,
-    new_tokens: int = 96,
-    sampling: Sampling = GREEDY,
-    widths: Sequence[int] = WIDTHS,
     done: Callable[[], object] = lambda: None,
 ) -> list[dict[int, float]]:
     """Seconds of a tick of each model's pipe, one token being in flight, by its number of stages, of those over one.
@@ -207,68 +196,103 @@ def staged_ticks(
 
     Args:
         sources: as for `measure`.
-        prompts: as for `measure`.
+        workload: as for `measure`.
         stages: as for `measure`.
         devices: that so many stages are on.
-        vocab_size: as for `measure`.
-        dtype: as for `measure`.
-        new_tokens: as for `measure`.
-        sampling: as for `measure`.
-        widths: as for `measure`.
         done: called after each number of stages.
 
     Returns:
         Of each model; nothing of stages none of which are this process's.
     """
-    capacity = capacity_for(prompts, new_tokens, widths)
-    request = make_request(prompts[0], capacity - len(prompts[0]), capacity, sampling)
+    request, capacity = workload.requests[0], workload.capacity
     found: list[dict[int, float]] = [{} for _ in sources]
     for index, counts in enumerate(stages):
-        for count in counts:
-            if count > 1:
-                passes = count * (new_tokens // 2)
-                program = _program(sources[index], devices(count), dtype, vocab_size)
-                if program.here:
-                    run = _one_row(program, request, index < len(sources) - 1, passes, capacity)
-                    found[index][count] = _seconds(run, passes)
-                done()
+        for count in (count for count in counts if count > 1):
+            passes = count * (workload.new_tokens // 2)
+            program = _program(sources[index], devices(count), workload)
+            if program.here:
+                run = _one_row(program, request, index < len(sources) - 1, passes, capacity)
+                found[index][count] = _seconds(run, passes)
+            done()
     return found
 
 
-def capacity_for(prompts: Sequence[Sequence[int]], new_tokens: int, widths: Sequence[int]) -> int:
-    """Places of the caches that are measured with."""
-    return 1 << (max(map(len, prompts)) + new_tokens + max(widths) - 1).bit_length()
+@dataclasses.dataclass(frozen=True)
+class _Alone:
+    """What was measured of one model."""
+
+    seconds: dict[int, float]
+    """Of a pass, by its rows."""
+    dispatch: float
+    """Of a program of a single pass, beside the pass; measured of the target."""
+    said: list[np.ndarray]
+    """Of a smaller model: what it says at each position of every text."""
 
 
-def _program(source: ParameterSource, devices: Sequence[jax.Device], dtype: Any, vocab_size: int) -> ModelProgram:
+def _alone(
+    program: ModelProgram,
+    workload: Workload,
+    packed: Sequence[np.ndarray],
+    widths: Sequence[int],
+    *,
+    smaller: bool,
+    bar: tqdm,
+    name: str,
+) -> _Alone:
+    """Time a model's passes, and see what it says.
+
+    Args:
+        program: of the model.
+        workload: what is decoded.
+        packed: prompts with the target's texts, as published buffers.
+        widths: rows, rising.
+        smaller: whether it is not the target.
+        bar: told of every width.
+        name: of the model, in the bar.
+    """
+    requests, capacity, tokens = workload.requests, workload.capacity, workload.new_tokens
+    times: dict[int, float] = {}
+    dispatch = 0.0
+    for width in widths:
+        bar.set_postfix_str(f"{name}, {width} row{'s' if width > 1 else ''}")
+        program.set_width(width)
+        if not times:
+            times[1] = _seconds(_one_row(program, requests[0], smaller, tokens, capacity), tokens)
+            if not smaller:
+                steps = _seconds(_steps(program, requests[0], tokens // 2, capacity), tokens // 2)
+                dispatch = max(0.0, steps - times[1])
+        if width > 1:
+            passes = max(1, tokens // width)
+            times[width] = _seconds(_wide(program, requests[0], packed[0], smaller, passes, capacity), passes)
+        bar.update()
+    said = []
+    for request, text in zip(requests, packed, strict=True) if smaller else ():
+        _wide(program, request, text, True, -(-tokens // program.width) + 1, capacity)()
+        said.append(np.asarray(program.state.said))
+    return _Alone(times, dispatch, said)
+
+
+def _program(source: ParameterSource, devices: Sequence[jax.Device], workload: Workload) -> ModelProgram:
     """A model on a stage for each device."""
     return ModelProgram(
         source,
         stages=len(devices),
         width=1,
         devices=devices,
-        dtype=dtype,
-        vocab_size=vocab_size,
+        dtype=workload.dtype,
+        vocab_size=workload.vocab_size,
         prefill_width=128,
     )
 
 
-def _plain(
-    source: ParameterSource,
-    prompts: Sequence[Sequence[int]],
-    capacity: int,
-    vocab_size: int,
-    devices: Sequence[jax.Device],
-    dtype: Any,
-    new_tokens: int,
-    sampling: Sampling,
-) -> tuple[float, list[list[int]]]:
+def _plain(source: ParameterSource, workload: Workload, devices: Sequence[jax.Device]) -> tuple[float, list[list[int]]]:
     """Seconds a token of plain decoding, and its answers."""
-    settings = EngineSettings(method="pp", stages=1, dtype=dtype, capacity=capacity)
-    engine = Engine(source, None, settings, vocab_size=vocab_size, devices=devices)
-    texts = [list(decode(engine, prompt, None, new_tokens, sampling)[0].tokens) for prompt in prompts]
-    times = [decode(engine, prompts[0], None, new_tokens, sampling)[1] for _ in range(REPEATS)]
-    return min(times) / (new_tokens - 1), texts
+    settings = EngineSettings(method="pp", stages=1, dtype=workload.dtype, capacity=workload.capacity)
+    engine = Engine(source, None, settings, vocab_size=workload.vocab_size, devices=devices)
+    tokens = workload.new_tokens
+    texts = [list(decode(engine, prompt, None, tokens)[0].tokens) for prompt in workload.prompts]
+    times = [decode(engine, workload.prompts[0], None, tokens)[1] for _ in range(REPEATS)]
+    return min(times) / (tokens - 1), texts
 
 
 def _packed(prompt: Sequence[int], text: Sequence[int], capacity: int) -> np.ndarray:
@@ -332,11 +356,12 @@ def _seconds(run: Callable[[], float], passes: int) -> float:
     return min([run() for _ in range(REPEATS + 1)][1:]) / passes
 
 
-def _spans(said: Sequence[np.ndarray], prompts: Sequence[Sequence[int]], new_tokens: int) -> np.ndarray:
+def _spans(said: Sequence[np.ndarray], workload: Workload) -> np.ndarray:
     """What was said of the texts, one after another.
 
     What was said of each text's first token does not count; of the first text the token before is given.
     """
-    spans = [slice(len(prompt), len(prompt) + new_tokens) for prompt in prompts]
-    spans[0] = slice(len(prompts[0]) - 1, spans[0].stop)
+    lengths = [len(prompt) for prompt in workload.prompts]
+    spans = [slice(length, length + workload.new_tokens) for length in lengths]
+    spans[0] = slice(lengths[0] - 1, spans[0].stop)
     return np.concatenate([one[span] for one, span in zip(said, spans, strict=True)])

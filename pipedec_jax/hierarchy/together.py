@@ -14,7 +14,7 @@ import jax
 
 from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.exchange import BufferExchange
-from pipedec_jax.hierarchy.measure import REPEATS, WIDTHS, capacity_for, staged_ticks
+from pipedec_jax.hierarchy.measure import REPEATS, Workload, staged_ticks
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 
@@ -24,24 +24,17 @@ SHARES = 16
 
 def measure_together(
     sources: Sequence[ParameterSource],
-    prompts: Sequence[Sequence[int]],
+    workload: Workload,
     stages: Sequence[Sequence[int]],
     devices: Sequence[jax.Device],
-    *,
-    vocab_size: int,
-    dtype: Any,
-    new_tokens: int = 96,
 ) -> tuple[list[dict[int, float]], float]:
     """Time ticks of stages across processes, and a tick's exchange of buffers. All processes call it alike.
 
     Args:
         sources: the models' weights, the smallest first.
-        prompts: token ids.
+        workload: what is decoded.
         stages: of each model, numbers of stages.
         devices: of all processes, the first one's first.
-        vocab_size: ids that are tokens.
-        dtype: of weights, activations and caches.
-        new_tokens: of the text that is decoded.
 
     Returns:
         `measure.staged_ticks`, complete in the first process, whose devices are among those of every number of stages;
@@ -53,8 +46,8 @@ def measure_together(
         first = min(max(0, own - count // 2), len(devices) - count)
         return devices[first : first + count]
 
-    ticks = staged_ticks(sources, prompts, stages, across, vocab_size=vocab_size, dtype=dtype, new_tokens=new_tokens)
-    return ticks, _exchange_seconds(len(sources), devices, capacity_for(prompts, new_tokens, WIDTHS))
+    ticks = staged_ticks(sources, workload, stages, across)
+    return ticks, _exchange_seconds(len(sources), devices, workload.capacity)
 
 
 def _exchange_seconds(models: int, devices: Sequence[jax.Device], capacity: int) -> float:

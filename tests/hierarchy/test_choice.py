@@ -13,7 +13,7 @@ from pipedec_jax.hierarchy import choice as choices
 from pipedec_jax.hierarchy import measure as measuring
 from pipedec_jax.hierarchy import race as races
 from pipedec_jax.hierarchy.choice import Choice, choose, choose_in_turns, selections, tried
-from pipedec_jax.hierarchy.measure import Measured, measure
+from pipedec_jax.hierarchy.measure import Measured, Workload, measure
 from pipedec_jax.model.parameters import MemorySource, initialize
 from tests.analysis.test_tick_cost import CONFIG
 from tests.progress_bars import Bars
@@ -237,12 +237,8 @@ def test_the_words_of_models_are_what_they_say_along_the_targets_texts(monkeypat
     target = MemorySource(CONFIG, jax.tree.map(lambda x: 4 * x, initialize(CONFIG, jax.random.key(0))))
     measured = measure(
         [target, target],
-        [[1, 2, 3], [7]],
-        vocab_size=31,
+        Workload([[1, 2, 3], [7]], vocab_size=31, dtype=jnp.float32, new_tokens=20, widths=(2,)),
         devices=jax.devices(),
-        dtype=jnp.float32,
-        new_tokens=20,
-        widths=(2,),
         stages=((1, 2), (1,)),
     )
     bars.check(["measuring the models"])

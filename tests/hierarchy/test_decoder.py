@@ -28,8 +28,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """Made-up measurements in place of real ones; the arguments that they were asked with."""
     asked: list[dict] = []
 
-    def measure(sources, prompts, **options):
-        asked.append({"prompts": prompts, **options})
+    def measure(sources, workload, **options):
+        asked.append({"workload": workload, **options})
         kept = slice(3 - len(sources), 3)
         return made_up((0.8, 0.9)[-len(sources) + 1 :], MEASURED.seconds[kept], exchange=MEASURED.exchange[kept])
 
@@ -205,8 +205,9 @@ def test_what_is_decoded_to_measure_fits_into_the_targets_context(measured, monk
     models[-1].config = dataclasses.replace(models[-1].config, context=context)
     pipedec_jax.HierarchyDecoder(models, select=True)
     (asked,) = measured
-    prompt = len(asked["prompts"][0])
-    assert asked["new_tokens"] == min(96, context - prompt)
+    workload = asked["workload"]
+    prompt = len(workload.prompts[0])
+    assert workload.new_tokens == min(96, context - prompt)
     assert raced == [prompt + min(64, context - prompt)]
     assert 0 < prompt <= context // 2
 
