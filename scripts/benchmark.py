@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
 from pipedec_jax.analysis.questions import Question, read_questions, spread_over
@@ -24,6 +24,9 @@ from pipedec_jax.command_line.options import parse as generate_options
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
+
+if TYPE_CHECKING:
+    from pipedec_jax.decoding.hierarchy import AnyDecoder
 
 TREES = ("stpp", "pipedec", "best-first")
 """Methods that --width is for; the others send one token at a time, or what their passes give."""
@@ -233,7 +236,7 @@ def prepare(
     return benchmark, settings, {name: found.get(REPORT, []) for name, found in kept.items()}
 
 
-def chosen_by(decoder: opening.AnyDecoder) -> dict[str, Any]:
+def chosen_by(decoder: AnyDecoder) -> dict[str, Any]:
     """Options of `generate.py` under which a decoder would be what it chose to be, and what it says of that."""
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):
         return {"passes": decoder.settings.passes, "width": decoder.settings.width, REPORT: decoder.report()}
@@ -298,7 +301,7 @@ def report(
     print(f"written to {out}: {', '.join(names)}, answers/ (Spec-Bench's format), figures/")
 
 
-def described(decoder: opening.AnyDecoder, models: list[str], chosen: list[str]) -> Any:
+def described(decoder: AnyDecoder, models: list[str], chosen: list[str]) -> Any:
     from pipedec_jax.analysis.benchmark_summary import Contender
 
     if isinstance(decoder, pipedec_jax.HierarchyDecoder):

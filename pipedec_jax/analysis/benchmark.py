@@ -20,14 +20,11 @@ from tqdm import tqdm
 from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line
 from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.analysis.questions import Question
-from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.decoding.hierarchy import HierarchyDecoder
+from pipedec_jax.decoding.hierarchy import AnyDecoder, HierarchyDecoder
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.exit_store import description_path
 from pipedec_jax.loading import Model, short_names
 from pipedec_jax.whole_files import write_whole
-
-AnyDecoder = Decoder | HierarchyDecoder
 
 WARM_UP_TOKENS = 4
 """Tokens of the answer that a decoder warms up with: all programs have then run."""

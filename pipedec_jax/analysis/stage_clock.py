@@ -90,7 +90,7 @@ class StageClock:
     """
 
     def __init__(self, engine: Engine, length: int) -> None:
-        self._system = system = engine.system()
+        system = engine.system()
         capacity = engine.capacity_for(length)
         self._shared = begin(system, make_request([0], 1, capacity, GREEDY), jnp.zeros((), jnp.int32))
         local = engine.new_local(capacity)

@@ -14,7 +14,7 @@ from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import EXIT_ONLY, EXIT_TOO, METHODS
 
 if TYPE_CHECKING:
-    AnyDecoder = pipedec_jax.Decoder | pipedec_jax.HierarchyDecoder
+    from pipedec_jax.decoding.hierarchy import AnyDecoder
 
 DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 

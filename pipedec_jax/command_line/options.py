@@ -75,6 +75,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    _add_prompts(parser)
+    _add_models(parser)
+    _add_exit(parser)
+    _add_sizes(parser)
+    _add_hierarchy(parser)
+    _add_request(parser)
+    _add_numbers(parser)
+    _add_hosts(parser)
+    parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")
+    options = parser.parse_args(arguments)
+    if options.stages is not None and len(options.stages) == 1:
+        (options.stages,) = options.stages
+    return options
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    """What is decoded."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue (a sample when there is none)")
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="read the prompt from a UTF-8 file")
@@ -85,6 +103,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--out", metavar="FILE", type=Path, help="of --prompts: append the answers here; goes on where it was"
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the target's chat template")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    """Who decodes, how, and who guesses."""
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--method", default="best-first", help=f"one of {METHOD_NAMES}; the text is the same")
@@ -92,6 +114,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--drafter",
         help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
     )
+
+
+def _add_exit(parser: argparse.ArgumentParser) -> None:
+    """Where the target guesses by itself."""
     parser.add_argument(
         "--exit-layer",
         metavar="E",
@@ -106,6 +132,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
     parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Stages, and sizes of trees."""
     parser.add_argument(
         "--stages",
         metavar="N",
@@ -136,6 +166,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent")
     parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
     parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
+
+
+def _add_hierarchy(parser: argparse.ArgumentParser) -> None:
+    """What is for hierarchies of models alone."""
     parser.add_argument(
         "--models",
         metavar="DIR",
@@ -154,12 +188,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--form", help="of pipespec: lockstep, or free, each at its own pace (lockstep; with --models auto the faster)"
     )
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """How tokens are drawn, and where an answer ends."""
     parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among tokens that hold this probability")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    """What is computed in, and what time is modeled from."""
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (float32 on CPU, else the checkpoint's)")
     parser.add_argument(
         "--int8", action="store_true", help="hold the matrices of the target's layers as int8 (rounds them)"
@@ -167,6 +209,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--calibration", metavar="FILE", type=Path, help="JSON of measured seconds for modeled time, in place of bytes"
     )
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+    """How several processes find and watch each other."""
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where the first one listens")
     parser.add_argument("--num-processes", metavar="P", type=int, help="how many there are, each started like this one")
     parser.add_argument("--process-id", metavar="I", type=int, help="which one this is, from 0; that one prints")
@@ -183,12 +229,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=START_PATIENCE,
         help="seconds to wait for processes to start, read weights and compile",
     )
-    parser.add_argument("--memory", action="store_true", help="also give the bytes on each device")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and table")
-    options = parser.parse_args(arguments)
-    if options.stages is not None and len(options.stages) == 1:
-        (options.stages,) = options.stages
-    return options
 
 
 def read_prompt(options: argparse.Namespace) -> str:

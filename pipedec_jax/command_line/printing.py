@@ -11,7 +11,7 @@ from pipedec_jax.analysis.exit_cost import Cycle
 from pipedec_jax.command_line.options import paths_as_text
 
 if TYPE_CHECKING:
-    from pipedec_jax.command_line.opening import AnyDecoder
+    from pipedec_jax.decoding.hierarchy import AnyDecoder
 
 NOTHING = {"finish_reason": "interrupted", "new_tokens": 0, "token_ids": [], "text": ""}
 """Figures of an answer that was interrupted before its first token."""

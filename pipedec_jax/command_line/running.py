@@ -19,7 +19,7 @@ from pipedec_jax.hosts.group import Alone, Group, join
 from pipedec_jax.hosts.watch import STATUS
 
 if TYPE_CHECKING:
-    from pipedec_jax.command_line.opening import AnyDecoder
+    from pipedec_jax.decoding.hierarchy import AnyDecoder
 
 HOSTS = ("coordinator", "num_processes", "process_id", "hosts", "patience", "start_patience")
 """How processes find and watch each other; nothing that an answer depends on."""

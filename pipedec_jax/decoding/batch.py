@@ -26,10 +26,7 @@ from pipedec_jax.soundness import NotFiniteError
 
 if TYPE_CHECKING:
     from pipedec_jax.decoding.base import Prompt
-    from pipedec_jax.decoding.decoder import Decoder
-    from pipedec_jax.decoding.hierarchy import HierarchyDecoder
-
-    AnyDecoder = Decoder | HierarchyDecoder
+    from pipedec_jax.decoding.hierarchy import AnyDecoder
 
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 """What a prompt's line may set for itself."""

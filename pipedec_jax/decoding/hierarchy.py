@@ -323,6 +323,10 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         return dataclasses.replace(found, shared=shared)
 
 
+AnyDecoder = Decoder | HierarchyDecoder
+"""Either of the public decoders."""
+
+
 def _check_arguments(
     models: Sequence[Any],
     method: str,

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from pipedec_jax.hierarchy.buffers import FIGURES
+
 if TYPE_CHECKING:
     from pipedec_jax.hierarchy.engine import HierarchyEngine
 
@@ -30,45 +32,8 @@ def run_free(engine: HierarchyEngine, published: Sequence[jax.Array], goal: int)
     Raises:
         BaseException: the first error of any thread.
     """
-    newest = list(published)
-    news = threading.Condition()
-    errors: list[BaseException] = []
-    stop = threading.Event()
-    passes = (*engine.settings.passes, 1)
-
-    def work(index: int) -> None:
-        made = -1
-        while not stop.is_set():
-            if engine.delay is not None:
-                time.sleep(engine.delay(index))
-            seen = list(newest)
-            packed = engine.step(index, seen, passes[index])
-            figures = np.asarray(packed)  # waits until it is ready: what is published can be read at once
-            with news:
-                newest[index] = packed
-                news.notify_all()
-                if index + 1 == len(newest):
-                    if engine.enough(packed, goal):
-                        stop.set()
-                elif figures[1] == made:
-                    # Nothing left to guess before the others move.
-                    same = [a is b for k, (a, b) in enumerate(zip(seen, newest, strict=True)) if k != index]
-                    if all(same) and not stop.is_set():
-                        news.wait(IDLE_S)
-            made = figures[1]
-
-    def run(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:  # handed on to the caller's thread
-            errors.append(error)
-        finally:
-            if errors or index + 1 == len(newest):
-                stop.set()
-            with news:
-                news.notify_all()
-
-    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(newest))]
+    run = _FreeRun(engine, published, goal)
+    threads = [threading.Thread(target=run.work, args=(index,), daemon=True) for index in range(len(published))]
     try:
         for thread in threads:
             thread.start()
@@ -76,13 +41,74 @@ def run_free(engine: HierarchyEngine, published: Sequence[jax.Array], goal: int)
             thread.join()
     finally:
         # Interrupted while starting or waiting: the threads must not go on with what the next answer uses. One that is
-        # not alive yet although it was started finds `stop` set before its first step.
-        stop.set()
-        with news:
-            news.notify_all()
+        # not alive yet although it was started finds it stopped before its first step.
+        run.stop()
         for thread in threads:
             if thread.is_alive():
                 thread.join()
-    if errors:
-        raise errors[0]
-    return newest
+    if run.errors:
+        raise run.errors[0]
+    return run.newest
+
+
+class _FreeRun:
+    """What the threads share.
+
+    Args:
+        engine: whose models they step.
+        published: buffers to begin with.
+        goal: tokens that the target shall hold.
+    """
+
+    def __init__(self, engine: HierarchyEngine, published: Sequence[jax.Array], goal: int) -> None:
+        self.newest = list(published)
+        self.errors: list[BaseException] = []
+        self._engine = engine
+        self._goal = goal
+        self._passes = (*engine.settings.passes, 1)
+        self._news = threading.Condition()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let every thread end after its step."""
+        self._stopped.set()
+        with self._news:
+            self._news.notify_all()
+
+    def work(self, index: int) -> None:
+        """Step a model until all is done; an error stops the others, and is kept for the caller's thread."""
+        try:
+            self._steps(index)
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            if self.errors or self._is_target(index):
+                self.stop()
+
+    def _steps(self, index: int) -> None:
+        made = -1
+        while not self._stopped.is_set():
+            if self._engine.delay is not None:
+                time.sleep(self._engine.delay(index))
+            seen = list(self.newest)
+            packed = self._engine.step(index, seen, self._passes[index])
+            figures = np.asarray(packed)  # waits until it is ready: what is published can be read at once
+            passes = int(figures[FIGURES.index("passes")])
+            with self._news:
+                self.newest[index] = packed
+                self._news.notify_all()
+                if self._is_target(index):
+                    if self._engine.enough(packed, self._goal):
+                        self._stopped.set()
+                elif passes == made:
+                    self._wait_for_news(index, seen)
+            made = passes
+
+    def _wait_for_news(self, index: int, seen: Sequence[jax.Array]) -> None:
+        """Nothing is left to guess before the others move: wait, unless they have."""
+        others = (a is b for k, (a, b) in enumerate(zip(seen, self.newest, strict=True)) if k != index)
+        if all(others) and not self._stopped.is_set():
+            self._news.wait(IDLE_S)
+
+    def _is_target(self, index: int) -> bool:
+        return index + 1 == len(self.newest)

@@ -16,7 +16,6 @@ ROWS = {
 DRAFTED = "#E0A030"
 COMMITS = {"hit": ("#009E73", "o"), "late hit": ("#E69F00", "D"), "miss": ("#D55E00", "X")}
 """Colour and mark of a token, by how it came."""
-KINDS = {"hit": "hits", "late hit": "late hits", "miss": "misses"}
 INK, FAINT = "#222222", "#8A8A8A"
 
 
