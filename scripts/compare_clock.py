@@ -20,6 +20,7 @@ import numpy as np
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.whole_files import write_whole
 
@@ -46,9 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exit-layer", type=int, default=8, help="of the demo target's 16 (default 8)")
     parser.add_argument("--width", type=int, default=2, help="of the trees (default 2)")
-    parser.add_argument("--prompts", type=int, default=6, help="held-out prompts (default 6)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    add_held_out_options(parser, prompts=6)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON to this file")
     args = parser.parse_args()
 

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from pipedec_jax.analysis.method_table import MethodRow
 
 
 def settings(trees: list[int], lengths: list[int]) -> Iterator[dict[str, Any]]:
@@ -36,24 +41,41 @@ def settings(trees: list[int], lengths: list[int]) -> Iterator[dict[str, Any]]:
         yield {"method": "eesd", "draft_length": length}
 
 
-def main() -> None:
-    """Parse arguments, run the grid and print the table."""
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--heads", nargs="+", help="heads by name, such as target for the untrained ones (the best)")
     parser.add_argument("--trees", type=int, nargs="*", default=[4, 16], help="widths of trees (4 16)")
     parser.add_argument("--draft-lengths", type=int, nargs="*", default=[1, 2, 4, 8], help="of EESD; the best is shown")
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    add_held_out_options(parser, prompts=4)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
     parser.add_argument("--out", type=Path, help="also write all rows as JSON to this file")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def show(decoder: pipedec_jax.Decoder, row: MethodRow) -> None:
+    """Print a line of the table."""
+    assert decoder.cycle is not None
+    assert decoder.exit_head is not None
+    count, path = decoder.split.count, decoder.split.exit
+    layers = f"{'+'.join(map(str, count[:path]))} then {'+'.join(map(str, count[path:]))}"
+    name = row.method if row.method != "eesd" else f"eesd, {decoder.settings.draft_length} drafts"
+    print(
+        f"| {row.stages} | {decoder.settings.exit_layer} | {layers} | "
+        f"{decoder.exit_head.config.name.split('-', 1)[1]} | {decoder.cycle.layers:.2f} | {name} | {row.width} | "
+        f"{row.hit_rate:.3f} | {row.ticks_per_token:.2f} | {row.ticks_speedup_vs_pp:.2f} | "
+        f"{row.modeled_speedup_vs_pp:.2f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run the grid and print the table."""
+    args = parse()
     pipedec_jax.use_cpu_devices(max(args.stages))
-    from pipedec_jax.analysis.method_table import MethodRow, plain_answers, run, simulate
+    from pipedec_jax.analysis.method_table import plain_answers, run, simulate
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"))
@@ -69,37 +91,21 @@ def main() -> None:
     print("|" + " --- |" * 11)
     found = []
 
-    def report(decoder: pipedec_jax.Decoder, row: MethodRow) -> None:
-        assert decoder.cycle is not None
-        assert decoder.exit_head is not None
-        layers = "+".join(map(str, decoder.split.count[: decoder.split.exit]))
-        layers += " | " + "+".join(map(str, decoder.split.count[decoder.split.exit :]))
-        name = row.method if row.method != "eesd" else f"eesd, {decoder.settings.draft_length} drafts"
-        print(
-            f"| {row.stages} | {decoder.settings.exit_layer} | {layers.replace('|', 'then')} | "
-            f"{decoder.exit_head.config.name.split('-', 1)[1]} | {decoder.cycle.layers:.2f} | {name} | {row.width} | "
-            f"{row.hit_rate:.3f} | {row.ticks_per_token:.2f} | {row.ticks_speedup_vs_pp:.2f} | "
-            f"{row.modeled_speedup_vs_pp:.2f} |",
-            flush=True,
-        )
-
-    for stages in args.stages:
-        for exit_layer in args.exits:
-            for head in args.heads or [None]:
-                rows = []
-                for setting in settings(args.trees, args.draft_lengths):
-                    decoder = make(stages=stages, exit_layer=exit_layer, exit_head=head, **setting)
-                    row = (run if args.engine else simulate)(decoder, prompts, answers, **options)
-                    rows.append((decoder, row))
-                    if row.method != "eesd":
-                        report(decoder, row)
-                eesd = [pair for pair in rows if pair[1].method == "eesd"]
-                if eesd:
-                    report(*max(eesd, key=lambda pair: pair[1].modeled_speedup_vs_pp))
-                for decoder, row in rows:
-                    extra = {"exit_layer": exit_layer, "layers_by_stage": decoder.split.count}
-                    extra |= {"exit_stages": decoder.split.exit, "draft_length": decoder.settings.draft_length}
-                    found.append(row.to_dict() | extra)
+    for stages, exit_layer, head in itertools.product(args.stages, args.exits, args.heads or [None]):
+        rows = []
+        for setting in settings(args.trees, args.draft_lengths):
+            decoder = make(stages=stages, exit_layer=exit_layer, exit_head=head, **setting)
+            row = (run if args.engine else simulate)(decoder, prompts, answers, **options)
+            rows.append((decoder, row))
+            if row.method != "eesd":
+                show(decoder, row)
+        eesd = [pair for pair in rows if pair[1].method == "eesd"]
+        if eesd:
+            show(*max(eesd, key=lambda pair: pair[1].modeled_speedup_vs_pp))
+        for decoder, row in rows:
+            extra = {"exit_layer": exit_layer, "layers_by_stage": decoder.split.count}
+            extra |= {"exit_stages": decoder.split.exit, "draft_length": decoder.settings.draft_length}
+            found.append(row.to_dict() | extra)
     if args.out is not None:
         write_whole(args.out, json.dumps({"argv": sys.argv[1:], "rows": found}, indent=1) + "\n")
 

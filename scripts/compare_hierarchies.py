@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 
@@ -27,9 +28,7 @@ SPREAD = (2,)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    add_held_out_options(parser, prompts=4)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 4], help="of the target, in the table (1 4)")
     parser.add_argument("--delays", action="store_true", help="with injected delays, in place of all else")
     parser.add_argument("--depth", action="store_true", help="two, three and four models, in place of all else")

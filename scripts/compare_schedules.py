@@ -17,14 +17,18 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from pipedec_jax.analysis.method_table import MethodRow
 
 DRAFTERS = ("model", "both")
 """The draft model alone, and with look-up beside it."""
@@ -41,8 +45,7 @@ def others(width: int) -> Iterator[dict[str, Any]]:
             yield setting | {"draft_steps": steps}
 
 
-def main() -> None:
-    """Parse arguments, run the grid and print the table."""
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", help="model directory or hub id (default: the demo target)")
     parser.add_argument("--draft", help="the same for the draft (default: the demo draft)")
@@ -53,18 +56,54 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="settings whose description has all words"
     )
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    add_held_out_options(parser, prompts=4)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
     parser.add_argument("--out", type=Path, help="also write all rows as JSON to this file")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def show(row: MethodRow, width: int, note: str = "") -> None:
+    """Print a line of the table; `width` is the grid's, of which a static tree has its own."""
+    print(
+        f"| {row.stages} | {width} | {row.method}{note} | {row.drafter} | {row.children} | {row.draft_steps} | "
+        f"{row.ticks_per_token:.2f} | {row.hit_rate:.3f} | {row.late_hits / row.tokens:.3f} | "
+        f"{row.ticks_late / row.tokens:.2f} | {row.ticks_speedup_vs_pp:.2f} | {row.modeled_speedup_vs_pp:.2f} |",
+        flush=True,
+    )
+
+
+def show_oracle(
+    make: Callable[..., pipedec_jax.Decoder],
+    prompts: Sequence[str],
+    answers: Sequence[list[int]],
+    stages: Sequence[int],
+    **options: Any,
+) -> None:
+    """Print the ticks that an oracle schedule would need; arguments as for `method_table.guesses`."""
+    from pipedec_jax.analysis.bound import oracle_ticks
+    from pipedec_jax.analysis.method_table import guesses
+
+    print("\nTicks per token that an oracle schedule would need with the same drafter's 16 guesses after each token")
+    print("| stages | drafter | tokens guessed | 1 draft step | 2 draft steps | 4 draft steps |")
+    print("|" + " --- |" * 6)
+    for drafter in DRAFTERS:
+        decoder = make(method="pipedec", stages=2, drafter=drafter, children=16)
+        right = guesses(decoder, prompts, answers, **options)
+        share = sum(map(sum, right)) / sum(map(len, right))
+        tokens = sum(len(answer) + 1 for answer in right)
+        for count in stages:
+            ticks = [sum(oracle_ticks(count, answer, steps) for answer in right) / tokens for steps in (1, 2, 4)]
+            print(f"| {count} | {drafter} | {share:.3f} | " + " | ".join(f"{one:.2f}" for one in ticks) + " |")
+
+
+def main() -> None:
+    """Run the grid and print the tables."""
+    args = parse()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
     from pipedec_jax.analysis import static_trees
-    from pipedec_jax.analysis.bound import oracle_ticks
-    from pipedec_jax.analysis.method_table import MethodRow, guesses, plain_answers, run, simulate, sweep
+    from pipedec_jax.analysis.method_table import plain_answers, run, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     target = pipedec_jax.load(args.target) if args.target else pipedec_jax.load_demo("target")
@@ -73,14 +112,6 @@ def main() -> None:
 
     def chosen(settings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         return [setting for setting in settings if all(word in str(list(setting.values())) for word in args.only)]
-
-    def report(row: MethodRow, note: str = "") -> None:
-        print(
-            f"| {row.stages} | {width} | {row.method}{note} | {row.drafter} | {row.children} | {row.draft_steps} | "
-            f"{row.ticks_per_token:.2f} | {row.hit_rate:.3f} | {row.late_hits / row.tokens:.3f} | "
-            f"{row.ticks_late / row.tokens:.2f} | {row.ticks_speedup_vs_pp:.2f} | {row.modeled_speedup_vs_pp:.2f} |",
-            flush=True,
-        )
 
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
     print(f"temperature {args.temperature}; {'run' if args.engine else 'simulated'}. Draft steps of stpp: its depth;")
@@ -114,24 +145,13 @@ def main() -> None:
                 trees = [tree(static["drafter"], width, depth) for depth in depths]
                 for note, maker in (("", make), (", free", free)):
                     rows.append(best_tree(trees, stages, maker))
-                    report(rows[-1], note)
+                    show(rows[-1], width, note)
             settings = [setting | {"stages": stages} for setting in chosen(others(width))]
-            rows += sweep(make, prompts, answers, settings, report, how, **options)
-    print("\nTicks per token that an oracle schedule would need with the same drafter's 16 guesses after each token")
-    print("| stages | drafter | tokens guessed | 1 draft step | 2 draft steps | 4 draft steps |")
-    print("|" + " --- |" * 6)
-    for drafter in ("model", "both"):
-        decoder = make(method="pipedec", stages=2, drafter=drafter, children=16)
-        right = guesses(decoder, prompts, answers, **options)
-        share = sum(map(sum, right)) / sum(map(len, right))
-        tokens = sum(len(answer) + 1 for answer in right)
-        for stages in args.stages:
-            ticks = [sum(oracle_ticks(stages, answer, steps) for answer in right) / tokens for steps in (1, 2, 4)]
-            print(f"| {stages} | {drafter} | {share:.3f} | " + " | ".join(f"{count:.2f}" for count in ticks) + " |")
+            rows += sweep(make, prompts, answers, settings, functools.partial(show, width=width), how, **options)
+    show_oracle(make, prompts, answers, args.stages, **options)
     if args.out is not None:
-        write_whole(
-            args.out, json.dumps({"argv": sys.argv[1:], "rows": [row.to_dict() for row in rows]}, indent=1) + "\n"
-        )
+        values = {"argv": sys.argv[1:], "rows": [row.to_dict() for row in rows]}
+        write_whole(args.out, json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
 
 TIMES = Path(__file__).resolve().parents[1] / "configs" / "demo_times_2_core_cpu.json"
@@ -28,9 +29,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, default=TIMES, help="seconds of the parts (a CPU's, in configs/)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--width", type=int, nargs="+", default=[1, 2, 4, 8, 32])
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    add_held_out_options(parser, prompts=4)
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import pipedec_jax
 from pipedec_jax import tree as trees
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
@@ -53,9 +54,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--draft-steps", type=int, default=2)
     parser.add_argument("--sharpness", type=float, default=1.43, help="the calibrated one (default 1.43)")
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    add_held_out_options(parser, prompts=4)
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)
