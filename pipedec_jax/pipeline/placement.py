@@ -113,7 +113,6 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
     """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`; int8 stays."""
     parts = mesh.shape[TENSOR]
     config = part_config(source.config, parts)
-
     names = held_names(config)
 
     def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -123,9 +122,8 @@ def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: 
             rank, part = divmod(device, parts)
             if rank < split.stages and index < split.count[rank]:
                 layer = split.first[rank] + index
-                return _side_by_side(
-                    shape, held, [read_layer_part(source, layer, one, parts, part) for one in names[name]]
-                )
+                stored = [read_layer_part(source, layer, one, parts, part) for one in names[name]]
+                return _side_by_side(stored, shape, held)
             return np.zeros(shape, held)
 
         return per_device(mesh, shape, held, make)
@@ -187,8 +185,7 @@ def _replicated_layer(
     shapes, layer = held_shapes(config), {}
     for name, stored in held_names(config).items():
         held = fixed_dtype(config, stored[0]) or dtype
-        array = _side_by_side(shapes[name], held, [read(one) for one in stored])
-        layer[name] = replicate(mesh, array.astype(held, copy=False))
+        layer[name] = replicate(mesh, _side_by_side([read(one) for one in stored], shapes[name], held))
     return layer
 
 
@@ -218,14 +215,14 @@ def place_rows(mesh: Mesh, vocab_size: int, width: int, dtype: Any, read: Callab
     return per_device(mesh, (rows, width), dtype, make)
 
 
-def _side_by_side(shape: tuple[int, ...], dtype: Any, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Stored arrays as the one of this shape in which devices hold them; one array alone keeps its dtype."""
+def _side_by_side(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Stored arrays in `dtype` as the one of this shape that devices hold."""
     if len(arrays) == 1:
-        return arrays[0].reshape(shape)
+        return contiguous(arrays[0].reshape(shape)).astype(dtype, copy=False)
     joined, start = _aligned(shape, np.dtype(dtype)), 0
     for array in arrays:
         flat = array.reshape(*shape[:-1], -1)
-        joined[..., start : start + flat.shape[-1]] = flat
+        joined[..., start : start + flat.shape[-1]] = contiguous(flat)
         start += flat.shape[-1]
     return joined
 
