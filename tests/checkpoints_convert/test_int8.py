@@ -13,8 +13,8 @@ from checkpoints_convert.verify import damage, differences
 from pipedec_jax.model.int8 import DequantizedSource, Int8Source
 from pipedec_jax.model.parameters import parameter_shapes
 from tests.checkpoints_convert.sources import edit_json, stop_at
+from tests.checkpoints_convert.stopping import Stopped, contents
 from tests.checkpoints_convert.test_bad_input import edit_tensors
-from tests.checkpoints_convert.test_resume import Stopped, contents
 
 
 @pytest.fixture(autouse=True)

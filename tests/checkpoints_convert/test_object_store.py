@@ -14,7 +14,7 @@ from checkpoints_convert.paths import is_cloud, key_value_store
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import damage, differences
 from tests.checkpoints_convert.sources import stop_at
-from tests.checkpoints_convert.test_resume import Stopped, contents
+from tests.checkpoints_convert.stopping import Stopped, contents
 
 PLACE = "gs://bucket/library/model"
 
