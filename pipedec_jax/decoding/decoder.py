@@ -87,8 +87,9 @@ class Decoder(BaseDecoder[Engine]):
         drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
             drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
             `eesd`.
-        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes. Where they grow with
-            a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
+        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes: what
+            `analysis.calibration.calibrate` gives, or the JSON that `scripts/calibrate.py` writes, read. Where they
+            grow with a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
         record: whether to keep what happens in every tick, for `recording`. Tokens and ticks are the same; off, which
@@ -122,7 +123,7 @@ class Decoder(BaseDecoder[Engine]):
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
         drafter: Drafter | DrafterName | None = None,
-        calibration: Mapping[str, float] | None = None,
+        calibration: Mapping[str, Any] | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
         record: bool = False,
@@ -337,7 +338,7 @@ def _usual_children(method: str, width: int | None) -> int:
 
 
 def _model_costs(
-    calibration: Mapping[str, float] | None,
+    calibration: Mapping[str, Any] | None,
     target: LlamaConfig,
     draft: LlamaConfig | None,
     dtype: np.dtype[Any],
