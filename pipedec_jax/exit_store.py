@@ -241,6 +241,19 @@ def load_exit_head(target: Model, exit_layer: int, head: str | None = None) -> E
     )
 
 
+def given_exit_head(head: ExitHead, target: LlamaConfig) -> ExitHead:
+    """A head that is in memory, its arrays NumPy's (those of training are JAX's).
+
+    Raises:
+        ValueError: unless it has the arrays that its description says, for a target of this geometry.
+    """
+    if not isinstance(head.params, dict):
+        raise ValueError(f"the params of an ExitHead must be a nested dictionary of arrays, not {head.params!r}")
+    arrays = {path: np.asarray(array) for path, array in flatten(head.params)}
+    _check_shapes(head.config, target, arrays, "the exit head")
+    return dataclasses.replace(head, params=nest(arrays))
+
+
 def _with_layer(exit_layer: int, head: str | None) -> str | None:
     """A head's name, or how it begins, with the exit layer."""
     return head if head is None or head.startswith(f"{exit_layer}-") else f"{exit_layer}-{head}"

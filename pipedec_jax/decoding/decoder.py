@@ -20,7 +20,7 @@ from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.decoding.stream import Request
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.chances import Noise
-from pipedec_jax.exit_store import load_exit_head
+from pipedec_jax.exit_store import given_exit_head, load_exit_head
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import tensor_share
@@ -71,8 +71,8 @@ class Decoder(BaseDecoder[Engine]):
             `pipedec` and `best-first`. The first two need none where heads are stored: the one that is predicted to be
             quickest is taken (`exit_forecasts`).
         exit_head: that head: the name of one stored beside the target without its exit layer, such as `block`;
-            `target` for the untrained one, which is the target's own norm and LM head; an `ExitHead`. By default, of
-            those stored for the exit layer, the one that agrees most with the target.
+            `target` for the untrained one, which is the target's own norm and LM head; a `model.exit_head.ExitHead`.
+            By default, of those stored for the exit layer, the one that agrees most with the target.
         exit_stages: stages that those layers are spread over; by default as many as make a token quickest.
         draft_length: tokens that EESD drafts before it verifies.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
@@ -166,7 +166,7 @@ class Decoder(BaseDecoder[Engine]):
         self.drafter = drafter
         self.split = make_split(settings, target.config, head)
         self._head = head
-        self._given_head = exit_head if isinstance(exit_head, ExitHead) else None
+        self._given_head = given_exit_head(exit_head, target.config) if isinstance(exit_head, ExitHead) else None
         guessing = draft.config if draft else None
         draft_ranks = make_drafter(settings, guessing, drafter, target.vocab_size, target.config, head).ranks
         ranks, parts = settings.stages + draft_ranks, settings.tensor_parallel

@@ -14,6 +14,7 @@ from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayDrafter
+from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, initialize_head
 from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
 from pipedec_jax.pipeline.settings import has_places
 from tests.conftest import DEVICES, write_byte_level
@@ -366,6 +367,24 @@ def test_options_are_passed_on_under_the_names_and_types_that_request_has():
     for name in ("self", "prompt", "max_new_tokens", "return"):
         taken.pop(name, None)
     assert typing.get_type_hints(RequestOptions) == taken
+
+
+def test_an_exit_head_in_memory_may_be_as_training_leaves_it(target):
+    """JAX's arrays; what is no such head is refused before weights are read."""
+    config = ExitHeadConfig(exit_layer=1, variant="block", width=8, feed_forward=8)
+    params = initialize_head(config, target.config, target.source.read_all(), 0)
+    settings = {"method": "ppsd", "stages": 2, "dtype": "float32"}
+    plain = Decoder(target, method="pp", stages=1, dtype="float32").generate("x", max_new_tokens=6)
+    found = Decoder(target, exit_head=ExitHead(config, params), **settings).generate("x", max_new_tokens=6)
+    assert found.token_ids == plain.token_ids
+    blind = pipedec_jax.Model(target.config, target.tokenizer, lambda: pytest.fail("read weights"))
+    for wrong, message in (
+        ({}, r"the exit head lacks \['final_norm', "),
+        (params | {"map": np.zeros((3, 3))}, r"'map' of the exit head has shape \(3, 3\), a 1-block-8-ff8 head has"),
+        (None, "the params of an ExitHead must be a nested dictionary of arrays, not None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Decoder(blind, exit_head=ExitHead(config, wrong), **settings)
 
 
 def test_a_decoder_shows_what_it_is(target):
