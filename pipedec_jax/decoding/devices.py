@@ -51,7 +51,7 @@ def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
         parts: devices of each of them.
 
     Raises:
-        ValueError: when there are too few devices, or more processes than devices are needed.
+        ValueError: when there are too few devices, or more processes than devices are needed, or JAX cannot start.
     """
     count, processes = ranks * parts, process_count()
     # Before JAX has started nobody knows whether there is an accelerator; asking for CPU devices takes nothing away
@@ -61,7 +61,7 @@ def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
         use_cpu_devices(-(-ranks // processes) * parts if ranks >= processes else -(-count // processes))
     except RuntimeError as error:
         started = error
-    devices = jax.devices()
+    devices = _default_devices()
     if len(devices) >= count:
         return devices[:count] if processes == 1 else _spread(devices, ranks, parts)
     platform = devices[0].platform
@@ -120,10 +120,21 @@ def pick_room(ranks: int) -> list[jax.Device]:
     cores = usable_cores()
     with contextlib.suppress(RuntimeError):  # JAX has started
         use_cpu_devices(max(ranks, cores))
-    devices = jax.devices()
+    devices = _default_devices()
     if devices[0].platform != "cpu" and len(devices) >= ranks:
         return devices
     return pick_devices(min(len(devices), max(ranks, cores)) if devices[0].platform == "cpu" else ranks)
+
+
+def _default_devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX's assertion, where CUDA is not there, has no words.
+        told = getattr(jax.config, "jax_platforms", None)
+        raise ValueError(
+            f"JAX cannot start the platforms that it was told to use (JAX_PLATFORMS={told}): leave it unset, or set it "
+            f"to one that is here, such as cpu{f' ({error})' if str(error) else ''}"
+        ) from error
 
 
 def _cpu_devices() -> list[jax.Device]:

@@ -61,6 +61,18 @@ except RuntimeError as error:
         assert "XLA_FLAGS=--xla_force_host_platform_device_count=4" in line
 
 
+@pytest.mark.parametrize(
+    ("error", "words"), [(AssertionError(), r"as cpu$"), (RuntimeError("no bogus"), r"\(no bogus\)$")]
+)
+def test_platforms_that_are_not_there_are_named(monkeypatch, error, words):
+    def start():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", start)
+    with pytest.raises(ValueError, match=r"JAX cannot start .* \(JAX_PLATFORMS=.*\): leave it unset, .*" + words):
+        devices.pick_devices(1)
+
+
 def test_enough_accelerators_are_used_and_too_few_are_not(monkeypatch):
     class Accelerator:
         platform = "gpu"
