@@ -15,9 +15,9 @@ import os
 from pathlib import Path
 
 import pipedec_jax
+from pipedec_jax.checks import check_count
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
-from pipedec_jax.pipeline.settings import check_count
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MODELED = (

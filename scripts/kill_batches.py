@@ -18,10 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipedec_jax.checks import check_count
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
 from pipedec_jax.loading import demo_directory
-from pipedec_jax.pipeline.settings import check_count
 
 SCRIPT = Path(__file__).parent / "generate.py"
 BAD = 7

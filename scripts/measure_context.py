@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 import pipedec_jax
+from pipedec_jax.checks import check_count
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
-from pipedec_jax.pipeline.settings import check_count
 
 
 def main() -> None:

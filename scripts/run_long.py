@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run, print a line for every tenth of it, and end with status 1 where a token differs."""
     options = parse(arguments)
     from pipedec_jax.analysis.long_run import long_run
-    from pipedec_jax.pipeline.settings import check_count
+    from pipedec_jax.checks import check_count
 
     answers: list[Answer] = []
 

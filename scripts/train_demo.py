@@ -9,7 +9,6 @@ family (three Hugging Face directories, the lists of files, the reports) is in t
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from pipedec_jax.command_line.options import Parser, fail
@@ -53,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
     prefer_fast_products()
     from pipedec_jax.training.evaluate import EvaluationConfig, table
     from pipedec_jax.training.family import STAGES, Family, ModelPlan, read_portions
+    from pipedec_jax.training.loop import json_log
 
     if options.until not in STAGES:
         raise ValueError(f"--until {options.until}: choose one of {', '.join(STAGES)}")
@@ -64,14 +64,7 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name}-steps must be at least 1, not {steps}")
         plans[name] = plan if steps is None else plan.scaled(steps)
 
-    def log(figures: dict) -> None:
-        line = json.dumps(figures)
-        print(line, flush=True)
-        if options.log:
-            with options.log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-    family = Family(options.run, plans, read_portions(options.records), options.library, log)
+    family = Family(options.run, plans, read_portions(options.records), options.library, json_log(options.log))
     for stage in STAGES[: STAGES.index(options.until) + 1]:
         print(f"stage {stage}", flush=True)
         if stage == "evaluate":

@@ -10,7 +10,6 @@ heads are in DIR/exits/; the run's checkpoints in its own folder.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from pipedec_jax.command_line.options import fail
@@ -78,6 +77,7 @@ def main() -> None:
     from pipedec_jax.training.exit_run import ExitRun, worse_than_untrained
     from pipedec_jax.training.exits import ExitPlan
     from pipedec_jax.training.family import read_portions
+    from pipedec_jax.training.loop import json_log
 
     given = [name for name in (*HEAD_OPTIONS, *TRAINING_OPTIONS) if getattr(options, name) is not None]
     try:
@@ -112,18 +112,12 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
 
-    def log(figures: dict) -> None:
-        line = json.dumps(figures)
-        print(line, flush=True)
-        if options.log:
-            with options.log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
     print(f"run in {run.directory}", flush=True)
     for folder in run.replaced:
         print(f"at its end, replaces {folder}", flush=True)
     try:
-        heads = run.train(log, options.every if options.every is not None else max(1, plan.training.steps // 10))
+        every = max(1, plan.training.steps // 10) if options.every is None else options.every
+        heads = run.train(json_log(options.log), every)
     except ValueError as error:
         fail(error)
     agreement = run.measure(heads)

@@ -19,13 +19,14 @@ import jax
 import numpy as np
 
 from pipedec_jax.analysis.compiled import ShapeSource, report, shape_head
+from pipedec_jax.checks import check_count
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.devices import decoding_dtype
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.settings import HierarchySettings
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings, check_count
+from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
 from pipedec_jax.pipeline.stage import TargetParams
 
 H100 = """

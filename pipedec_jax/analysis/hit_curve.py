@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipedec_jax.checks import check_count
 from pipedec_jax.pipeline.settings import METHODS
 
 DRAFTED = ("stpp", "pipedec", "best-first")
@@ -93,10 +94,8 @@ def _read_row(row: Any, lines: dict[Setting, dict[int, float]], exits: dict[floa
 
 
 def _count(row: Mapping[str, Any], name: str) -> int:
-    value = row[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+    check_count(name, row[name])
+    return row[name]
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:

@@ -13,6 +13,7 @@ from pipedec_jax.analysis.cost import ByRows, Costs, at_rows, head_bytes, layer_
 from pipedec_jax.analysis.device_memory import cache_bytes
 from pipedec_jax.analysis.hit_curve import HitCurve, Setting
 from pipedec_jax.analysis.links import Link, exchange_seconds
+from pipedec_jax.checks import check_count
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -66,8 +67,7 @@ class Problem:
     """What every slot of the cache adds to them; `None` where they have it in them, as measured ones do."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.devices, bool) or not isinstance(self.devices, int) or self.devices < 1:
-            raise ValueError(f"devices must be a whole number of at least 1, not {self.devices!r}")
+        check_count("devices", self.devices)
         if not 1 <= self.context <= self.target.context:
             raise ValueError(f"context must be 1 to the target's {self.target.context} tokens, not {self.context}")
         if self.draft is not None and self.draft.context < self.context:

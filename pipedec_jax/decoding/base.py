@@ -11,12 +11,12 @@ from typing import Any, Generic, Protocol, TypeVar, Unpack
 import jax
 import numpy as np
 
+from pipedec_jax.checks import check_count
 from pipedec_jax.decoding import stream
 from pipedec_jax.decoding.request_options import RequestOptions, check_prompts
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.loading import Model
-from pipedec_jax.pipeline.settings import check_count
 
 Prompt = str | Sequence[int] | np.ndarray | jax.Array
 """Text, or token ids: a list, a tuple or an array of one axis."""

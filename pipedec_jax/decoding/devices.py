@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from pipedec_jax.checks import check_count
 from pipedec_jax.hosts.processes import cores_in_all, process_count, usable_cores
-from pipedec_jax.pipeline.settings import check_count
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """Dtypes of weights, activations and caches to decode in; float64 needs JAX's x64 mode."""

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypedDict, TypeVar
 
-from pipedec_jax.pipeline.settings import check_count
+from pipedec_jax.checks import check_count
 from pipedec_jax.sampling import Sampling
 
 Checked = TypeVar("Checked")

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
+from pipedec_jax.checks import check_count
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.pipeline.settings import check_count
 from pipedec_jax.pipeline.split import split_layers
 
 METHODS = ("pipespec", "speculative")

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
+from pipedec_jax.checks import check_count
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, NoDrafter, check_drafter
 from pipedec_jax.drafters.chances import Noise
@@ -179,12 +180,6 @@ class EngineSettings:
     def steps(self) -> int:
         """Draft steps of a tick, whatever the method."""
         return {"pp": 0, "stpp": self.depth}.get(self.method, self.draft_steps)
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise `ValueError` unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def check_fit(

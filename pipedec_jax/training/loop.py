@@ -6,6 +6,7 @@ started again from its last checkpoint therefore ends with the same weights as o
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,19 @@ Carry = tuple[Parameters, Any]
 Advance = Callable[[int, Carry], tuple[Carry, dict[str, jax.Array], int]]
 """`advance(step's number, carry) -> (carry, losses by name, tokens seen)`."""
 Log = Callable[[dict[str, Any]], None]
+
+
+def json_log(path: Path | None = None) -> Log:
+    """Prints figures, one JSON object a line, and appends them to a file where one is given."""
+
+    def log(figures: dict[str, Any]) -> None:
+        line = json.dumps(figures)
+        print(line, flush=True)
+        if path:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    return log
 
 
 class Checkpoints:
