@@ -10,7 +10,9 @@ python scripts/plot_exits.py --out scripts/figures/exits.svg
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,24 +86,18 @@ def draw(
     out: Path,
 ) -> None:
     """A panel per exit: closed forms as lines, counted ticks as dots, plain decoding at 1."""
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
+    from pipedec_jax.plots.rates import draw_over_rates
+    from pipedec_jax.plots.style import save
 
-    figure, panels = plt.subplots(1, len(exits), figsize=(4.6 * len(exits), 3.8), squeeze=False)
-    for panel, layer in zip(panels[0], exits, strict=True):
+    def lines(panel: Any, layer: int) -> None:
         for (number, name), values in forms.items():
             if number == layer:
                 (line,) = panel.plot(fine, values, label=name)
                 panel.plot(rates, counts[layer, name], ".", color=line.get_color())
         panel.axhline(1, color="black", linewidth=0.8, linestyle="--", label="plain decoding (pp)")
-        panel.set_title(f"exit after {layer} layers")
-        panel.set_xlabel("acceptance rate")
-        panel.set_yscale("log", base=2)
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("ticks of PP / ticks (dots: simulated)")
-    panels[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+
+    panels = {f"exit after {layer} layers": functools.partial(lines, layer=layer) for layer in exits}
+    save(draw_over_rates(panels, "acceptance rate", "ticks of PP / ticks (dots: simulated)", width=4.6), out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ python scripts/plot_hit_rates.py --out scripts/figures/hit_rates.svg
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +86,16 @@ def main() -> None:
 
 def draw(found: dict[tuple[int, str], list[float]], stages: list[int], rates: list[float], out: Path) -> None:
     """A panel per stage count: the speedup over PP in ticks."""
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
+    from pipedec_jax.plots.rates import draw_over_rates
+    from pipedec_jax.plots.style import save
 
-    figure, panels = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.8), squeeze=False)
-    for panel, count in zip(panels[0], stages, strict=True):
+    def lines(panel: Any, count: int) -> None:
         for (number, name), ticks in found.items():
             if number == count and name in (*DRAWN, *METHODS):
                 panel.plot(rates, [count / value for value in ticks], marker=".", label=name)
-        panel.set_title(f"{count} stages")
-        panel.set_xlabel("hit rate")
-        panel.set_yscale("log", base=2)
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("ticks of PP / ticks (simulated)")
-    panels[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+
+    panels = {f"{count} stages": functools.partial(lines, count=count) for count in stages}
+    save(draw_over_rates(panels, "hit rate", "ticks of PP / ticks (simulated)", width=4.2), out)
 
 
 if __name__ == "__main__":

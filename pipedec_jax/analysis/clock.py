@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import GREEDY, Sampling
+
+Key = TypeVar("Key")
 
 
 class AnyEngine(Protocol):
@@ -40,6 +42,15 @@ def decode(
     if answer is not None and progress.tokens != list(answer):
         raise TokensDifferError(f"an answer of {len(progress.tokens)} tokens differs from plain decoding's")
     return progress, seconds
+
+
+def medians_in_turn(run: Callable[[Key], float], keys: Collection[Key], repeats: int) -> dict[Key, float]:
+    """The median of what `run` gives for each key, all of them in turn (A B A B), so that they see the same machine."""
+    found: dict[Key, list[float]] = {key: [] for key in keys}
+    for _ in range(repeats):
+        for key in keys:
+            found[key].append(run(key))
+    return {key: statistics.median(values) for key, values in found.items()}
 
 
 def race(

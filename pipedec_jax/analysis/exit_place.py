@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from pipedec_jax.analysis.clock import medians_in_turn
 from pipedec_jax.analysis.cost import Costs, byte_costs
 from pipedec_jax.analysis.exit_cost import cycle, exit_tick_costs, ppsd_ticks_per_token
 from pipedec_jax.cache import Rows
@@ -139,8 +139,4 @@ def measure_exit_places(
     ticks = {place: run(place)[1] for place in engines}  # compiles and warms up
     if ticks["exit"] != ticks["sharded"]:
         raise ValueError(f"the two places take other ticks: {ticks}")
-    seconds: dict[Place, list[float]] = {place: [] for place in engines}
-    for _ in range(repeats):
-        for place in engines:
-            seconds[place].append(run(place)[0])
-    return {place: statistics.median(values) for place, values in seconds.items()}
+    return medians_in_turn(lambda place: run(place)[0], engines, repeats)

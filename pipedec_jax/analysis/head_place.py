@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 import time
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pipedec_jax import vocabulary
+from pipedec_jax.analysis.clock import medians_in_turn
 from pipedec_jax.analysis.cost import Costs, at_rows, stage_cost
 from pipedec_jax.cache import Rows
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, to_next_stage, vary
@@ -154,8 +154,4 @@ def measure_places(
     chosen = {place: np.asarray(run(place)[1]) for place in programs}  # compiles and warms up
     if not np.array_equal(chosen["last"], chosen["sharded"]):
         raise ValueError(f"the two places of the head choose other tokens: {chosen}")
-    seconds: dict[Place, list[float]] = {place: [] for place in programs}
-    for _ in range(repeats):
-        for place in programs:
-            seconds[place].append(run(place)[0])
-    return {place: statistics.median(values) for place, values in seconds.items()}
+    return medians_in_turn(lambda place: run(place)[0], programs, repeats)

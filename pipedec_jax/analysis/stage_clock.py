@@ -8,7 +8,6 @@ as it had (`Simulator.rows`), but without exchange and tree: what remains to be 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from pipedec_jax import tree
+from pipedec_jax.analysis.clock import medians_in_turn
 from pipedec_jax.cache import Rows
 from pipedec_jax.exchange import AXIS, sum_over_devices, vary
 from pipedec_jax.pipeline.drafting import draft, head_rows, share_at_exit
@@ -128,10 +128,10 @@ def measure_work(
         rows: of each, `[ticks, N]`, of all answers (`Simulator.rows`).
         repeats: in turn, after one that warms up.
     """
-    found: dict[str, list[float]] = {name: [] for name in clocks}
-    for repeat in range(repeats + 1):
-        for name, clock in clocks.items():
-            seconds = clock.run(rows[name]) - clock.run(np.zeros_like(rows[name]))
-            if repeat:
-                found[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+    def work(name: str) -> float:
+        return clocks[name].run(rows[name]) - clocks[name].run(np.zeros_like(rows[name]))
+
+    for name in clocks:
+        work(name)
+    return medians_in_turn(work, clocks, repeats)

@@ -1,4 +1,4 @@
-"""Colours, words and saving, the same in all pictures; and the one place that imports matplotlib."""
+"""Colours, words and saving, the same in all pictures; and where matplotlib is set up."""
 
 from __future__ import annotations
 

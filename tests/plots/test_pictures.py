@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipedec_jax.plots import timeline, tree
+from pipedec_jax.plots.rates import draw_over_rates
 from pipedec_jax.plots.style import COMMITS, DEAD, TEXT, save, visible
 from tests.recording.test_recording import CHEAP, METHODS, recorded
 
@@ -96,3 +97,14 @@ def test_tokens_are_drawn_on_one_line_whatever_they_hold(tmp_path: Path) -> None
     one, two = (path.read_bytes() for path in sorted((tmp_path / "new").iterdir()))
     assert one == two
     assert b"<svg" in one
+
+
+def test_panels_over_a_rate_have_their_own_lines_and_one_scale() -> None:
+    drawn = {f"{n} stages": lambda panel, n=n: panel.plot([0, 1], [1, n], label=f"line {n}") for n in (2, 4)}
+    figure = draw_over_rates(drawn, "hit rate", "ticks", width=3.0)
+    first, second = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == ["2 stages", "4 stages"]
+    assert [panel.lines[0].get_ydata()[1] for panel in figure.axes] == [2, 4]
+    assert {(panel.get_xlabel(), panel.get_yscale()) for panel in figure.axes} == {("hit rate", "log")}
+    assert (first.get_ylabel(), second.get_ylabel()) == ("ticks", "")
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["line 2"]
