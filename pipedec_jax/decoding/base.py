@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import threading
+import weakref
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, Unpack
 
@@ -52,7 +53,8 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
     """Ticks from a token's sending to that of its guesses at the earliest."""
 
     def __init__(self) -> None:
-        self._stream: Stream | None = None
+        # Not kept alive: it holds the decoder, whose weights would then wait for the garbage collector.
+        self._stream: weakref.ref[Stream] | None = None
         self._turn = threading.Lock()
 
     @functools.cached_property
@@ -150,9 +152,10 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
 
     def _begin(self, request: Request, chunk: int) -> Stream:
         with self._turn:
-            if self._stream is not None:
-                self._stream.supersede()
-            self._stream = Stream(
+            before = self._stream() if self._stream is not None else None
+            if before is not None:
+                before.supersede()
+            begun = Stream(
                 self.engine,
                 self.target.tokenizer,
                 request,
@@ -162,4 +165,5 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
                 self.lag,
                 turn=self._turn,
             )
-            return self._stream
+            self._stream = weakref.ref(begun)
+            return begun

@@ -313,8 +313,10 @@ class Engine:
         """Fresh caches and activations for this many cache slots."""
         config, dtype = self.target.config, self.settings.dtype
         if capacity not in self._makers:
+            # Kept, so it must not hold the engine: weights would then wait for the garbage collector.
+            drafter, platform = self._drafter, placement.platform(self.mesh)
             new_state = jax.shard_map(
-                lambda: vary(for_platform(new_state_of(self._drafter, capacity, dtype), placement.platform(self.mesh))),
+                lambda: vary(for_platform(new_state_of(drafter, capacity, dtype), platform)),
                 mesh=self.mesh,
                 in_specs=(),
                 out_specs=OWN,

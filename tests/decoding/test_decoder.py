@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+import gc
 import typing
+import weakref
 
 import jax
 import numpy as np
@@ -367,6 +369,26 @@ def test_options_are_passed_on_under_the_names_and_types_that_request_has():
     for name in ("self", "prompt", "max_new_tokens", "return"):
         taken.pop(name, None)
     assert typing.get_type_hints(RequestOptions) == taken
+
+
+@pytest.mark.parametrize("kind", ["one", "hierarchy"])
+def test_a_decoder_that_is_dropped_frees_its_devices_at_once(target, draft, kind):
+    """Not when the garbage collector comes: the next decoder may need the memory."""
+    if kind == "one":
+        decoder = Decoder(target, drafter="ngram", stages=2, width=2, dtype="float32")
+    else:
+        decoder = pipedec_jax.HierarchyDecoder([draft, target], passes=[1], dtype="float32")
+    decoder.generate("x", max_new_tokens=3)
+    for _ in decoder.stream("x", max_new_tokens=3):
+        break
+    engine = weakref.ref(decoder.engine)
+    gc.collect()
+    gc.disable()
+    try:
+        del decoder
+        assert engine() is None
+    finally:
+        gc.enable()
 
 
 def test_an_exit_head_in_memory_may_be_as_training_leaves_it(target):
