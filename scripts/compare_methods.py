@@ -18,8 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 import pipedec_jax
+from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import run_command
+
+KEPT = ("ranks", "unit", "ticks", "costs", "hits")
+"""What is kept of a count."""
 
 
 def parse() -> argparse.Namespace:
@@ -50,17 +54,56 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, every: Any) -> None:
-    from pipedec_jax.analysis.answer_file import LineFile
+    models = {name: pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")}
+    known = know_texts(options, every, models["target"])
+    layers = models["target"].config.layers
+    shape = (options.width, options.children)
+    wanted = [
+        setting
+        for stages in options.stages
+        for setting in (*every.settings(stages, layers, (2, 4, 8), *shape), *every.hierarchies(stages, [*models]))
+        if not options.only or setting.method in options.only
+    ]
+    if not wanted:
+        raise ValueError(f"--only {' '.join(options.only)}: there is no such method")
+    head = {"prompts": [[one.corpus, list(one.prompt), list(one.answer)] for one in known], "shape": list(shape)}
+    kept = open_kept(options.out, head) if options.out else None
+    done = {row["name"]: row for row in kept.rows[1:]} if kept is not None else {}
+    words = {name: every.say(model, known) for name, model in models.items() if name != "target"}
+    make = every.same_family(models)
+    counts = []
+    for setting in tqdm(wanted, unit="setting", disable=None):
+        row = done.get(setting.name)
+        if row is not None:
+            hits = None if row["hits"] is None else tuple(row["hits"])
+            found = every.Count(setting, row["ranks"], row["unit"], tuple(row["ticks"]), tuple(row["costs"]), hits)
+        elif setting.models:
+            found = every.count_hierarchy(models, setting, known, words)
+        else:
+            found = every.count(make, setting, known)
+        counts.append(found)
+        if kept is not None and row is None:
+            values = dataclasses.asdict(found)
+            kept.append({"name": setting.name, **{key: values[key] for key in KEPT}})
+    for corpus in dict.fromkeys(one.corpus for one in known):
+        print(f"\n### {corpus}\n")
+        print_rows(every.rows(counts, known, lambda one, corpus=corpus: one.corpus == corpus))
+        categories = list(dict.fromkeys(one.category for one in known if one.corpus == corpus))
+        if len(categories) > 1:
+            print_categories(every, counts, known, categories)
+
+
+def know_texts(options: argparse.Namespace, every: Any, target: pipedec_jax.Model) -> list[Any]:
+    """Plain decoding's answers to all prompts; prints what they are, and which are left out."""
     from pipedec_jax.analysis.held_out import held_out_questions
     from pipedec_jax.analysis.questions import of_each_category, read_questions
 
-    files = {
+    files = {  # before anything is decoded
         text: of_each_category(read_questions(Path(text)), options.per_category)
         for text in options.prompts
         if not text.isdigit()
     }
-    models = {name: pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")}
-    plain = pipedec_jax.Decoder(models["target"], method="pp", stages=1)
+    plain = pipedec_jax.Decoder(target, method="pp", stages=1)
     known: list[Any] = []
     for text in options.prompts:
         if text.isdigit():
@@ -74,52 +117,21 @@ def run(options: argparse.Namespace, every: Any) -> None:
         print(f"{len(left_out)} cut or left out")
         for name, reason in left_out.items():
             print(f"  {name}: {reason}")
+    return known
 
-    layers = models["target"].config.layers
-    shape = (options.width, options.children)
-    wanted = [
-        setting
-        for stages in options.stages
-        for setting in (*every.settings(stages, layers, (2, 4, 8), *shape), *every.hierarchies(stages, [*models]))
-        if not options.only or setting.method in options.only
-    ]
-    if not wanted:
-        raise ValueError(f"--only {' '.join(options.only)}: there is no such method")
-    done: dict[str, Any] = {}
-    kept = LineFile(options.out) if options.out else None
-    head = {"prompts": [[one.corpus, list(one.prompt), list(one.answer)] for one in known], "shape": list(shape)}
-    if kept is not None:
-        if not kept.rows:
-            kept.append(head)
-        elif kept.rows[0] != head:
-            raise ValueError(f"{options.out} holds counts of other texts or widths: choose another --out")
-        done = {row["name"]: row for row in kept.rows[1:]}
-    words = {name: every.say(model, known) for name, model in models.items() if name != "target"}
-    make = every.same_family(models)
-    counts = []
-    for setting in tqdm(wanted, unit="setting", disable=None):
-        row = done.get(setting.name)
-        if row is not None:
-            hits = None if row["hits"] is None else tuple(row["hits"])
-            counts.append(
-                every.Count(setting, row["ranks"], row["unit"], tuple(row["ticks"]), tuple(row["costs"]), hits)
-            )
-            continue
-        if setting.models:
-            counts.append(every.count_hierarchy(models, setting, known, words))
-        else:
-            counts.append(every.count(make, setting, known))
-        if kept is not None:
-            row = dataclasses.asdict(counts[-1])
-            kept.append(
-                {"name": setting.name, **{key: row[key] for key in ("ranks", "unit", "ticks", "costs", "hits")}}
-            )
-    for corpus in dict.fromkeys(one.corpus for one in known):
-        print(f"\n### {corpus}\n")
-        print_rows(every.rows(counts, known, lambda one, corpus=corpus: one.corpus == corpus))
-        categories = list(dict.fromkeys(one.category for one in known if one.corpus == corpus))
-        if len(categories) > 1:
-            print_categories(every, counts, known, categories)
+
+def open_kept(path: Path, head: dict[str, Any]) -> LineFile:
+    """The file of counts, whose first line says of which texts and widths they are.
+
+    Raises:
+        ValueError: when they are of others.
+    """
+    kept = LineFile(path)
+    if not kept.rows:
+        kept.append(head)
+    elif kept.rows[0] != head:
+        raise ValueError(f"{path} holds counts of other texts or widths: choose another --out")
+    return kept
 
 
 def print_rows(rows: list[Any]) -> None:
