@@ -83,7 +83,7 @@ def test_what_was_chosen_is_reported_and_what_was_given_is_not(target, directory
     assert Decoder(target, method="ppsd", stages=2, exit_layer=3).report() == []
     head = load_exit_head(pipedec_jax.load(directory), 3)
     given = Decoder(target, method="eesd", stages=2, exit_head=head)
-    assert (given.settings.exit_layer, given.exit_head, given.report()) == (3, head, [])
+    assert (given.settings.exit_layer, given.exit_head.config, given.report()) == (3, head.config, [])
 
 
 def test_a_trees_rate_is_the_agreement_of_as_many_guesses(target):
