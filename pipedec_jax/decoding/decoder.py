@@ -238,7 +238,7 @@ class Decoder(BaseDecoder[Engine]):
         """
         if self._given_head is not None or self._head is None:
             return self._given_head
-        return load_exit_head(self.target, self._head.exit_layer, self._head.name.split("-", 1)[1])
+        return load_exit_head(self.target, self._head.exit_layer, self._head.kind)
 
     def _make_engine(self) -> Engine:
         check_dtype(self.dtype)

@@ -63,7 +63,12 @@ class ExitHeadConfig:
     @property
     def name(self) -> str:
         """A short name that tells heads of one target apart, such as `4-block-64`; also the folder it is stored in."""
-        parts = [str(self.exit_layer), self.variant]
+        return f"{self.exit_layer}-{self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """The name without the exit layer, such as `block-64`."""
+        parts = [self.variant]
         parts += [str(self.width)] if self.width else []
         parts += [f"ff{self.feed_forward}"] if self.feed_forward else []
         return "-".join([*parts, *(["tied"] if self.tied else [])])

@@ -17,7 +17,7 @@ layers (`LlamaConfig.int8`) each matrix of a layer is int8 and followed by its s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -116,10 +116,10 @@ def nest(flat: dict[str, Any]) -> Parameters:
     return tree
 
 
-def flatten(tree: Parameters, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield `(path, array)` of a parameter tree; the inverse of `nest`."""
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}/")
         else:
             yield prefix + name, value
@@ -167,7 +167,8 @@ class MemorySource:
         self._arrays = dict(flatten(tree))
         for path, shape in parameter_shapes(config).items():
             if path not in self._arrays:
-                raise ValueError(f"the parameter tree lacks {path!r}")
+                hint = ": give what is under 'params'" if set(tree) == {"params"} else ""
+                raise ValueError(f"the parameter tree lacks {path!r}{hint}")
             if tuple(self._arrays[path].shape) != shape:
                 found = tuple(self._arrays[path].shape)
                 raise ValueError(f"{path!r} has shape {found}, the config asks for {shape}")

@@ -20,8 +20,8 @@ def check_parts(config: LlamaConfig, parts: int) -> None:
     """Raise `ValueError` unless a layer can be split over so many devices."""
     if not divides(config, parts):
         raise ValueError(
-            f"{config.heads} heads, {config.kv_heads} KV heads cannot be split over {parts} devices: their number must "
-            "divide the heads, and divide the KV heads or be a multiple of them"
+            f"{config.heads} heads, {config.kv_heads} KV heads cannot be split over {parts} devices (tensor_parallel): "
+            "their number must divide the heads, and divide the KV heads or be a multiple of them"
         )
 
 

@@ -310,7 +310,7 @@ def measure_stored(
     """
     end = target.end_tokens
     documents = encode_documents(target.tokenizer, read_files(held_out, root), end[0] if end else None)
-    params = {head.name: load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).params for head in heads}
+    params = {head.name: load_exit_head(target, head.exit_layer, head.kind).params for head in heads}
     params = {name: cut_vocabulary(tree, target.vocab_size) for name, tree in to_float32(params).items()}
     own, geometry = read_float32(target), trained_geometry(target)
     texts = target_texts(geometry, own, documents, begin_token(target.tokenizer), settings)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -45,6 +46,14 @@ def test_a_tree_that_does_not_fit_the_geometry_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             MemorySource(CONFIG, nest(arrays | changes))
+    with pytest.raises(ValueError, match=r"lacks 'embedding': give what is under 'params'"):
+        MemorySource(CONFIG, {"params": nest(arrays)})
     del arrays["layers/7/up"]
     with pytest.raises(ValueError, match="lacks 'layers/7/up'"):
         MemorySource(CONFIG, nest(arrays))
+
+
+def test_a_frozen_tree_serves_too():
+    tree = initialize(CONFIG, jax.random.key(0))
+    source = MemorySource(CONFIG, flax.core.freeze(tree))
+    np.testing.assert_array_equal(source.read("layers/1/up"), tree["layers"]["1"]["up"])

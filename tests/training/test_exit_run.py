@@ -323,6 +323,6 @@ def test_shipped_heads_agree_with_the_target_as_recorded():
     files = [f"@{demo_directory('target').parent / 'heldout_files.txt'}"]
     found = measure_stored(target, stored, files, EvaluationConfig(prompts=8, new=64, batch=8))
     for head in stored:
-        recorded = load_exit_head(target, head.exit_layer, head.name.split("-", 1)[1]).agreement
+        recorded = load_exit_head(target, head.exit_layer, head.kind).agreement
         for top, share in recorded.items():
             assert found[head.name][top] == pytest.approx(share, abs=0.08)
