@@ -123,7 +123,7 @@ class _ByteFallbackReader:
         if ended:
             self._strip = 0
 
-    def finish(self, index: int) -> list[Piece]:  # noqa: ARG002
+    def finish(self, index: int) -> list[Piece]:
         return self._stripped(self._end_run())
 
     def _end_run(self) -> list[Piece]:
@@ -165,7 +165,7 @@ class _MetaspaceReader:
     def forget(self) -> None:
         pass
 
-    def finish(self, index: int) -> list[Piece]:  # noqa: ARG002
+    def finish(self, index: int) -> list[Piece]:
         return []
 
 
@@ -182,7 +182,7 @@ class _WordReader:
     def forget(self) -> None:
         pass
 
-    def finish(self, index: int) -> list[Piece]:  # noqa: ARG002
+    def finish(self, index: int) -> list[Piece]:
         return []
 
 

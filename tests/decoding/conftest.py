@@ -1,9 +1,10 @@
-"""The files of a job over many prompts."""
+"""Tiny random models, and the files of a job over many prompts."""
 
 import json
 
 import pytest
 
+import pipedec_jax
 from tests.decoding.jobs import PROMPTS
 
 
@@ -17,3 +18,13 @@ def prompts(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "answers.jsonl"
+
+
+@pytest.fixture(scope="module")
+def target(family):
+    return pipedec_jax.load(family["target"])
+
+
+@pytest.fixture(scope="module")
+def draft(family):
+    return pipedec_jax.load(family["draft"])
