@@ -30,9 +30,7 @@ def main() -> None:
     from pipedec_jax.analysis.method_table import guesses, plain_answers, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
-    make = functools.partial(
-        pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"), drafter="model"
-    )
+    make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each; simulated ticks per")
     print(f"token at {args.stages} stages and width {args.width}")
     print("| temperature | noise of the draft | first guess right | among 8 | ticks, pipedec | ticks, best-first |")
@@ -43,10 +41,10 @@ def main() -> None:
         for noise in args.noise:
             shares = []
             for children in (1, 8):
-                decoder = make(method="pipedec", children=children, stages=2, noise=noise)
+                decoder = make(method="pipedec", drafter="model", children=children, stages=2, noise=noise)
                 right = guesses(decoder, prompts, answers, **options)
                 shares.append(sum(map(sum, right)) / sum(map(len, right)))
-            sizes = {"stages": args.stages, "width": args.width, "noise": noise}
+            sizes = {"stages": args.stages, "width": args.width, "noise": noise, "drafter": "model"}
             settings = [sizes | {"method": "pipedec", "children": 8}, sizes | {"method": "best-first", "children": 16}]
             rows = sweep(make, prompts, answers, settings, lambda _: None, simulate, **options)
             print(

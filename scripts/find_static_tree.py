@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import prompts_given
 from pipedec_jax.command_line.opening import target_and_draft
 from pipedec_jax.command_line.options import Parser, fail
 from pipedec_jax.command_line.output import check_place, run_command
+
+if TYPE_CHECKING:
+    from pipedec_jax.pipeline.settings import Method
 
 
 def parse() -> argparse.Namespace:
@@ -56,7 +59,12 @@ def run(args: argparse.Namespace) -> None:
     from pipedec_jax.analysis import static_trees
     from pipedec_jax.analysis.method_table import plain_answers
 
-    make = functools.partial(pipedec_jax.Decoder, *target_and_draft(args.target, args.draft), sharpness=args.sharpness)
+    models = target_and_draft(args.target, args.draft)
+
+    def make(method: Method, **given: Any) -> pipedec_jax.Decoder:
+        guessing = {"sharpness": args.sharpness} if method == "stpp" else {}  # not of plain decoding
+        return pipedec_jax.Decoder(*models, method=method, **given, **guessing)
+
     prompts, words = prompts_given(args.prompts, args.seed)
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
     number = len(prompts) if args.prompts.isdigit() else words

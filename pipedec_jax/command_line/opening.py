@@ -81,7 +81,7 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
         draft,
         method=options.method,
         stages=4 if options.stages is None else options.stages,
-        tensor_parallel=options.tensor_parallel,
+        tensor_parallel=1 if options.tensor_parallel is None else options.tensor_parallel,
         width=options.width,
         children=options.children,
         exit_layer=options.exit_layer,

@@ -13,7 +13,7 @@ from pipedec_jax.command_line.output import in_words
 from pipedec_jax.decoding import batch
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.hosts.group import PATIENCE, START_PATIENCE
-from pipedec_jax.pipeline.settings import DRAFTERS, METHODS
+from pipedec_jax.pipeline.settings import DRAFTERS, GUESSING, METHODS, OPTIONS_OF
 from pipedec_jax.small_files import json_kind
 
 DESCRIPTION = (
@@ -25,20 +25,12 @@ STATUSES = (
 )
 METHOD_NAMES = ", ".join((*METHODS, *hierarchy.METHODS))
 SAMPLE = "def quicksort(items):\n"
-GUESSING = tuple(method for method in METHODS if method != "pp")
 OF_METHODS: dict[str, tuple[str, ...]] = {
     "models": hierarchy.METHODS,
     "passes": hierarchy.METHODS,
     "form": ("pipespec",),
-    "depth": ("stpp",),
-    "draft_length": ("eesd",),
-    "draft_steps": ("best-first",),
-    "pool": ("best-first",),
+    **{name: methods for name, methods in OPTIONS_OF.items() if name != "adaptive"},
     "width": (*GUESSING, *hierarchy.METHODS),
-    "children": GUESSING,
-    "drafter": GUESSING,
-    "noise": GUESSING,
-    "sharpness": GUESSING,
     "tensor_parallel": METHODS,
 }
 """Methods of an option that others would drop without a word."""
@@ -72,7 +64,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description=DESCRIPTION,
         epilog=STATUSES,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     _add_prompts(parser)
@@ -109,7 +100,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     """Who decodes, how, and who guesses."""
     parser.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
-    parser.add_argument("--method", default="best-first", help=f"one of {METHOD_NAMES}; the text is the same")
+    parser.add_argument(
+        "--method", default="best-first", help=f"one of {METHOD_NAMES} (best-first); the text is the same"
+    )
     parser.add_argument(
         "--drafter",
         help=f"who guesses: one of {', '.join(DRAFTERS)} (both; the exit head, as model, for ppsd and eesd)",
@@ -131,7 +124,7 @@ def _add_exit(parser: argparse.ArgumentParser) -> None:
         help="which stored head, by how its name begins, such as block, or target for the untrained one (the best)",
     )
     parser.add_argument("--exit-stages", metavar="N", type=int, help="stages of the exit path (as is quickest)")
-    parser.add_argument("--draft-length", metavar="K", type=int, default=4, help="tokens eesd drafts, then verifies")
+    parser.add_argument("--draft-length", metavar="K", type=int, help="tokens eesd drafts, then verifies (4)")
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -144,9 +137,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         help="stages of the target's layers (4; of pipespec and speculative, 1); of these two also one number for each "
         "model, in the order of --models",
     )
-    parser.add_argument(
-        "--tensor-parallel", metavar="T", type=int, default=1, help="devices that each stage is split over (1)"
-    )
+    parser.add_argument("--tensor-parallel", metavar="T", type=int, help="devices that each stage is split over (1)")
     parser.add_argument(
         "--width",
         metavar="W",
@@ -162,10 +153,10 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft-steps", metavar="R", type=int, help="of best-first in a tick (as many as fit beside a stage)"
     )
-    parser.add_argument("--depth", metavar="D", type=int, default=12, help="levels of a tree of stpp")
-    parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent")
-    parser.add_argument("--sharpness", type=float, default=1.0, help="factor on the draft's logits in scoring guesses")
-    parser.add_argument("--noise", default="shared", help="the draft's noise: shared (the target's), independent, none")
+    parser.add_argument("--depth", metavar="D", type=int, help="levels of a tree of stpp (12)")
+    parser.add_argument("--pool", metavar="P", type=int, help="most tokens best-first extends unsent (2 (R - 1) W)")
+    parser.add_argument("--sharpness", type=float, help="factor on the draft's logits in scoring guesses (1)")
+    parser.add_argument("--noise", help="the draft's noise: shared (the target's), independent, none (shared)")
 
 
 def _add_hierarchy(parser: argparse.ArgumentParser) -> None:
@@ -192,11 +183,11 @@ def _add_hierarchy(parser: argparse.ArgumentParser) -> None:
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """How tokens are drawn, and where an answer ends."""
-    parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among tokens that hold this probability")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    parser.add_argument("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of the answer (128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (0)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k most likely tokens; 0 among all (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among tokens that hold this probability (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise (0)")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
 
 
@@ -220,14 +211,18 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
         "--hosts", metavar="HOW", help="in place of these three: auto (TPU pods, SLURM, Open MPI, Kubernetes)"
     )
     parser.add_argument(
-        "--patience", metavar="S", type=float, default=PATIENCE, help="seconds until a process is taken for gone"
+        "--patience",
+        metavar="S",
+        type=float,
+        default=PATIENCE,
+        help=f"seconds until a process is taken for gone ({PATIENCE:g})",
     )
     parser.add_argument(
         "--start-patience",
         metavar="S",
         type=float,
         default=START_PATIENCE,
-        help="seconds to wait for processes to start, read weights and compile",
+        help=f"seconds to wait for processes to start, read weights and compile ({START_PATIENCE:g})",
     )
 
 
@@ -263,16 +258,15 @@ def read_calibration(path: Path | None) -> dict[str, float] | None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise `ValueError` where an option is given that the method has no use for."""
-    defaults = parse([])
     for name, methods in OF_METHODS.items():
-        if options.method not in methods and getattr(options, name) != getattr(defaults, name):
+        if options.method not in methods and getattr(options, name) is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is not for --method {options.method}, but for {', '.join(methods)}"
             )
     if options.method == "pp" and options.draft is not None:
         raise ValueError("--draft is not for --method pp, where nobody guesses: leave it out")
     for name in ("noise", "sharpness"):
-        if options.drafter == "ngram" and getattr(options, name) != getattr(defaults, name):
+        if options.drafter == "ngram" and getattr(options, name) is not None:
             raise ValueError(f"--{name} is for guesses of a model: look-up (--drafter ngram) has no use for it")
 
 

@@ -32,6 +32,7 @@ from pipedec_jax.pipeline.settings import (
     Method,
     check_fit,
     check_request,
+    check_used,
     has_places,
     make_drafter,
     make_schedule,
@@ -49,6 +50,7 @@ class Decoder(BaseDecoder[Engine]):
     """Decodes prompts with one method.
 
     Arguments are checked at once; weights are read, and programs compiled, when they are first needed, and then kept.
+    What a method has no use for is refused where it is given (a draft is not: PP leaves it unread).
     One request runs at a time: a new one, of whatever thread, ends the stream before it.
 
     Args:
@@ -66,7 +68,7 @@ class Decoder(BaseDecoder[Engine]):
             `ppsd` as many as `width`, at most 16, and of `eesd` 1.
         draft_steps: steps the draft makes in a tick of best-first; by default as many as fit beside a stage, and in
             the tree's places.
-        depth: levels of a tree of STPP.
+        depth: levels of a tree of STPP; by default 12.
         exit_layer: layers of the target after which a head guesses (PPSD), in place of a draft; with `ppsd`, `eesd`,
             `pipedec` and `best-first`. The first two need none where heads are stored: the one that is predicted to be
             quickest is taken (`exit_forecasts`).
@@ -74,14 +76,14 @@ class Decoder(BaseDecoder[Engine]):
             `target` for the untrained one, which is the target's own norm and LM head; a `model.exit_head.ExitHead`.
             By default, of those stored for the exit layer, the one that agrees most with the target.
         exit_stages: stages that those layers are spread over; by default as many as make a token quickest.
-        draft_length: tokens that EESD drafts before it verifies.
+        draft_length: tokens that EESD drafts before it verifies; by default 4.
         pool: most tokens that best-first extends before they are sent; by default two batches for every draft step but
             one.
         adaptive: whether best-first sends only what is worth its cost, where a calibration says that it grows with the
-            rows of a batch; otherwise as much as there is place for.
-        sharpness: factor on the draft model's logits before they are taken for the target's chances.
-        noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target, `independent`
-            or `none`.
+            rows of a batch (the default); otherwise as much as there is place for.
+        sharpness: factor on the draft model's logits before they are taken for the target's chances; by default 1.
+        noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target (the default),
+            `independent` or `none`.
         dtype: one of `devices.DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
         devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
         drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
@@ -111,15 +113,15 @@ class Decoder(BaseDecoder[Engine]):
         width: int | None = None,
         children: int | None = None,
         draft_steps: int | None = None,
-        depth: int = 12,
+        depth: int | None = None,
         exit_layer: int | None = None,
         exit_head: ExitHead | str | None = None,
         exit_stages: int | None = None,
-        draft_length: int = 4,
+        draft_length: int | None = None,
         pool: int | None = None,
-        adaptive: bool = True,
-        sharpness: float = 1.0,
-        noise: Noise = "shared",
+        adaptive: bool | None = None,
+        sharpness: float | None = None,
+        noise: Noise | None = None,
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
         drafter: Drafter | DrafterName | None = None,
@@ -132,6 +134,19 @@ class Decoder(BaseDecoder[Engine]):
         for name, model in (("target", target), ("draft", draft)):
             if not isinstance(model, Model | None if name == "draft" else Model):
                 raise ValueError(f"{name} must be a model, such as pipedec_jax.load({model!r}) gives, not {model!r}")
+        check_used(
+            method,
+            drafter,
+            width=width,
+            children=children,
+            sharpness=sharpness,
+            noise=noise,
+            draft_steps=draft_steps,
+            pool=pool,
+            adaptive=adaptive,
+            depth=depth,
+            draft_length=draft_length,
+        )
         chain = method in EXIT_ONLY
         if drafter is None:
             drafter = "model" if chain else "both"
@@ -144,13 +159,13 @@ class Decoder(BaseDecoder[Engine]):
             width=(1 if chain else USUAL) if width is None else width,
             children=_usual_children(method, width) if children is None else children,
             draft_steps=1 if draft_steps is None else draft_steps,
-            depth=depth,
+            depth=12 if depth is None else depth,
             exit_stages=exit_stages,
-            draft_length=draft_length,
+            draft_length=4 if draft_length is None else draft_length,
             pool=pool,
-            adaptive=adaptive,
-            sharpness=sharpness,
-            noise=noise,
+            adaptive=True if adaptive is None else adaptive,
+            sharpness=1.0 if sharpness is None else sharpness,
+            noise="shared" if noise is None else noise,
             prefill_width=prefill_width,
             capacity=capacity,
             record=record,

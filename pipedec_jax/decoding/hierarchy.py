@@ -347,8 +347,8 @@ def _check_arguments(
             raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")
     if select and passes is not None:
         raise ValueError("models are selected together with their passes: leave passes out")
-    if form == "free" and method == "speculative":
-        raise ValueError("form free is for pipespec: the models of speculative take turns, so leave form out")
+    if form is not None and method == "speculative":
+        raise ValueError("form is for pipespec: the models of speculative take turns, so leave form out")
 
 
 def _check_tokens(models: Sequence[Model]) -> None:

@@ -44,6 +44,23 @@ EXIT_ONLY = ("ppsd", "eesd")
 
 EXIT_TOO = ("pipedec", "best-first")
 
+GUESSING = tuple(method for method in METHODS if method != "pp")
+"""Methods that guess."""
+
+OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "width": GUESSING,
+    "children": GUESSING,
+    "drafter": GUESSING,
+    "sharpness": GUESSING,
+    "noise": GUESSING,
+    "draft_steps": ("best-first",),
+    "pool": ("best-first",),
+    "adaptive": ("best-first",),
+    "depth": ("stpp",),
+    "draft_length": ("eesd",),
+}
+"""The methods of an option that others have no use for: given to one of these it would be without effect."""
+
 DrafterName = Literal["model", "ngram", "both"]
 """Who guesses: the draft model (with an exit layer, the exit head), look-up in the text so far, or both into the same
 tree."""
@@ -128,8 +145,8 @@ class EngineSettings:
         ):
             check_count(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's numbers become Python's
-        if self.pool is not None and self.method != "best-first":
-            raise ValueError(f"pool is for best-first, not for {self.method}: leave it out")
+        if self.pool is not None:
+            check_used(self.method, pool=self.pool)
         if self.steps > MOST_STEPS:
             name = "depth" if self.method == "stpp" else "draft_steps"
             raise ValueError(f"{name} must be at most {MOST_STEPS}, not {self.steps}: each step is compiled by itself")
@@ -180,6 +197,31 @@ class EngineSettings:
     def steps(self) -> int:
         """Draft steps of a tick, whatever the method."""
         return {"pp": 0, "stpp": self.depth}.get(self.method, self.draft_steps)
+
+
+def check_used(method: str, drafter: Drafter | str | None = None, **given: Any) -> None:
+    """Raise `ValueError` where an option is given that this method, or this drafter, has no use for.
+
+    Args:
+        method: one of `METHODS`.
+        drafter: who guesses; `None` where it is not given.
+        given: options by name, of those in `OPTIONS_OF`; `None` where one is not given.
+    """
+    if method not in METHODS:
+        return  # which is said elsewhere
+    for name, value in (("drafter", drafter), *given.items()):
+        methods = OPTIONS_OF[name]
+        if value is not None and method not in methods:
+            raise ValueError(f"{name} is for {', '.join(methods)}, not for {method}: leave it out")
+    own = drafter is not None and not isinstance(drafter, str)
+    for name in ("sharpness", "noise", "children"):
+        if given.get(name) is None:
+            continue
+        if own:
+            has = "has its own children" if name == "children" else "guesses in its own way"
+            raise ValueError(f"{name} is not used beside a drafter of your own, which {has}: leave it out")
+        if drafter == "ngram" and name != "children":
+            raise ValueError(f"{name} is for guesses of a model: drafter 'ngram' has no use for it, leave it out")
 
 
 def check_fit(

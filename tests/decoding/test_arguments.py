@@ -106,6 +106,47 @@ def test_bad_settings_are_refused_before_weights_are_read(target, draft, options
         Decoder(blind[0], **{"draft": blind[1], **options})
 
 
+UNUSED = {
+    "pp": {"width": 16, "children": 16, "drafter": "both", "sharpness": 1.0, "noise": "shared", "draft_steps": 1},
+    "stpp": {"draft_steps": 1, "pool": 64, "adaptive": True, "draft_length": 4},
+    "pipedec": {"draft_steps": 1, "pool": 64, "adaptive": False, "depth": 12, "draft_length": 4},
+    "best-first": {"depth": 12, "draft_length": 4},
+    "ppsd": {"draft_steps": 1, "pool": 64, "adaptive": True, "depth": 12, "draft_length": 4},
+    "eesd": {"draft_steps": 1, "pool": 64, "adaptive": True, "depth": 12},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"), [(method, *one) for method, given in UNUSED.items() for one in given.items()]
+)
+def test_what_a_method_has_no_use_for_is_refused_also_where_it_is_the_default(target, draft, method, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is for .*, not for {method}: leave it out"):
+        Decoder(target, draft, method=method, stages=2, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("drafter", "options", "message"),
+    [
+        ("ngram", {"sharpness": 1.0}, "sharpness is for guesses of a model: drafter 'ngram' has no use for it"),
+        ("ngram", {"noise": "none"}, "noise is for guesses of a model"),
+        (NGramDrafter(children=2), {"children": 2}, "children is not used beside a drafter of your own, which has its"),
+        (NGramDrafter(children=2), {"sharpness": 2.0}, "sharpness is not used beside a drafter of your own"),
+        (NGramDrafter(children=2), {"noise": "none"}, "noise is not used beside a drafter of your own"),
+    ],
+)
+def test_what_a_drafter_has_no_use_for_is_refused(target, drafter, options, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(target, drafter=drafter, stages=2, **options)
+
+
+def test_a_draft_may_be_given_to_pp_and_is_not_read(target, draft):
+    """So that methods are compared by their names alone."""
+    unread = pipedec_jax.Model(draft.config, draft.tokenizer, lambda: pytest.fail("read weights"))
+    decoder = Decoder(target, unread, method="pp", stages=2)
+    assert decoder.draft is None
+    decoder.prepare()
+
+
 def test_how_many_children_there_are_by_default(target, draft):
     """PPSD's follow its width, so that a width is never without effect; a number that is given stays."""
 

@@ -128,7 +128,7 @@ def test_a_capacity_for_short_prompts_does_not_hinder_the_race(measured, monkeyp
 
 def test_what_does_not_go_together_is_refused_before_anything_is_measured(measured, tmp_path) -> None:
     models = demo("draft", "middle", "target")
-    with pytest.raises(ValueError, match="form free is for pipespec"):
+    with pytest.raises(ValueError, match="form is for pipespec"):
         pipedec_jax.HierarchyDecoder(models[1:], method="speculative", form="free")
     for bad in (models[0], None, ["draft", "target"]):
         with pytest.raises(ValueError, match=r"models must be a list of such as pipedec_jax.load\(DIRECTORY\) gives"):
