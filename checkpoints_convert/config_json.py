@@ -76,6 +76,8 @@ def llama_config(values: Json) -> LlamaConfig:
         rope_scaling=scaling,
         norm_eps=number(values, "rms_norm_eps", 1e-6),
         tied_embeddings=_flag(values, "tie_word_embeddings"),
+        attention_bias=_flag(values, "attention_bias"),
+        feed_forward_bias=_flag(values, "mlp_bias"),
     )
 
 
@@ -99,8 +101,8 @@ def config_json(config: LlamaConfig, dtype: str) -> Json:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": None if config.rope_scaling is None else _rope_scaling_json(config.rope_scaling),
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.feed_forward_bias,
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": dtype,
     }
@@ -125,9 +127,6 @@ def _refuse_unsupported(values: Json) -> None:
         raise ValueError(f"architectures is {architectures!r}; only {ARCHITECTURES[0]!r} can be converted")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise ValueError(f"hidden_act is {values['hidden_act']!r}; only 'silu' is supported")
-    for key in ("attention_bias", "mlp_bias"):
-        if _flag(values, key):
-            raise ValueError(f"{key} is true; LLaMA models with biases are not supported")
     if values.get("quantization_config") is not None:
         method = values["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method

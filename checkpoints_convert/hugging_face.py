@@ -14,19 +14,19 @@ from safetensors.numpy import save_file
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from checkpoints_convert.config_json import config_json
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import Parameters, flatten, input_axes, parameter_shapes
+from pipedec_jax.model.parameters import BIAS, Parameters, flatten, input_axes, matrix_and_end, parameter_shapes
 
 TOP_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 LAYER_NAMES = {
-    "attention_norm": "input_layernorm.weight",
-    "query": "self_attn.q_proj.weight",
-    "key": "self_attn.k_proj.weight",
-    "value": "self_attn.v_proj.weight",
-    "output": "self_attn.o_proj.weight",
-    "feed_forward_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "feed_forward_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
 }
 
 
@@ -35,13 +35,16 @@ def tensor_name(path: str) -> str:
     if path in TOP_NAMES:
         return TOP_NAMES[path]
     _, layer, name = path.split("/")
-    return f"model.layers.{layer}.{LAYER_NAMES[name]}"
+    part, end = matrix_and_end(name)
+    return f"model.layers.{layer}.{LAYER_NAMES[part]}.{'bias' if end == BIAS else 'weight'}"
 
 
 def tensor_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Hugging Face's shape of the array `path` that has `shape` here: matrices are `[out, in]`, heads merged."""
     if _is_plain(path, shape):
         return shape
+    if path.endswith(BIAS):
+        return (math.prod(shape),)
     inputs = input_axes(path)
     return math.prod(shape[inputs:]), math.prod(shape[:inputs])
 

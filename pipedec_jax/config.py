@@ -13,6 +13,8 @@ LARGEST = 2**31 - 1
 """Bound of every size of a model."""
 MOST_LAYERS = 2**13
 """Bound of the number of layers."""
+LATER_FLAGS = ("int8", "attention_bias", "feed_forward_bias")
+"""What `LlamaConfig` says with a true, and in files older than it not at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,10 @@ class LlamaConfig:
     """Whether the LM head is the embedding transposed (then no `head` array is stored)."""
     int8: bool = False
     """Whether the layers' matrices are int8, with a float32 scale for every output channel."""
+    attention_bias: bool = False
+    """Whether query, key, value and output add a bias (Granite 3B and 8B Code)."""
+    feed_forward_bias: bool = False
+    """Whether gate, up and down do (Hugging Face's `mlp_bias`)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -123,7 +129,7 @@ class LlamaConfig:
             most = MOST_LAYERS if name == "layers" else LARGEST
             if value > most:
                 raise ValueError(f"{name} must be at most {most}, not {value}")
-        for name in ("int8", "tied_embeddings"):
+        for name in ("tied_embeddings", *LATER_FLAGS):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.heads % self.kv_heads:
@@ -146,8 +152,9 @@ class LlamaConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
         values = dataclasses.asdict(self)
-        if not self.int8:  # Left out where it says nothing: files and fingerprints are older than it.
-            del values["int8"]
+        for name in LATER_FLAGS:  # Left out where they say nothing: files and fingerprints are older than they.
+            if not values[name]:
+                del values[name]
         if self.rope_scaling is not None and self.rope_scaling.kind != "llama3":  # Likewise.
             values["rope_scaling"] = {"kind": self.rope_scaling.kind} | values["rope_scaling"]
         return values

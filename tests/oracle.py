@@ -58,6 +58,11 @@ class Llama:
         cos, sin = np.cos(angle) * self.attention_scaling, np.sin(angle) * self.attention_scaling
         return x * cos + rotated * sin
 
+    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        """`nn.Linear`."""
+        y = self.weights[name + ".weight"] @ x
+        return y + self.weights[name + ".bias"] if name + ".bias" in self.weights else y
+
     def feed(self, token: int) -> np.ndarray:
         """Append one token; the logits `[V]` of what follows it."""
         w, here = self.weights, self.length
@@ -65,15 +70,15 @@ class Llama:
         for layer in range(self.config["num_hidden_layers"]):
             name = f"model.layers.{layer}."
             y = self.norm(x, name + "input_layernorm.weight")
-            query = self.rope((w[name + "self_attn.q_proj.weight"] @ y).reshape(self.heads, self.head_dim))
-            key = self.rope((w[name + "self_attn.k_proj.weight"] @ y).reshape(self.kv_heads, self.head_dim))
-            value = (w[name + "self_attn.v_proj.weight"] @ y).reshape(self.kv_heads, self.head_dim)
+            query = self.rope(self.linear(name + "self_attn.q_proj", y).reshape(self.heads, self.head_dim))
+            key = self.rope(self.linear(name + "self_attn.k_proj", y).reshape(self.kv_heads, self.head_dim))
+            value = self.linear(name + "self_attn.v_proj", y).reshape(self.kv_heads, self.head_dim)
             self.keys[layer, here], self.values[layer, here] = key, value
-            x = x + w[name + "self_attn.o_proj.weight"] @ self.attend(layer, query)
+            x = x + self.linear(name + "self_attn.o_proj", self.attend(layer, query))
             y = self.norm(x, name + "post_attention_layernorm.weight")
-            gate = w[name + "mlp.gate_proj.weight"] @ y
+            gate = self.linear(name + "mlp.gate_proj", y)
             gate = gate / (1 + np.exp(-gate))
-            x = x + w[name + "mlp.down_proj.weight"] @ (gate * (w[name + "mlp.up_proj.weight"] @ y))
+            x = x + self.linear(name + "mlp.down_proj", gate * self.linear(name + "mlp.up_proj", y))
         self.length += 1
         head = "model.embed_tokens.weight" if self.config["tie_word_embeddings"] else "lm_head.weight"
         return w[head] @ self.norm(x, "model.norm.weight")

@@ -132,6 +132,10 @@ def target_weights(pair: Pair) -> dict[str, np.ndarray]:
     weights["model.norm.weight"] = norm()
     if not tied:
         weights["lm_head.weight"] = matrix(c["vocab_size"], D, pair.sharpness)
+    for key, part in (("attention_bias", "self_attn"), ("mlp_bias", "mlp")):
+        for name in [name for name in weights if c.get(key) and f".{part}." in name]:
+            scale = pair.deep if int(name.split(".")[2]) >= SHALLOW else 1.0
+            weights[name.replace(".weight", ".bias")] = 0.5 * scale * random.normal(size=len(weights[name]))
     return weights
 
 
@@ -165,6 +169,13 @@ def as_source(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> M
         flat[ours + "output"] = weights[theirs + "self_attn.o_proj.weight"].T.reshape(-1, A, D)
         for name in ("gate", "up", "down"):
             flat[ours + name] = weights[f"{theirs}mlp.{name}_proj.weight"].T
+        if config.get("attention_bias"):
+            for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
+                flat[f"{ours}{name}_bias"] = weights[f"{theirs}self_attn.{short}_proj.bias"].reshape(-1, A)
+            flat[ours + "output_bias"] = weights[theirs + "self_attn.o_proj.bias"]
+        if config.get("mlp_bias"):
+            for name in ("gate", "up", "down"):
+                flat[f"{ours}{name}_bias"] = weights[f"{theirs}mlp.{name}_proj.bias"]
     return MemorySource(llama_config({"model_type": "llama", **config}), nest(flat))
 
 

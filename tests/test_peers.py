@@ -7,6 +7,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+from checkpoints_convert.config_json import llama_config
+from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
 from pipedec_jax.peers import contest, gguf_file
 from pipedec_jax.peers.answer import Answer
 from pipedec_jax.peers.cpp import LlamaCpp
@@ -117,8 +119,26 @@ def test_gguf_arrays_are_outputs_by_inputs_and_pairs_are_interleaved(geometry):
     # Split halves rotate (i, i + A / 2); llama.cpp rotates (2 i, 2 i + 1).
     np.testing.assert_allclose(found[0:A:2], query[: A // 2], rtol=1e-6)
     np.testing.assert_allclose(found[1:A:2], query[A // 2 : A], rtol=1e-6)
+    assert not [name for name in arrays if name.endswith(".bias")]
     assert ("output.weight" in arrays) != pair.target_config["tie_word_embeddings"]
     assert ("rope_freqs.weight" in arrays) == (pair.target_config["rope_scaling"] is not None)
+
+
+def test_biases_are_in_a_gguf_in_the_order_of_their_matrices_rows():
+    config = hugging_face_config(1, attention_bias=True, mlp_bias=True)
+    shapes = parameter_shapes(llama_config({"model_type": "llama", **config}))
+    arrays = {path: np.zeros(shape) for path, shape in shapes.items()}
+    for path in shapes:
+        if path.endswith("_bias"):  # Row r of a matrix is r, and so is its bias.
+            count = arrays[path].size
+            arrays[path] = np.arange(count, dtype=float).reshape(shapes[path])
+            arrays[path.removesuffix("_bias")] += arrays[path]
+    source = MemorySource(llama_config({"model_type": "llama", **config}), nest(arrays))
+    found = dict(gguf_file.gguf_arrays(source))
+    biases = [name for name in found if name.endswith(".bias")]
+    assert len(biases) == 7
+    for name in biases:
+        np.testing.assert_array_equal(found[name], found[name.replace(".bias", ".weight")][:, 0])
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class ExitHeadConfig:
         """The geometry behind the map as that of a one-layer model: block, final norm, linear map.
 
         The block's cache is thus one more layer of the target's cache: heads and head size are the target's. Its
-        matrices are never int8, whatever the target's are.
+        matrices are never int8 and have no biases, whatever the target's are.
         """
         return dataclasses.replace(
             target,
@@ -96,6 +96,8 @@ class ExitHeadConfig:
             feed_forward=self.feed_forward or target.feed_forward,
             layers=1,
             int8=False,
+            attention_bias=False,
+            feed_forward_bias=False,
             tied_embeddings=self.shares_vocabulary,
         )
 

@@ -4,7 +4,8 @@
     feed_forward_norm [D]   gate_up [D, 2 F]   down [F, D]
 
 Query, key and value are then one product, gate and up another: two products a layer instead of five. Scales of int8
-matrices are vectors and lie side by side likewise. A split layer's devices have their own parts side by side.
+matrices and biases are vectors and lie side by side likewise. A split layer's devices have their own parts side by
+side.
 
 Two axes, and no heads in an axis of their own, are also what a TPU wants: it keeps the last two axes of an array in
 tiles of 8 x 128, so that nothing is wasted on heads of 64, and no program has to lay them out anew.
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import MATRICES, SCALE, Parameters, input_axes, layer_shapes
+from pipedec_jax.model.parameters import MATRICES, Parameters, input_axes, layer_shapes, matrix_and_end
 
 JOINED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
 """Arrays that hold several matrices, and which."""
@@ -28,14 +29,14 @@ def held_names(config: LlamaConfig) -> dict[str, list[str]]:
     """The arrays of a held layer, in the order they are used, and the stored ones (`layer_shapes`) that each is of."""
     held: dict[str, list[str]] = {}
     for name in layer_shapes(config):
-        matrix, end = name.removesuffix(SCALE), SCALE if name.endswith(SCALE) else ""
+        matrix, end = matrix_and_end(name)
         joined = next((joined for joined, matrices in JOINED.items() if matrix in matrices), matrix)
         held.setdefault(joined + end, []).append(name)
     return held
 
 
 def flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A stored array's shape without heads: a matrix as inputs by outputs, scales and norms as vectors."""
+    """A stored array's shape without heads: a matrix as inputs by outputs, all others as vectors."""
     if name not in MATRICES:
         return (math.prod(shape),)
     inputs = input_axes(name)

@@ -20,7 +20,7 @@ from jax import lax
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.held import JOINED
-from pipedec_jax.model.parameters import SCALE, Parameters
+from pipedec_jax.model.parameters import BIAS, SCALE, Parameters
 from pipedec_jax.model.rope import attention_factor, rope_frequencies
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -173,25 +173,32 @@ def forward_layer(
         y = rms_norm(x, layer["attention_norm"], config.norm_eps)
         query, key, value = map(heads, _project_each(layer, "query_key_value", (H * A, G * A, G * A), y))
         mixed, cache = attend(rotate(query, rope), rotate(key, rope), value)
-        x = x + total(project(mixed.reshape(*mixed.shape[:-2], -1), *_matrix(layer, "output")))
+        mixed = total(project(mixed.reshape(*mixed.shape[:-2], -1), *_matrix(layer, "output")))
+        x = x + _biased(layer, "output", mixed)
     with jax.named_scope("feed_forward"):
         y = rms_norm(x, layer["feed_forward_norm"], config.norm_eps)
         gate, up = _project_each(layer, "gate_up", (config.feed_forward, config.feed_forward), y)
-        x = x + total(project(jax.nn.silu(gate) * up, *_matrix(layer, "down")))
+        x = x + _biased(layer, "down", total(project(jax.nn.silu(gate) * up, *_matrix(layer, "down"))))
     return x, cache
 
 
 def _project_each(layer: Parameters, joined: str, sizes: Sequence[int], x: jax.Array) -> list[jax.Array]:
     """Products of `x [..., D]` with the matrices, `sizes` wide, that devices hold as one: one product if they do."""
     if joined not in layer:
-        return [project(x, *_matrix(layer, name)) for name in JOINED[joined]]
+        return [_biased(layer, name, project(x, *_matrix(layer, name))) for name in JOINED[joined]]
     ends = list(itertools.accumulate(sizes))
-    return jnp.split(project(x, *_matrix(layer, joined)), ends[:-1], axis=-1)
+    return jnp.split(_biased(layer, joined, project(x, *_matrix(layer, joined))), ends[:-1], axis=-1)
 
 
 def _matrix(layer: Parameters, name: str) -> tuple[jax.Array, jax.Array | None]:
     """A matrix of a layer, and its scales where it is int8."""
     return layer[name], layer.get(name + SCALE)
+
+
+def _biased(layer: Parameters, name: str, product: jax.Array) -> jax.Array:
+    """A matrix's product `[..., O]`, with its bias where it has one."""
+    bias = layer.get(name + BIAS)
+    return product if bias is None else product + jnp.broadcast_to(bias.reshape(-1), product.shape)
 
 
 def head_matrix(params: Parameters) -> jax.Array:

@@ -12,6 +12,9 @@ Matrices are stored input dimension first, as Flax does (PyTorch stores them the
 layers (`LlamaConfig.int8`) each matrix of a layer is int8 and followed by its scales, one per output channel, float32:
 
     query_scale [H, A]   key_scale, value_scale [G, A]   output_scale, down_scale [D]   gate_scale, up_scale [F]
+
+Where matrices add a bias (`LlamaConfig.attention_bias`, `feed_forward_bias`), `query_bias` and so on follow them, of
+their scales' shapes and the model's dtype.
 """
 
 from __future__ import annotations
@@ -35,7 +38,11 @@ Part = tuple[slice, ...]
 
 SCALE = "_scale"
 """Ends the names of an int8 matrix's scales."""
-MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+BIAS = "_bias"
+"""Ends the names of a matrix's biases."""
+ATTENTION = ("query", "key", "value", "output")
+FEED_FORWARD = ("gate", "up", "down")
+MATRICES = ATTENTION + FEED_FORWARD
 """Names of a layer's matrices."""
 
 
@@ -54,14 +61,19 @@ def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "up": (D, F),
         "down": (F, D),
     }
-    if not config.int8:
-        return shapes
-    both = {}
+    biased = ATTENTION * config.attention_bias + FEED_FORWARD * config.feed_forward_bias
+    every = {}
     for name, shape in shapes.items():
-        both[name] = shape
-        if name in MATRICES:
-            both[name + SCALE] = shape[input_axes(name) :]
-    return both
+        every[name] = shape
+        ends = [SCALE] * (config.int8 and name in MATRICES) + [BIAS] * (name in biased)
+        every |= {name + end: shape[input_axes(name) :] for end in ends}
+    return every
+
+
+def matrix_and_end(name: str) -> tuple[str, str]:
+    """The matrix that scales or biases belong to, and which they are: `SCALE`, `BIAS`; any other array and ''."""
+    end = next((end for end in (SCALE, BIAS) if name.endswith(end)), "")
+    return name.removesuffix(end), end
 
 
 def input_axes(path: str) -> int:
@@ -126,7 +138,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
-    """Random weights: normal with standard deviation 0.02, output projections scaled down by depth, norms at 1.
+    """Random weights: normal with standard deviation 0.02, output projections scaled down by depth, norms 1, biases 0.
 
     Raises:
         ValueError: for a model of int8 layers, which are made from plain ones (`pipedec_jax.model.int8`).
@@ -135,8 +147,8 @@ def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) ->
         raise ValueError("a model of int8 layers is made from plain weights: initialize it without int8")
     flat: dict[str, jax.Array] = {}
     for index, (path, shape) in enumerate(parameter_shapes(config).items()):
-        if len(shape) == 1:
-            flat[path] = jnp.ones(shape, dtype)
+        if path.endswith(BIAS) or len(shape) == 1:
+            flat[path] = jnp.full(shape, 0 if path.endswith(BIAS) else 1, dtype)
             continue
         scale = 0.02
         if path.endswith(("output", "down")):

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import Part, parameter_shapes
+from pipedec_jax.model.parameters import BIAS, Part, parameter_shapes
 
 POOL = 2**24 - 3
 """Numbers drawn once; odd, so that the rows of a matrix that repeats them differ."""
@@ -20,8 +20,8 @@ TURNS = 8
 class RandomSource:
     """A `ParameterSource` of bfloat16 noise: standard deviation 0.02 (less for output projections), norms of ones.
 
-    Matrices repeat one pool of noise, each from a place of its own, so that reading 8 billion weights takes seconds.
-    Good for times, bytes and shapes; the text it decodes means nothing.
+    Matrices and biases repeat one pool of noise, each from a place of its own, so that reading 8 billion weights takes
+    seconds. Good for times, bytes and shapes; the text it decodes means nothing.
 
     Args:
         config: the geometry; not one of int8 layers (`pipedec_jax.model.int8.Int8Source` makes those of it).
@@ -47,7 +47,7 @@ class RandomSource:
 
     def _make(self, path: str) -> np.ndarray:
         shape = self._shapes[path]
-        if len(shape) == 1:
+        if len(shape) == 1 and not path.endswith(BIAS):
             return np.ones(shape, ml_dtypes.bfloat16)
         if path == "head":  # its columns are read; they shall lie in one piece
             return self._matrix(path, shape[::-1]).T

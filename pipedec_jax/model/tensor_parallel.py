@@ -1,8 +1,9 @@
 """A layer split over T devices by attention heads and feed-forward width: what each of them holds and computes.
 
 Query, gate and up are split by their outputs, output and down by their inputs, so that a layer needs two sums over the
-devices and nothing else (Megatron-LM, arXiv 1909.08053, section 3). Where T is more than the KV heads, each of these is
-on several devices; where it does not divide the feed-forward width, the last devices have columns of zeros.
+devices and nothing else (Megatron-LM, arXiv 1909.08053, section 3); biases of output and down are added to these sums.
+Where T is more than the KV heads, each of these is on several devices; where it does not divide the feed-forward width,
+the last devices have columns of zeros.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import numpy as np
 
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import SCALE, ParameterSource, Part, device_axis, input_axes, layer_shapes
+from pipedec_jax.model.parameters import ParameterSource, Part, device_axis, input_axes, layer_shapes, matrix_and_end
 
 
 def check_parts(config: LlamaConfig, parts: int) -> None:
@@ -65,7 +66,7 @@ def layer_part(config: LlamaConfig, name: str, parts: int, index: int) -> Part |
     if axis is None or parts == 1:
         return None
     shape = layer_shapes(config)[name]
-    if name.removesuffix(SCALE) in ("key", "value"):
+    if matrix_and_end(name)[0] in ("key", "value"):
         size = max(1, shape[axis] // parts)
         start = index * config.kv_heads // parts
     else:
@@ -87,8 +88,8 @@ def read_layer_part(source: ParameterSource, layer: int, name: str, parts: int, 
 
 
 def _split_axis(name: str) -> int | None:
-    """The axis along which an array is split; norms, and scales of outputs that all devices share, are not."""
-    if name.endswith("norm") or name in ("output" + SCALE, "down" + SCALE):
+    """The axis along which an array is split; norms, and what goes with outputs that all devices share, are not."""
+    matrix, end = matrix_and_end(name)
+    if name.endswith("norm") or (end and matrix in ("output", "down")):
         return None
-    matrix = name.removesuffix(SCALE)
-    return device_axis(f"/{matrix}") - (input_axes(matrix) if name != matrix else 0)
+    return device_axis(f"/{matrix}") - (input_axes(matrix) if end else 0)

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.loading import Model
-from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.model.held import flat_shape
+from pipedec_jax.model.parameters import ParameterSource, layer_shapes, matrix_and_end
 from pipedec_jax.model.rope import attention_factor, plain_frequencies, rope_frequencies
 
 NAMES = {
@@ -75,15 +76,14 @@ def gguf_arrays(source: ParameterSource) -> Iterator[tuple[str, np.ndarray]]:
     config = source.config
     yield "token_embd.weight", source.read("embedding")
     for layer in range(config.layers):
-        for name, theirs in NAMES.items():
+        for name in layer_shapes(config):
+            part, end = matrix_and_end(name)
             array = np.asarray(source.read(f"layers/{layer}/{name}"), np.float32)
-            if name in ("query", "key", "value"):
-                array = array.reshape(config.width, -1).T
-            elif array.ndim > 1:
-                array = array.reshape(-1, array.shape[-1]).T
-            if name in ("query", "key"):
+            # Biases are the one column of an input that is always 1.
+            array = array.reshape(-1, 1) if end else array.reshape(flat_shape(part, array.shape)).T
+            if part in ("query", "key"):
                 array = interleave(array, config.head_size)
-            yield f"blk.{layer}.{theirs}.weight", array
+            yield f"blk.{layer}.{NAMES[part]}.{'bias' if end else 'weight'}", array.reshape(-1) if end else array
     yield "output_norm.weight", source.read("final_norm")
     if not config.tied_embeddings:
         yield "output.weight", source.read("head").T

@@ -21,7 +21,7 @@ from jax import lax
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.model.parameters import BIAS, Parameters
 from pipedec_jax.model.rope import attention_factor, rope_frequencies
 from pipedec_jax.training.attention import causal_attention
 
@@ -86,16 +86,24 @@ def layer(
     with jax.named_scope("attention"):
         y = llama.rms_norm(x_ND, weights["attention_norm"], config.norm_eps)
         joined = jnp.concatenate([weights[name].reshape(D, -1) for name in ("query", "key", "value")], axis=1)
-        heads = linear(y, joined).reshape(B, T, H + 2 * G, A)
+        heads = _biased(weights, linear(y, joined), "query", "key", "value").reshape(B, T, H + 2 * G, A)
         turned = llama.rotate(heads[:, :, : H + G], rope)
         parts = (turned[:, :, :H], turned[:, :, H:], heads[:, :, H + G :])
         # Plain exponentials and their sums need float32.
         query, key, value = (part.astype(llama.wide(x_ND.dtype)) for part in parts)
         mixed = causal_attention(query, key, value, block).astype(x_ND.dtype)
-        x = x_ND + linear(mixed.reshape(B * T, H * A), weights["output"].reshape(H * A, D))
+        mixed = linear(mixed.reshape(B * T, H * A), weights["output"].reshape(H * A, D))
+        x = x_ND + _biased(weights, mixed, "output")
     with jax.named_scope("feed_forward"):
         y = llama.rms_norm(x, weights["feed_forward_norm"], config.norm_eps)
-        return x + linear(gated(linear(y, weights["gate"]), linear(y, weights["up"])), weights["down"])
+        gate, up = (_biased(weights, linear(y, weights[name]), name) for name in ("gate", "up"))
+        return x + _biased(weights, linear(gated(gate, up), weights["down"]), "down")
+
+
+def _biased(weights: Parameters, product: jax.Array, *matrices: str) -> jax.Array:
+    """Products `[N, O]` with these matrices side by side, and their biases where they have any."""
+    biases = [weights[name + BIAS].reshape(-1) for name in matrices if name + BIAS in weights]
+    return product + jnp.broadcast_to(jnp.concatenate(biases), product.shape) if biases else product
 
 
 def rope_constants(config: LlamaConfig, T: int, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -33,6 +33,9 @@ GEOMETRIES = {
         "rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0}, "rms_norm_eps": 1e-6},
     "Yarn LLaMA 2": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "rope_parameters": {
         "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}},
+    "Granite Code: biases": {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True,
+        "mlp_bias": True, "tie_word_embeddings": True},
+    "biases of attention alone": {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True},
     "head size other than width / heads": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24},
 }  # fmt: skip
 """Settings of Hugging Face's `LlamaConfig` beyond `COMMON`."""
@@ -62,6 +65,8 @@ def hugging_face_model(geometry: dict, seed: int = 0):
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+            if name.endswith("bias"):
+                parameter.normal_()
     return model
 
 

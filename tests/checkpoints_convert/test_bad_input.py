@@ -137,7 +137,8 @@ BAD = {
     "end token without a row": (
         lambda source: edit_json(source / "generation_config.json", eos_token_id=[2, 29]), "names token 29, the embed"),
     "another architecture": (lambda source: edit_json(source / "config.json", model_type="qwen2"), "'qwen2'; only"),
-    "attention bias": (lambda source: edit_json(source / "config.json", attention_bias=True), "attention_bias is true"),
+    "biases that are not there": (
+        lambda source: edit_json(source / "config.json", mlp_bias=True), r"lacks? .*layers.0.mlp.gate_proj.bias"),
     "unknown RoPE": (
         lambda source: edit_json(source / "config.json", rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
         "rope_type is 'dynamic'"),

@@ -19,7 +19,9 @@ def tensors(directory):
 
 
 @pytest.mark.parametrize("shard_bytes", [2**30, 50_000])
-@pytest.mark.parametrize("name", ["LLaMA 2 70B: grouped queries", "LLaMA 3.2: tied, scaled RoPE"])
+@pytest.mark.parametrize(
+    "name", ["LLaMA 2 70B: grouped queries", "LLaMA 3.2: tied, scaled RoPE", "Granite Code: biases"]
+)
 def test_convert_and_export_give_the_same_bits(name, shard_bytes, tmp_path, monkeypatch):
     from transformers import LlamaForCausalLM
 

@@ -40,8 +40,11 @@ def test_matrices_that_multiply_the_same_rows_are_one():
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_held_layer_computes_what_the_stored_one_does(int8):
-    source = MemorySource(CONFIG, initialize(CONFIG, jax.random.key(0)))
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_held_layer_computes_what_the_stored_one_does(int8, bias):
+    config = dataclasses.replace(CONFIG, attention_bias=bias, feed_forward_bias=bias)
+    tree = jax.tree.map(lambda x: x + 0.1, initialize(config, jax.random.key(0)))  # no bias is 0
+    source = MemorySource(config, tree)
     source = Int8Source(source) if int8 else source
     stored = {name: source.read(f"layers/0/{name}") for name in layer_shapes(source.config)}
     held = hold(source.config, stored)

@@ -20,17 +20,17 @@ CONFIG = LlamaConfig(vocab_size=80, width=24, feed_forward=48, layers=8, heads=4
 
 
 def test_random_weights_have_the_stated_spread_and_no_two_arrays_are_alike():
-    config = dataclasses.replace(CONFIG, layers=2)
+    config = dataclasses.replace(CONFIG, layers=2, attention_bias=True, feed_forward_bias=True)
     flat = {path: np.asarray(array) for path, array in flatten(initialize(config, jax.random.key(0)))}
     assert {path: array.shape for path, array in flat.items()} == parameter_shapes(config)
     for path, array in flat.items():
-        if array.ndim == 1:
-            assert np.all(array == 1), path
+        if array.ndim == 1 or path.endswith("_bias"):
+            assert np.all(array == (0 if path.endswith("_bias") else 1)), path
         else:
             # Two sums a layer: what each adds shrinks with the root of their number.
             expected = 0.02 / 2 if path.endswith(("output", "down")) else 0.02
             assert array.std() == pytest.approx(expected, rel=0.2), path
-    firsts = [array.reshape(-1)[:4].tolist() for array in flat.values() if array.ndim > 1]
+    firsts = [array.reshape(-1)[:4].tolist() for array in flat.values() if array.ndim > 1 and array.any()]
     assert len(np.unique(np.abs(firsts) / np.linalg.norm(firsts, axis=1, keepdims=True), axis=0)) == len(firsts)
 
 

@@ -82,7 +82,14 @@ def test_the_stage_whose_layer_is_broken_is_named_though_several_devices_find_it
 @pytest.mark.parametrize("int8", [False, True])
 def test_parts_put_together_are_the_layer(parts, int8):
     """Rows of the parts' products, summed, are the whole layer's: also with more devices than KV heads, and zeros."""
-    source = MemorySource(WIDE, initialize(WIDE, jax.random.key(0)))
+    biased = dataclasses.replace(WIDE, attention_bias=True, feed_forward_bias=True)
+    # No bias is 0, and no two of them are alike.
+    source = MemorySource(
+        biased,
+        jax.tree.map(
+            lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), initialize(biased, jax.random.key(0))
+        ),
+    )
     source = Int8Source(source) if int8 else source
     mesh = placement.make_mesh(1, parts=parts)
     params = placement.place_target(mesh, source, StageSplit((2,)), np.float32)
@@ -131,6 +138,9 @@ def test_what_a_device_reads_is_its_part():
     assert layer_part(int8, "gate_scale", 4, 3) == (slice(18, 22),)
     assert layer_part(int8, "value_scale", 2, 1) == (slice(2, 4), slice(0, 4))
     assert layer_part(int8, "down_scale", 4, 3) is None
+    biased = dataclasses.replace(WIDE, attention_bias=True)
+    assert layer_part(biased, "query_bias", 2, 1) == (slice(4, 8), slice(0, 4))
+    assert layer_part(biased, "output_bias", 2, 1) is None
     assert tensor_share(WIDE, 2) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(ValueError, match="8 heads, 4 KV heads cannot be split over 3 devices"):
         part_config(WIDE, 3)

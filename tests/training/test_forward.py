@@ -7,7 +7,7 @@ import pytest
 
 from pipedec_jax.config import LlamaConfig, YarnScaling
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import initialize
+from pipedec_jax.model.parameters import flatten, initialize, nest, parameter_shapes
 from pipedec_jax.training.attention import causal_attention
 from pipedec_jax.training.forward import forward
 from pipedec_jax.training.generate import generate, score
@@ -52,9 +52,19 @@ def test_blocks_of_causal_attention_equal_masked_attention(block, size):
         np.testing.assert_allclose(one, two, atol=1e-4 * size)
 
 
-@pytest.mark.parametrize("scaling", [None, YarnScaling(4.0, 8, attention_factor=1.5)])
-def test_logits_and_gradients_equal_those_of_the_model(scaling, params, token_BT):
-    config = dataclasses.replace(CONFIG, rope_scaling=scaling)
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, rope_scaling=YarnScaling(4.0, 8, attention_factor=1.5)),
+        dataclasses.replace(CONFIG, attention_bias=True, feed_forward_bias=True),
+    ],
+    ids=["plain", "yarn", "biases"],
+)
+def test_logits_and_gradients_equal_those_of_the_model(config, params, token_BT):
+    noise, flat = jax.random.key(2), dict(flatten(params))
+    shapes = parameter_shapes(config)
+    params = nest({path: flat[path] if path in flat else jax.random.normal(noise, shapes[path]) for path in shapes})
 
     def total(logits):
         return jnp.sum(jnp.sin(logits))
