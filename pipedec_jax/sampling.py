@@ -65,7 +65,8 @@ class Sampling:
         return SamplingArrays(
             temperature=jnp.asarray(self.temperature, jnp.float32),
             top_k=jnp.asarray(min(self.top_k, 2**31 - 1), jnp.int32),
-            top_p=jnp.asarray(self.top_p, jnp.float32),
+            # Less than that counts as 0 where programs run, and a mass of 0 takes no token at all.
+            top_p=jnp.asarray(max(self.top_p, np.finfo(np.float32).tiny), jnp.float32),
             # As of `jax.random.key(seed)`, which would add `jax_random_seed_offset` to it.
             key=jnp.asarray(np.asarray([0, self.seed], np.uint32)),
         )

@@ -89,6 +89,13 @@ def test_a_top_p_that_is_reached_exactly_takes_no_more_tokens(top_p: float, coun
     assert oracle.warp(logits[0], Draw(1.0, 0, top_p)).kept.sum() == count
 
 
+@pytest.mark.parametrize("top_p", [1e-37, 1e-39, 1e-44, 1e-46, 5e-324])
+def test_a_top_p_too_small_for_float32_still_keeps_the_most_likely_token(top_p: float, x64: None) -> None:
+    for dtype in (np.float32, np.float64):
+        logits = np.asarray([[0.5, 2.0, 2.0, 1.0]], dtype)
+        assert np.flatnonzero(kept(Sampling(1.0, 0, top_p).arrays(), logits)[0]).tolist() == [1]
+
+
 def test_both_zeros_are_tied() -> None:
     logits = np.asarray([[-1.0, 0.0, -0.0, 1.0]], np.float32)
     assert np.asarray(kept(Sampling(1.0, 2).arrays(), logits))[0].tolist() == [False, True, True, True]
