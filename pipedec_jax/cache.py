@@ -65,7 +65,7 @@ class LayerCache(struct.PyTreeNode):
     def attend(self, rows: Rows) -> Attend:
         """Attention of `rows` that first writes their keys and values to their slots.
 
-        A row whose own keys or values are not finite gets NaN where they are not.
+        A row whose own query, keys or values are not finite gets NaN where they are not.
         """
 
         def run(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, LayerCache]:
@@ -76,6 +76,8 @@ class LayerCache(struct.PyTreeNode):
             sound = jnp.isfinite(key) & jnp.isfinite(value)
             mixed = cache.mix(query, rows)
             sound = jnp.repeat(sound, mixed.shape[1] // key.shape[1], axis=1)
+            # Scores of minus infinity are less than those of slots that nobody sees, which would be read instead.
+            sound &= jnp.isfinite(query)
             return jnp.where(sound, mixed, jnp.asarray(jnp.nan, mixed.dtype)), cache
 
         return run

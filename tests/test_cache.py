@@ -71,11 +71,9 @@ def test_tokens_are_plain_decodings_while_the_text_grows_over_a_border(monkeypat
         assert sum(progress.hits) > 20
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 8), (4, 2, 64), (6, 3, 64), (2, 2, 128), (4, 1, 16)])
-def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
-    """What is written and read is what the other layout gives; rows without a slot write nothing."""
-    random = np.random.default_rng(heads)
-    config = LlamaConfig(
+def geometry(heads, kv_heads, size):
+    """A model of one layer with these heads."""
+    return LlamaConfig(
         vocab_size=50,
         width=16,
         feed_forward=22,
@@ -88,6 +86,13 @@ def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
         norm_eps=1e-5,
         tied_embeddings=True,
     )
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 8), (4, 2, 64), (6, 3, 64), (2, 2, 128), (4, 1, 16)])
+def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
+    """What is written and read is what the other layout gives; rows without a slot write nothing."""
+    random = np.random.default_rng(heads)
+    config = geometry(heads, kv_heads, size)
     one, other = empty_layers(config, 1, 24, jnp.float64), for_platform(empty_layers(config, 1, 24, jnp.float64), "tpu")
     assert isinstance(other[0], RowCache)
     assert other[0].key.shape == (24, kv_heads * size)
@@ -102,6 +107,20 @@ def test_a_cache_of_rows_holds_the_same(x64, heads, kv_heads, size):
     np.testing.assert_array_equal(by_rows.value, jnp.swapaxes(by_heads.value, 0, 1).reshape(24, -1))
     np.testing.assert_array_equal(by_rows.key, jnp.moveaxis(by_heads.key, 2, 0).reshape(24, -1))
     assert np.count_nonzero(np.any(by_rows.key, axis=1)) == 4
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_query_that_is_not_finite_reads_no_slot_that_it_does_not_see(platform, value):
+    config = geometry(4, 2, 4)
+    (cache,) = for_platform(empty_layers(config, 1, 8, jnp.float32), platform)
+    ones = jnp.ones((2, 2, 4), jnp.float32)
+    rows = Rows(position=jnp.arange(2), slot=jnp.arange(2), mask=jnp.eye(2, 8, dtype=bool))
+    query = jnp.ones((2, 4, 4), jnp.float32).at[0, 1].set(value)
+    for sign in (1, -1):  # of one of them all scores are minus infinity
+        mixed, _ = cache.attend(rows)(query, sign * ones, ones)
+        assert np.all(np.isnan(mixed[0, 1]))
+        assert np.array_equal(mixed[1], ones[0].repeat(2, axis=0))
 
 
 def test_rows_that_are_added_see_nothing_and_write_nothing():
