@@ -61,7 +61,7 @@ class _FreeRun:
     """
 
     def __init__(self, engine: HierarchyEngine, published: Sequence[jax.Array], goal: int) -> None:
-        self.newest = list(published)
+        self.newest = [_shareable(packed) for packed in published]
         self.errors: list[BaseException] = []
         self._engine = engine
         self._goal = goal
@@ -93,6 +93,7 @@ class _FreeRun:
             seen = list(self.newest)
             packed = self._engine.step(index, seen, self._passes[index])
             figures = np.asarray(packed)  # waits until it is ready: what is published can be read at once
+            packed = _shareable(packed)
             passes = int(figures[FIGURES.index("passes")])
             with self._news:
                 self.newest[index] = packed
@@ -112,3 +113,12 @@ class _FreeRun:
 
     def _is_target(self, index: int) -> bool:
         return index + 1 == len(self.newest)
+
+
+def _shareable(packed: jax.Array) -> jax.Array:
+    """A buffer that threads may read at the same time.
+
+    JAX lists an array's shards when it is first asked for them; two threads that ask at once get them twice, or a part.
+    """
+    _ = packed.addressable_shards
+    return packed
