@@ -141,21 +141,22 @@ def load(directory: str | Path, *, int8: bool = False, cache_dir: str | Path | N
     tokenizer = _tokenizer(checkpoint)
     config = as_int8(checkpoint.config) if int8 else checkpoint.config
 
-    def stored() -> ParameterSource:
-        if not isinstance(checkpoint, SourceCheckpoint):
-            return checkpoint
-        if checkpoint.format != "huggingface-safetensors":
-            return open_checkpoint(_convert_cached(directory, cache_dir))
-        checkpoint.check_tied_head()
-        return checkpoint
-
-    def weights() -> ParameterSource:
-        return Int8Source(stored()) if int8 else stored()
-
+    weights = functools.partial(_weights, checkpoint, cache_dir, int8)  # not a closure, so that models can be pickled
     end_tokens = checkpoint.eos_token_ids
     if not end_tokens and tokenizer.end_token is not None:
         end_tokens = [tokenizer.end_token]
     return Model(config, tokenizer, weights, end_tokens=end_tokens, dtype=checkpoint.dtype, name=str(directory))
+
+
+def _weights(checkpoint: Checkpoint, cache_dir: str | Path | None, int8: bool) -> ParameterSource:
+    """Where the weights of a checkpoint are read from: itself, but for pickled files."""
+    source = checkpoint
+    if isinstance(checkpoint, SourceCheckpoint):
+        if checkpoint.format == "huggingface-safetensors":
+            checkpoint.check_tied_head()
+        else:
+            source = open_checkpoint(_convert_cached(checkpoint.directory, cache_dir))
+    return Int8Source(source) if int8 else source
 
 
 def _convert_cached(directory: str | Path, cache_dir: str | Path | None) -> Path:

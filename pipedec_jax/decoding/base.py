@@ -12,12 +12,13 @@ from typing import Any, Generic, Protocol, TypeVar, Unpack
 import jax
 import numpy as np
 
-from pipedec_jax.checks import check_count
+from pipedec_jax.checks import NotCopied, check_count
 from pipedec_jax.decoding import stream
 from pipedec_jax.decoding.request_options import RequestOptions, check_prompts
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.loading import Model
+from pipedec_jax.own_settings import own_settings
 
 Prompt = str | Sequence[int] | np.ndarray | jax.Array
 """Text, or token ids: a list, a tuple or an array of one axis."""
@@ -39,7 +40,7 @@ class Engine(stream.Engine, Protocol):
 AnyEngine = TypeVar("AnyEngine", bound=Engine)
 
 
-class BaseDecoder(abc.ABC, Generic[AnyEngine]):
+class BaseDecoder(NotCopied, abc.ABC, Generic[AnyEngine]):
     """Decodes prompts; how, its subclasses say.
 
     One request runs at a time: a new one, of whatever thread, ends the stream before it.
@@ -60,7 +61,8 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
     @functools.cached_property
     def engine(self) -> AnyEngine:
         """The engine, with the weights on the devices; made when it is first asked for."""
-        return self._make_engine()
+        with own_settings():
+            return self._make_engine()
 
     @abc.abstractmethod
     def _make_engine(self) -> AnyEngine:
@@ -128,7 +130,8 @@ class BaseDecoder(abc.ABC, Generic[AnyEngine]):
             ValueError: as `request` does.
         """
         check_count("chunk", chunk)
-        return self._begin(self.request(prompt, max_new_tokens=max_new_tokens, **options), chunk)
+        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
+        return self._begin(request, min(chunk, request.max_new_tokens))
 
     def generate_many(
         self, prompts: Iterable[Prompt], *, max_new_tokens: int = 128, **options: Unpack[RequestOptions]

@@ -16,7 +16,7 @@ from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exit_store import find_exit_head, fitting_heads, stored_agreement, stored_exit_heads
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
-from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings, make_split
+from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings, check_places, make_split
 from pipedec_jax.pipeline.split import LIKELY_RATE, StageSplit
 
 
@@ -124,6 +124,7 @@ def forecast_exits(
     reasons: dict[str, list[str]] = {}  # heads by what is wrong with them
     for one in named:
         settings = settings_at(exit_layer=one.exit_layer)
+        check_places(settings)
         try:
             split = make_split(settings, target.config, one)
         except ValueError as error:

@@ -24,6 +24,7 @@ from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.hierarchy.together import measure_together
 from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model, short_names
+from pipedec_jax.own_settings import own_settings
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.recording.passes import PassRecording
@@ -125,7 +126,8 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         names = short_names(model.name for model in models)
         self._names = [names[model.name] for model in models]
         if passes is None:
-            self._choose(select, free_stages, width, (form,) if form else get_args(Form))
+            with own_settings():
+                self._choose(select, free_stages, width, (form,) if form else get_args(Form))
         if not self.plain:
             self.settings = dataclasses.replace(self.settings, tick_cost=self._tick_cost())
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from pipedec_jax.checks import NotCopied
 from pipedec_jax.decoding.result import FinishReason, Generation, Token
 from pipedec_jax.decoding.text import TextStream
+from pipedec_jax.own_settings import own_settings
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
@@ -51,7 +53,7 @@ class Request:
     drafter_params: object = None
 
 
-class Stream(Iterator[str]):
+class Stream(NotCopied, Iterator[str]):
     """Iterates over the pieces of an answer's text; afterwards `result` holds the whole answer.
 
     A caller may stop iterating at any time. When the decoder starts another answer, an unfinished one is cut off.
@@ -94,7 +96,7 @@ class Stream(Iterator[str]):
         self._superseded = False
         self._clock = _Clock(engine)
         self._first_s = 0.0
-        with self._clock:
+        with self._clock, own_settings():
             engine.start(
                 request.prompt,
                 max_new_tokens=request.max_new_tokens,
@@ -153,7 +155,7 @@ class Stream(Iterator[str]):
     def _advance(self) -> str:
         """Run the engine once and return what text that gave; sets the result when the answer has ended."""
         first = self._progress is None
-        with self._clock:
+        with self._clock, own_settings():
             try:
                 # The first token alone, so that its time is known.
                 progress = self._engine.run(1 if first else self._chunk)

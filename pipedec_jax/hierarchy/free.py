@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from pipedec_jax.hierarchy.buffers import FIGURES
+from pipedec_jax.own_settings import own_settings
 
 if TYPE_CHECKING:
     from pipedec_jax.hierarchy.engine import HierarchyEngine
@@ -78,7 +79,8 @@ class _FreeRun:
     def work(self, index: int) -> None:
         """Step a model until all is done; an error stops the others, and is kept for the caller's thread."""
         try:
-            self._steps(index)
+            with own_settings():  # a thread of its own
+                self._steps(index)
         except BaseException as error:
             self.errors.append(error)
         finally:

@@ -246,11 +246,12 @@ def check_fit(
         raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, or an object of a Drafter, not {drafter!r}")
     else:
         check_drafter(drafter)
-    places = tree_slots(settings)
-    if not has_places(settings):
+    check_places(settings)
+    most = _capacity_of(target.context + MOST_PLACES)
+    if settings.capacity is not None and settings.capacity > most:
         raise ValueError(
-            f"the tree would need {places} places, and {MOST_PLACES} are the most; lower width, stages, draft_steps or "
-            "pool"
+            f"capacity must be at most {most}, not {settings.capacity}: as many cache slots hold the target's context"
+            f" of {target.context} tokens and the largest tree"
         )
     for name, config in (("target", target), ("draft", draft)):
         if config is not None and vocab_size > config.vocab_size:
@@ -338,13 +339,29 @@ def cache_slots(settings: EngineSettings, length: int) -> int:
     # A slot that is silently missing would be wrong text.
     need = int(length + tree_slots(settings))
     if settings.capacity is None:
-        return max(256, 1 << (need - 1).bit_length())
+        return _capacity_of(need)
     if need > settings.capacity:
         raise ValueError(
             f"prompt, answer and tree need {need} cache slots but capacity is {settings.capacity}; raise capacity, or "
             "lower max_new_tokens or width"
         )
     return settings.capacity
+
+
+def _capacity_of(need: int) -> int:
+    """The slots of a cache that has to have so many: a power of two, so that one program serves many lengths."""
+    return max(256, 1 << (need - 1).bit_length())
+
+
+def check_places(settings: EngineSettings) -> None:
+    """Raise `ValueError` where the tree is too large (`MOST_PLACES`)."""
+    if has_places(settings):
+        return
+    sizes = {"stpp": "width or depth", "pipedec": "width or stages", "ppsd": "width or stages", "eesd": "draft_length"}
+    raise ValueError(
+        f"the tree would need {tree_slots(settings)} places, and {MOST_PLACES} are the most; lower "
+        f"{sizes.get(settings.method, 'width, stages, draft_steps or pool')}"
+    )
 
 
 def has_places(settings: EngineSettings) -> bool:

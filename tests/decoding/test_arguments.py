@@ -97,7 +97,13 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
         ({"devices": "cpu"}, r"devices must be a list of JAX devices, not 'cpu'"),
         ({"sharpness": 1e308}, r"sharpness must be over 0 and finite, in float32, not 1e\+308"),
         ({"sharpness": 1e-50}, r"sharpness must be over 0 and finite, in float32, not 1e-50"),
-        ({"width": 5000}, r"the tree would need \d+ places, and 16384 are the most"),
+        (
+            {"width": 5000},
+            r"the tree would need \d+ places, and 16384 are the most; lower width, stages, draft_steps or p",
+        ),
+        ({"width": 5000, "method": "pipedec"}, r"the tree would need \d+ places, .* lower width or stages$"),
+        ({"width": 5000, "method": "stpp"}, r"the tree would need \d+ places, .* lower width or depth$"),
+        ({"capacity": 10**20}, r"capacity must be at most 32768, not 1\d+: .* hold the target's context of 128 tokens"),
     ],
 )
 def test_bad_settings_are_refused_before_weights_are_read(target, draft, options, message):

@@ -27,6 +27,11 @@ def pipedec(target, draft) -> Decoder:
     return Decoder(target, draft, method="pipedec", stages=2, width=4, children=2)
 
 
+def test_a_chunk_may_be_larger_than_any_answer(pp):
+    expected = pp.generate(PROMPTS[0], max_new_tokens=6).text
+    assert "".join(pp.stream(PROMPTS[0], max_new_tokens=6, chunk=10**20)) == expected
+
+
 def test_both_methods_give_the_same_answer(pp, pipedec):
     for prompt in PROMPTS:
         plain = pp.generate(prompt, max_new_tokens=24)

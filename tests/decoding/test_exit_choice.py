@@ -115,6 +115,12 @@ def test_exits_that_do_not_fit_the_stages_are_left_out(target):
         Decoder(target, method="ppsd", stages=1)
 
 
+def test_a_draft_without_end_is_refused_before_anything_is_forecast(target):
+    """The forecast adds up a term for each of the drafts."""
+    with pytest.raises(ValueError, match=r"the tree would need 1[0-9]+ places, .* the most; lower draft_length$"):
+        Decoder(target, method="eesd", stages=2, draft_length=10**20)
+
+
 def test_heads_are_chosen_by_name_and_the_unmeasured_come_last(family, tmp_path):
     directory = copy_target(family, tmp_path)
     store_head(directory, ExitHeadConfig(2, "block", width=8), {})
