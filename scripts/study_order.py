@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from pipedec_jax import tree as trees
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import run_command
-from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.tree import PredictionTree
 
@@ -59,22 +57,17 @@ def main() -> None:
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)
     from pipedec_jax.analysis.method_table import plain_answers, simulate
-    from pipedec_jax.pipeline.settings import make_schedule
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
     options = {"max_new_tokens": args.max_new_tokens}
     answers = plain_answers(make, prompts, **options)
 
-    def savings(decoder: pipedec_jax.Decoder) -> Schedule:
-        base = make_schedule(decoder.settings)
-        return Savings(base.width, base.pool, stages=decoder.stages)
-
-    orders: dict[str, tuple[float, Callable[[pipedec_jax.Decoder], Schedule] | None]] = {
-        "probability": (1.0, None),
-        "calibrated": (args.sharpness, None),
-        "savings": (1.0, savings),
-        "both": (args.sharpness, savings),
+    orders = {
+        "probability": (1.0, False),
+        "calibrated": (args.sharpness, False),
+        "savings": (1.0, True),
+        "both": (args.sharpness, True),
     }
     print(f"simulated ticks per token, best-first with {args.draft_steps} draft steps, the draft model alone, ", end="")
     print(f"{args.prompts} held-out prompts (seed {args.seed}); in brackets the hit rate and late hits per token")
@@ -83,10 +76,12 @@ def main() -> None:
     for stages in args.stages:
         for width in args.width:
             cells = []
-            for sharpness, schedule in orders.values():
-                sizes = {"stages": stages, "width": width, "draft_steps": args.draft_steps, "sharpness": sharpness}
-                decoder = make(method="best-first", drafter="model", **sizes)
-                row = simulate(decoder, prompts, answers, schedule and schedule(decoder), **options)
+            for sharpness, by_savings in orders.values():
+                own = Savings(width, 2 * (args.draft_steps - 1) * width, stages=stages)
+                order = {"schedule": own} if by_savings else {"method": "best-first", "width": width}
+                sizes = {"stages": stages, "draft_steps": args.draft_steps, "sharpness": sharpness}
+                decoder = make(drafter="model", **order, **sizes)
+                row = simulate(decoder, prompts, answers, **options)
                 cells.append(f"{row.ticks_per_token:.2f} ({row.hit_rate:.3f}, {row.late_hits / row.tokens:.3f})")
             print(f"| {stages} | {width} | " + " | ".join(cells) + " |", flush=True)
 

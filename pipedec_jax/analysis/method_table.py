@@ -12,7 +12,6 @@ from typing import Any
 from pipedec_jax.analysis.bound import every_guess, guessed
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.transcript import MISS
 
 
@@ -92,11 +91,10 @@ def simulate(
     decoder: Decoder,
     prompts: Sequence[str],
     answers: Sequence[list[int]],
-    schedule: Schedule | None = None,
     **options: Any,
 ) -> MethodRow:
-    """Count what one decoder, maybe with another schedule, would need for the known answers without the target."""
-    simulator = Simulator.of(decoder, schedule)
+    """Count what one decoder would need for the known answers without the target."""
+    simulator = Simulator.of(decoder)
     delays, ticks, costs = [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         request = decoder.request(prompt, **options)

@@ -44,7 +44,6 @@ from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.state import Shared, System
 from pipedec_jax.pipeline.tick import record, send, walk
 from pipedec_jax.sampling import GREEDY, Sampling
-from pipedec_jax.schedules.base import Schedule
 
 
 class Simulator:
@@ -57,7 +56,6 @@ class Simulator:
         vocab_size: ids that are tokens.
         drafter: who guesses: one of `DRAFTERS`, or a drafter of one's own.
         drafter_params: the parameters of a drafter of one's own.
-        schedule: what is sent and drafted, by a schedule of one's own; by default the method's.
         exit_head: that drafts after the target's first `settings.exit_layer` layers.
 
     Raises:
@@ -73,7 +71,6 @@ class Simulator:
         vocab_size: int,
         drafter: Drafter | str = "model",
         drafter_params: Any = None,
-        schedule: Schedule | None = None,
         exit_head: ExitHead | None = None,
     ) -> None:
         config = draft.config if draft else None
@@ -93,7 +90,7 @@ class Simulator:
         """Makes a simulator of other settings with the same models."""
         self._target = Target(config=geometry, split=make_split(settings, geometry, head), vocab_size=vocab_size)
         self._drafter = make_drafter(settings, config, drafter, vocab_size, geometry, head)
-        self._schedule = make_schedule(settings) if schedule is None else schedule
+        self._schedule = make_schedule(settings)
         self._mesh = placement.make_mesh(1)
         self._params = drafter_params
         if exit_head is not None:
@@ -118,15 +115,14 @@ class Simulator:
         return self._target.split
 
     @classmethod
-    def of(cls, decoder: Decoder, schedule: Schedule | None = None) -> Simulator:
-        """A simulator of what this decoder does, with its draft and settings, and maybe another schedule."""
+    def of(cls, decoder: Decoder) -> Simulator:
+        """A simulator of what this decoder does, with its draft and settings."""
         return cls(
             decoder.target.source if decoder.exit_head is not None else decoder.target.config,
             decoder.draft.source if decoder.draft is not None else None,
             decoder.settings,
             vocab_size=decoder.target.vocab_size,
             drafter=decoder.drafter,
-            schedule=schedule,
             exit_head=decoder.exit_head,
         )
 

@@ -39,6 +39,7 @@ from pipedec_jax.pipeline.settings import (
     make_split,
 )
 from pipedec_jax.recording.history import Recording
+from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.tick_costs import TickCosts
 from pipedec_jax.tokenizer import check_same_tokens
 
@@ -92,6 +93,8 @@ class Decoder(BaseDecoder[Engine]):
         calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes: what
             `analysis.calibration.calibrate` gives, or the JSON that `scripts/calibrate.py` writes, read. Where they
             grow with a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
+        schedule: what a tick sends and extends, by a schedule of your own in place of best-first's (see
+            `pipedec_jax.schedules`); width and pool are then its.
         prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
         record: whether to keep what happens in every tick, for `recording`. Tokens and ticks are the same; off, which
@@ -126,6 +129,7 @@ class Decoder(BaseDecoder[Engine]):
         devices: Sequence[jax.Device] | None = None,
         drafter: Drafter | DrafterName | None = None,
         calibration: Mapping[str, Any] | None = None,
+        schedule: Schedule | None = None,
         prefill_width: int = 128,
         capacity: int | None = None,
         record: bool = False,
@@ -147,6 +151,10 @@ class Decoder(BaseDecoder[Engine]):
             depth=depth,
             draft_length=draft_length,
         )
+        if schedule is not None:
+            for name, value in (("width", width), ("pool", pool), ("adaptive", adaptive)):
+                if value is not None:
+                    raise ValueError(f"{name} is for schedules of pipedec_jax: leave it out beside one of your own")
         chain = method in EXIT_ONLY
         if drafter is None:
             drafter = "model" if chain else "both"
@@ -166,6 +174,7 @@ class Decoder(BaseDecoder[Engine]):
             adaptive=True if adaptive is None else adaptive,
             sharpness=1.0 if sharpness is None else sharpness,
             noise="shared" if noise is None else noise,
+            schedule=schedule,
             prefill_width=prefill_width,
             capacity=capacity,
             record=record,
@@ -177,7 +186,7 @@ class Decoder(BaseDecoder[Engine]):
             check_same_tokens(target.tokenizer, draft.tokenizer)
         self.target = target
         self.draft = draft = None if method == "pp" else draft
-        self.method = method
+        self.method = settings.name
         self.drafter = drafter
         self.split = make_split(settings, target.config, head)
         self._head = head
@@ -192,7 +201,7 @@ class Decoder(BaseDecoder[Engine]):
         self.dtype = decoding_dtype(dtype, target.dtype, self.devices[0])
         costs = _model_costs(calibration, target.config, guessing, self.dtype, head)
         self._costs = cost.split_over(costs, target.config, parts)
-        if draft_steps is None and method == "best-first" and settings.exit_layer is None:
+        if draft_steps is None and settings.exit_layer is None and _drafts_ahead(settings):
             settings = _with_draft_steps(settings, self._costs, target.config.layers)
         self.settings = dataclasses.replace(settings, costs=self._tick_costs(settings, draft_ranks), dtype=self.dtype)
 
@@ -369,6 +378,11 @@ def _model_costs(
             f"(calibrate.py --exit-layer {head.exit_layer} --exit-head {head.name})"
         )
     return found
+
+
+def _drafts_ahead(settings: EngineSettings) -> bool:
+    """Whether a tick may have several draft steps."""
+    return settings.method == "best-first" and (settings.schedule is None or settings.schedule.drafts_ahead)
 
 
 def _with_draft_steps(settings: EngineSettings, costs: cost.Costs, layers: int) -> EngineSettings:

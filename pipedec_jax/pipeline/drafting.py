@@ -19,6 +19,7 @@ from pipedec_jax.drafters.base import Proposals, View, check_proposals, proposed
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.pipeline.stage import Beside
 from pipedec_jax.pipeline.state import DraftSteps, Shared, System
+from pipedec_jax.schedules.base import check_chosen
 from pipedec_jax.tick_costs import Curve
 from pipedec_jax.tree import PredictionTree
 
@@ -51,16 +52,16 @@ def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array)
 
 def draft_here(system: System, params: Any, state: Any, shared: Shared) -> tuple[Any, PredictionTree, DraftSteps]:
     """The tick's draft steps, each over the tree that the one before has grown; the state, that tree, and the steps."""
-    nodes, steps = shared.tree, []
+    schedule, nodes, steps = system.schedule, shared.tree, []
     for step in range(system.draft_steps):
-        nodes, frontier = system.schedule.frontier(nodes, step)
+        nodes, frontier = check_chosen(schedule, "frontier", nodes, schedule.frontier(nodes, step))
         nodes, frontier = give_slots(nodes, shared.committed, frontier)
         view = make_view(system, shared, nodes, frontier, system.costs.draft)
         state, proposals = proposed(system.drafter, params, state, view)
         nodes, taken = take_proposals(system, nodes, frontier, proposals)
         steps.append(taken)
     if not steps:
-        none = jnp.zeros((0, system.schedule.width), jnp.int32)
+        none = jnp.zeros((0, schedule.width), jnp.int32)
         guess = jnp.zeros((*none.shape, nodes.children), jnp.int32)
         return state, nodes, DraftSteps(none, none, none, guess, guess.astype(jnp.float32))
     return state, nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)

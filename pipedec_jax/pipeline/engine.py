@@ -248,7 +248,7 @@ class Engine:
             raise RuntimeError("there is no answer yet, or it was interrupted while the devices worked on it")
         progress = self._progress
         layout = Layout(
-            method=self.settings.method,
+            method=self.settings.name,
             stages=self.settings.stages,
             width=self._schedule.width,
             drafter=self._drafter.ranks > 0,

@@ -24,7 +24,7 @@ from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import layer_shapes
 from pipedec_jax.model.tensor_parallel import check_parts
 from pipedec_jax.pipeline.split import StageSplit, split_at_exit, split_layers
-from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.schedules.base import Schedule, check_schedule
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.schedules.levels import LevelSchedule
 from pipedec_jax.schedules.plain import PlainSchedule
@@ -125,6 +125,8 @@ class EngineSettings:
     """Prompt tokens per prefill chunk."""
     capacity: int | None = None
     """Cache slots (S); by default the next power of two that holds prompt, answer and tree."""
+    schedule: Schedule | None = None
+    """One's own in place of best-first's; width and pool are then its."""
     record: bool = False
     """Whether the engine keeps what passes in every tick (`recording`). The program without it is the same as if there
     were no such thing."""
@@ -132,6 +134,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        self._take_schedule()
         for name in (
             "stages",
             "tensor_parallel",
@@ -166,6 +169,24 @@ class EngineSettings:
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
 
+    def _take_schedule(self) -> None:
+        """Take the sizes of a schedule of one's own; `ValueError` where it is none, or not for this."""
+        if self.schedule is None:
+            return
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule must be an object of a Schedule (pipedec_jax.schedules), not {self.schedule!r}")
+        if self.method != "best-first":
+            raise ValueError(f"a schedule of your own takes best-first's place: leave method {self.method!r} out")
+        check_count("stages", self.stages)
+        check_schedule(self.schedule, self.stages)
+        if self.pool is not None:
+            raise ValueError("pool is the schedule's own: leave it out beside a schedule")
+        if self.draft_steps != 1 and not self.schedule.drafts_ahead:
+            raise ValueError(
+                f"draft_steps must be 1 for {self.name}, which extends only what it has sent: it has no pool"
+            )
+        object.__setattr__(self, "width", int(self.schedule.width))
+
     def _check_exit(self) -> None:
         """Raise `ValueError` where the exit and the method do not go together."""
         if self.exit_layer is None:
@@ -192,6 +213,11 @@ class EngineSettings:
                 f"eesd drafts a chain: width and children must be 1, not {self.width} and {self.children} "
                 "(draft_length says how long it is)"
             )
+
+    @property
+    def name(self) -> str:
+        """The method's name, or that of one's own schedule."""
+        return self.method if self.schedule is None else type(self.schedule).__name__
 
     @property
     def steps(self) -> int:
@@ -388,7 +414,9 @@ def make_split(settings: EngineSettings, target: LlamaConfig, head: ExitHeadConf
 
 
 def make_schedule(settings: EngineSettings) -> Schedule:
-    """The method's schedule."""
+    """The method's schedule, or one's own."""
+    if settings.schedule is not None:
+        return settings.schedule
     width = settings.width
     match settings.method:
         case "pp":

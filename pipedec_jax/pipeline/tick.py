@@ -27,7 +27,7 @@ from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_
 from pipedec_jax.pipeline.drafting import draft, draft_at_exit, head_rows, keep_guesses, share_at_exit
 from pipedec_jax.pipeline.stage import StageCache, run_head, run_stage
 from pipedec_jax.pipeline.state import DraftSteps, Local, Moment, Shared, System, Weights
-from pipedec_jax.schedules.base import Schedule
+from pipedec_jax.schedules.base import Schedule, check_chosen
 from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.tree import PredictionTree
 
@@ -134,7 +134,8 @@ def stuck(shared: Shared) -> jax.Array:
 def send(system: System, shared: Shared) -> Shared:
     """Start a tick: the next batch gets its slots and enters the pipe, and what is in flight moves one stage on."""
     count = shared.tick + 1
-    nodes, batch = system.schedule.next_batch(shared.tree)
+    schedule = system.schedule
+    nodes, batch = check_chosen(schedule, "next_batch", shared.tree, schedule.next_batch(shared.tree))
     nodes, batch = give_slots(nodes, shared.committed, batch)
     return shared.replace(
         tree=tree.send(nodes, batch, count),

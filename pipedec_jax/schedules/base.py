@@ -7,6 +7,16 @@ its path, so none scores above its parent. A *batch* is the best `width` candida
 A schedule is a frozen dataclass of static settings with pure methods. In a tick it first picks the batch to send. Then,
 once for every draft step, it picks the `frontier`, the nodes that the drafter extends; the guesses are kept with them.
 The target's choices prune the tree afterwards.
+
+One of your own often is another `score`; it never changes a token of the answer, only how soon it comes:
+
+    @dataclasses.dataclass(frozen=True)
+    class DeepestFirst(Schedule):
+        def score(self, tree):
+            deep = tree.position[:, None].astype(jnp.float32)
+            return super().score(tree) + 0.5 * deep
+
+Give it as `Decoder(target, draft, schedule=DeepestFirst(width=16))`.
 """
 
 from __future__ import annotations
@@ -15,6 +25,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from pipedec_jax import tree as trees
@@ -81,6 +92,55 @@ class Schedule:
         score = self.worthwhile(tree, self.score(tree))
         node = jnp.where(tree.drafted, -jnp.inf, jnp.where(sent, jnp.inf, score[:, 0]))
         return take(tree, score.at[:, 0].set(node), self.width, tree.drafted)
+
+
+def check_schedule(schedule: Schedule, stages: int) -> None:
+    """Raise `ValueError` unless a schedule has sizes that go together.
+
+    Args:
+        schedule: that of one's own.
+        stages: of the pipe that it shall fill.
+    """
+    name = type(schedule).__name__
+    try:
+        hash(schedule)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a frozen dataclass of static settings, which can be hashed ({error})"
+        ) from None
+    for field, value, least in (
+        ("width", schedule.width, 1),
+        ("pool", schedule.pool, 0),
+        (f"capacity({stages})", schedule.capacity(stages), schedule.width + 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}.{field} must be a whole number of at least {least}, not {value!r}")
+    if 0 < schedule.pool < schedule.width:
+        raise ValueError(f"{name}.pool ({schedule.pool}) must be 0, or hold a batch: width is {schedule.width}")
+
+
+Chosen = tuple[PredictionTree, jax.Array]
+"""What `next_batch` and `frontier` give: the tree, and nodes of it."""
+
+
+def check_chosen(schedule: Schedule, method: str, tree: PredictionTree, found: Chosen) -> Chosen:
+    """What a `method` has given for a tree; `ValueError` unless it is a tree like that one, and nodes of it.
+
+    A batch is W nodes, a frontier at most as many.
+    """
+    name = f"{type(schedule).__name__}.{method}()"
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(f"{name} must give two things, the tree and nodes, not {type(found).__name__}")
+    grown, node = found
+    if jax.tree.map(jnp.shape, grown) != jax.tree.map(jnp.shape, tree):
+        raise ValueError(f"{name} must give a tree of such arrays as it took")
+    an_array = isinstance(node, jax.Array)
+    sizes = (schedule.width,) if method == "next_batch" else range(1, schedule.width + 1)
+    fits = an_array and node.ndim == 1 and node.size in sizes
+    if not fits or not jnp.issubdtype(node.dtype, jnp.integer):
+        what = f"{node.dtype} {list(node.shape)}" if an_array else type(node).__name__
+        raise ValueError(f"{name} must give nodes as whole numbers [{schedule.width}] (its width), not {what}")
+    return grown, node
 
 
 def take(tree: PredictionTree, score: jax.Array, size: int, ready: jax.Array) -> tuple[PredictionTree, jax.Array]:
