@@ -122,7 +122,7 @@ def _refuse_unsupported(values: Json) -> None:
     """Raise `ValueError` for another architecture, or a variant of LLaMA that this package does not compute."""
     if values.get("model_type") != "llama":
         raise ValueError(f"model_type is {values.get('model_type')!r}; only 'llama' can be converted")
-    architectures = values.get("architectures") or [ARCHITECTURES[0]]
+    architectures = values.get("architectures") or []
     if not isinstance(architectures, list) or not all(name in ARCHITECTURES for name in architectures):
         raise ValueError(f"architectures is {architectures!r}; only {ARCHITECTURES[0]!r} can be converted")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function

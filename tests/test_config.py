@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pipedec_jax.config import Llama3Scaling, LlamaConfig
+from pipedec_jax.config import LinearScaling, Llama3Scaling, LlamaConfig
 
 CONFIG = LlamaConfig(vocab_size=31, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=32)
 
@@ -26,8 +26,11 @@ def test_bad_values_are_refused_by_name(changes, message):
 
 
 def test_a_dictionary_is_read_back_or_refused():
-    scaled = dataclasses.replace(CONFIG, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 32))
-    assert LlamaConfig.from_dict(scaled.to_dict()) == scaled
+    for scaling in (Llama3Scaling(8.0, 1.0, 4.0, 32), LinearScaling(4.0)):
+        scaled = dataclasses.replace(CONFIG, rope_scaling=scaling)
+        values = scaled.to_dict()
+        assert LlamaConfig.from_dict(values) == scaled
+        assert values == scaled.to_dict(), "what was given stays as it was"
     with pytest.raises(ValueError, match="unknown key 'witdh' in model config; did you mean 'width'"):
         LlamaConfig.from_dict(CONFIG.to_dict() | {"witdh": 3})
     with pytest.raises(ValueError, match="model config must be an object with keys, not None"):

@@ -107,6 +107,8 @@ BAD = {
         lambda source: edit_index(source, model__norm__weight="../b.safetensors"), r"'\.\./b\.safetensors'; shards"),
     "index leads out, absolute": (
         lambda source: edit_index(source, model__norm__weight="/etc/passwd"), r"'/etc/passwd'; shards are plain"),
+    "index with no name of a file": (
+        lambda source: edit_index(source, model__norm__weight="a\0b"), r"in 'a\\x00b'; shards are plain"),
     "index with a wrong type": (lambda source: edit_index(source, model__norm__weight=["a"]), r"\['a'\]; shards are"),
     "index without a map": (lambda source: (split(source), write_index(source, None)), "has no 'weight_map' object"),
     "index is not JSON": (
@@ -218,9 +220,11 @@ def test_a_damaged_config_file_is_named(change, message, source, tmp_path):
         open_checkpoint(converted)
 
 
-@pytest.mark.parametrize("name", [SINGLE, "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("name", [SINGLE, "b.safetensors", "tokenizer.json", "config.json"])
 def test_a_pointer_of_git_lfs_is_said_to_be_one(name, tmp_path, capsys):
     source = tiny_source(tmp_path / "source")
+    if name == "b.safetensors":
+        split(source)
     (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert main(["convert", str(source), str(tmp_path / "converted")]) == 2
     error = capsys.readouterr().err

@@ -46,7 +46,8 @@ def test_old_and_new_spellings_mean_the_same(spelling):
 
 @pytest.mark.parametrize("spelling", [{}, {"rope_theta": 1e4}, {"rope_scaling": None}, {"rope_scaling": {}},
                                       {"rope_scaling": {"type": "linear", "factor": 1.0}}, {"hidden_act": "swish"},
-                                      {"rope_parameters": {"rope_type": "default", "rope_theta": 10000}}])  # fmt: skip
+                                      {"rope_parameters": {"rope_type": "default", "rope_theta": 10000}},
+                                      {"partial_rotary_factor": 1}, {"architectures": None}])  # fmt: skip
 def test_plain_rope_in_all_spellings(spelling):
     config = llama_config(OLD | spelling)
     assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
@@ -73,12 +74,26 @@ def test_linear_scaling_in_all_spellings(spelling):
         ({"attention_factor": 1.5, "beta_fast": 4, "beta_slow": 0, "truncate": False}, {},
          YarnScaling(16.0, 4096, 1.5, 4.0, 1.0, False)),
         ({"mscale": 1.0, "mscale_all_dim": 1.0}, {"original_max_position_embeddings": 32}, YarnScaling(16.0, 32, 1.0)),
-        ({"mscale": 2.0}, {}, YarnScaling(16.0, 4096, 0.1 * math.log(16) + 1)),
+        ({"original_max_position_embeddings": 64, "attention_factor": 1.0}, {"original_max_position_embeddings": 32},
+         YarnScaling(16.0, 32, 1.0)),
+        ({"mscale": 2.0, "beta_fast": 0}, {}, YarnScaling(16.0, 4096, 0.1 * math.log(16) + 1)),
+        ({"factor": 0.5}, {}, YarnScaling(0.5, 4096, 1.0)),
     ],
 )  # fmt: skip
 def test_what_yarn_leaves_out_is_what_hugging_face_takes(settings, beside, expected):
-    values = OLD | {"rope_scaling": settings | {"type": "yarn", "factor": 16.0}} | beside
+    values = OLD | {"rope_scaling": {"type": "yarn", "factor": 16.0} | settings} | beside
     assert llama_config(values).rope_scaling == expected
+
+
+def test_what_any_model_leaves_out_is_what_hugging_face_takes():
+    from transformers import LlamaConfig as Theirs
+
+    needed = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    values = {key: OLD[key] for key in (*needed, "num_attention_heads")}
+    ours, theirs = llama_config(values), Theirs(**values)
+    assert (ours.context, ours.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
+    assert (ours.kv_heads, ours.head_size) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert (ours.rope_theta, ours.tied_embeddings) == (theirs.rope_parameters["rope_theta"], theirs.tie_word_embeddings)
 
 
 def test_dynamic_scaling_is_none_up_to_the_context_as_its_refusal_says():
@@ -130,7 +145,10 @@ def test_what_we_export_is_read_by_transformers(rope, tmp_path):
     from transformers import LlamaConfig as Theirs
 
     config = llama_config(OLD | {"rope_parameters": rope, "head_dim": 10})
-    (tmp_path / "config.json").write_text(json.dumps(config_json(config, "bfloat16")))
+    exported = config_json(config, "bfloat16")
+    (tmp_path / "config.json").write_text(json.dumps(exported))
+    # Releases that know no other kind than `linear` take no other name.
+    assert ("type" in exported["rope_scaling"]) == (rope["rope_type"] == "linear")
     theirs = Theirs.from_pretrained(tmp_path)
     assert {key: value for key, value in theirs.rope_parameters.items() if key != "type"} == rope
     assert (theirs.head_dim, str(theirs.dtype), theirs.rms_norm_eps) == (10, "torch.bfloat16", 1e-5)
@@ -172,8 +190,14 @@ def test_files_older_than_the_kinds_of_scaling_are_read_and_written_as_before():
         ({"kind": "dynamic", "factor": 2.0}, "kind of rope_scaling must be one of linear, llama3, yarn, not 'dynamic'"),
         ({"kind": ["linear"], "factor": 2.0}, r"not \['linear'\]"),
         ({"kind": "linear", "factor": "2"}, "factor of rope_scaling must be a positive number, not '2'"),
+        ({"kind": "linear", "factor": True}, "factor of rope_scaling must be a positive number, not True"),
+        ({"kind": "linear", "factor": 0.0}, "factor of rope_scaling must be a positive number, not 0.0"),
         ({"kind": "linear", "factr": 2.0}, "unknown key 'factr' in rope_scaling; did you mean 'factor'"),
         ({"kind": "yarn", "factor": 2.0, "original_context": 1.5, "attention_factor": 1.0}, "must be a positive whole"),
+        (
+            {"kind": "yarn", "factor": 2.0, "original_context": True, "attention_factor": 1.0},
+            "original_context of rope_scaling must be a positive whole number, not True",
+        ),
         (
             {"kind": "yarn", "factor": 2.0, "original_context": 8, "attention_factor": 1.0, "truncate": 1},
             "truncate must",
@@ -193,9 +217,11 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
         ({"model_type": "mistral"}, "model_type is 'mistral'; only 'llama'"),
         ({"model_type": ...}, "model_type is None"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"architectures": ["LlamaForCausalLM", "LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
         ({"attention_bias": "no"}, "attention_bias must be true or false, not 'no'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*'gptq'"),
+        ({"quantization_config": "awq"}, "quantization_config is present .*'awq'"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
             "rope_type is 'dynamic' .*remove it from config.json",
@@ -223,6 +249,7 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"hidden_size": ...}, "lacks 'hidden_size'"),
         ({"hidden_size": "64"}, "hidden_size must be a positive whole number, not '64'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be a positive whole number, not True"),
         ({"num_attention_heads": 0}, "num_attention_heads must be a positive whole number, not 0"),
         ({"num_attention_heads": 3}, r"hidden_size \(64\) is no multiple of num_attention_heads \(3\)"),
         ({"num_key_value_heads": 3}, r"kv_heads \(3\) must divide heads \(4\)"),

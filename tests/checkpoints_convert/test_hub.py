@@ -34,15 +34,19 @@ def test_snapshots_of_the_hugging_face_cache_load(source, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
-@pytest.mark.parametrize("in_cache", [False, True])
-def test_links_that_lead_elsewhere_are_refused(file, in_cache, source, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
+@pytest.mark.parametrize(("in_cache", "place"), [(False, "elsewhere"), (False, "blobs"), (True, "elsewhere")])
+def test_links_that_lead_elsewhere_are_refused(file, in_cache, place, source, tmp_path):
+    if in_cache:
+        directory = cache_snapshot(source, tmp_path / "hub")
+    else:
+        directory = tmp_path / "models" / "model"
+        shutil.copytree(source, directory)
+    elsewhere = directory.parents[1] / place  # in the cache, beside the blobs that links may lead to
     elsewhere.mkdir()
-    directory = cache_snapshot(source, tmp_path / "hub") if in_cache else source
     (directory / file).resolve().replace(elsewhere / file)
     (directory / file).unlink(missing_ok=True)
     (directory / file).symlink_to(elsewhere / file)
-    with pytest.raises(ValueError, match=rf"{file} is a link to .*elsewhere.*, outside of "):
+    with pytest.raises(ValueError, match=rf"{file} is a link to .*{place}.*, outside of "):
         convert(directory, tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 

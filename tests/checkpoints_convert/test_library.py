@@ -10,7 +10,7 @@ import pytest
 from checkpoints_convert import convert, export_hugging_face
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.library import family, library
-from pipedec_jax.config import Llama3Scaling, LlamaConfig, YarnScaling
+from pipedec_jax.config import LinearScaling, Llama3Scaling, LlamaConfig, YarnScaling
 from tests.checkpoints_convert.sources import TINY, stop_at, tiny_tree
 from tests.conftest import write_byte_level
 
@@ -113,7 +113,10 @@ def test_an_empty_library_and_a_checkpoint_itself_are_said_to_be_so(source, tmp_
     ("expected", "settings"),
     [
         ("LLaMA 1", {"vocab_size": 32000, "norm_eps": 1e-6, "context": 2048}),
+        ("LLaMA 1", {"vocab_size": 32000, "norm_eps": 1e-6, "context": 4096}),
+        ("LLaMA 1", {"vocab_size": 32000, "context": 2048}),
         ("LLaMA 2", {"vocab_size": 32000, "context": 4096}),
+        ("LLaMA", {"vocab_size": 32000, "context": 4096, "rope_scaling": LinearScaling(4.0)}),
         ("Code Llama", {"vocab_size": 32016, "rope_theta": 1e6, "context": 16384}),
         ("LLaMA 3", {"vocab_size": 128256, "rope_theta": 5e5, "context": 8192}),
         ("LLaMA 3.1", {"vocab_size": 128256, "rope_theta": 5e5, "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192)}),

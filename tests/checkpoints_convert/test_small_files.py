@@ -146,3 +146,9 @@ def test_a_pipe_that_nobody_writes_to_is_no_small_file(tmp_path):
     os.mkfifo(tmp_path / "generation_config.json")
     with pytest.raises(OSError, match=r"generation_config\.json is no plain file"):
         small_files.read_small(tmp_path / "generation_config.json")
+
+
+def test_values_are_called_what_json_calls_them():
+    values = (None, True, False, "text", 1, 1.5, [], {})
+    names = ("null", "true", "false", "text", "a number", "a number", "a list", "an object")
+    assert tuple(map(small_files.json_kind, values)) == names

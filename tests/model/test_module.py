@@ -1,5 +1,6 @@
 """The Flax module is the pure functions under a familiar name."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,12 @@ def test_a_tree_that_was_trained_further_is_decoded_with(family):
     )
     logits = module.apply({"params": tree}, token_BT)
     assert found.token_ids == [int(jnp.argmax(logits[0, -1, : model.vocab_size]))] == [7]
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    params = initialize(CONFIG, jax.random.key(1)) | {"final_norm": jnp.ones(3)}
+    with pytest.raises(flax.errors.ScopeParamShapeError, match="final_norm"):
+        Llama(CONFIG).apply({"params": params}, jnp.zeros((1, 3), jnp.int32))
 
 
 @pytest.mark.parametrize("tokens", [[[1, 2]], np.zeros((1, 3)), np.zeros((1, 0), np.int32), np.array(3)])
