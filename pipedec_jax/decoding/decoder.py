@@ -51,7 +51,8 @@ class Decoder(BaseDecoder[Engine]):
     """Decodes prompts with one method.
 
     Arguments are checked at once; weights are read, and programs compiled, when they are first needed, and then kept.
-    What a method has no use for is refused where it is given (a draft is not: PP leaves it unread).
+    What a method has no use for is refused where it is given, but PP, the baseline, takes what others guess by: a
+    draft, which it leaves unread, `width`, `children`, `drafter`, `sharpness` and `noise`.
     One request runs at a time: a new one, of whatever thread, ends the stream before it.
 
     Args:

@@ -228,6 +228,8 @@ class EngineSettings:
 def check_used(method: str, drafter: Drafter | str | None = None, **given: Any) -> None:
     """Raise `ValueError` where an option is given that this method, or this drafter, has no use for.
 
+    PP takes all that other methods guess by: it is what they are compared with, by the same arguments.
+
     Args:
         method: one of `METHODS`.
         drafter: who guesses; `None` where it is not given.
@@ -237,7 +239,9 @@ def check_used(method: str, drafter: Drafter | str | None = None, **given: Any) 
         return  # which is said elsewhere
     for name, value in (("drafter", drafter), *given.items()):
         methods = OPTIONS_OF[name]
-        if value is not None and method not in methods:
+        baseline = method == "pp" and methods is GUESSING
+        one_step = name == "draft_steps" and value == 1  # as many as any method has
+        if value is not None and method not in methods and not baseline and not one_step:
             raise ValueError(f"{name} is for {', '.join(methods)}, not for {method}: leave it out")
     own = drafter is not None and not isinstance(drafter, str)
     for name in ("sharpness", "noise", "children"):

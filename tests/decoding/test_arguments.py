@@ -113,12 +113,12 @@ def test_bad_settings_are_refused_before_weights_are_read(target, draft, options
 
 
 UNUSED = {
-    "pp": {"width": 16, "children": 16, "drafter": "both", "sharpness": 1.0, "noise": "shared", "draft_steps": 1},
-    "stpp": {"draft_steps": 1, "pool": 64, "adaptive": True, "draft_length": 4},
-    "pipedec": {"draft_steps": 1, "pool": 64, "adaptive": False, "depth": 12, "draft_length": 4},
+    "pp": {"draft_steps": 2, "pool": 64, "adaptive": True, "depth": 12, "draft_length": 4},
+    "stpp": {"draft_steps": 2, "pool": 64, "adaptive": True, "draft_length": 4},
+    "pipedec": {"draft_steps": 2, "pool": 64, "adaptive": False, "depth": 12, "draft_length": 4},
     "best-first": {"depth": 12, "draft_length": 4},
-    "ppsd": {"draft_steps": 1, "pool": 64, "adaptive": True, "depth": 12, "draft_length": 4},
-    "eesd": {"draft_steps": 1, "pool": 64, "adaptive": True, "depth": 12},
+    "ppsd": {"draft_steps": 2, "pool": 64, "adaptive": True, "depth": 12, "draft_length": 4},
+    "eesd": {"draft_steps": 2, "pool": 64, "adaptive": True, "depth": 12},
 }
 
 
@@ -145,10 +145,11 @@ def test_what_a_drafter_has_no_use_for_is_refused(target, drafter, options, mess
         Decoder(target, drafter=drafter, stages=2, **options)
 
 
-def test_a_draft_may_be_given_to_pp_and_is_not_read(target, draft):
+def test_what_others_guess_by_may_be_given_to_pp_and_is_not_read(target, draft):
     """So that methods are compared by their names alone."""
     unread = pipedec_jax.Model(draft.config, draft.tokenizer, lambda: pytest.fail("read weights"))
-    decoder = Decoder(target, unread, method="pp", stages=2)
+    others = {"width": 4, "children": 3, "drafter": "both", "sharpness": 2.0, "noise": "none", "draft_steps": 1}
+    decoder = Decoder(target, unread, method="pp", stages=2, **others)
     assert decoder.draft is None
     decoder.prepare()
 
