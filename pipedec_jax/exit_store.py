@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import is_converted, is_source
 from checkpoints_convert.cache import stamp
-from checkpoints_convert.checkpoint import DTYPES, check_dtype
+from checkpoints_convert.checkpoint import DTYPES, Checkpoint, check_dtype
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.disk_cache import cache_directory
 from pipedec_jax.loading import Model
@@ -61,18 +61,20 @@ def fingerprint(source: ParameterSource) -> str:
 def kept_fingerprint(target: Model) -> str:
     """`fingerprint` of a target as it is stored, computed once: it is kept in `fingerprints` in the cache directory.
 
-    Computed anew when the files in the target's directory have other names, sizes or times, and where it is no local
-    directory. It takes about as long as reading the whole model, of which a device reads its layers alone.
+    Computed anew when the files in the target's directory have other names, sizes or times, where it is no local
+    directory, and for weights that are read from elsewhere (`MemorySource`), whatever the model is called. It takes
+    about as long as reading the whole model, of which a device reads its layers alone.
     """
-    directory = _directory(target)
-    if not (is_converted(directory) or is_source(directory)) or not directory.is_dir():
-        return fingerprint(unrounded(target.source))
+    directory, source = _directory(target), unrounded(target.source)
+    stored = is_converted(directory) or is_source(directory)
+    if not (stored and directory.is_dir() and isinstance(source, Checkpoint)):
+        return fingerprint(source)
     kept = cache_directory() / "fingerprints" / stamp(directory.resolve())
     found = ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         found = kept.read_text(encoding="ascii")
     if len(found) != hashlib.sha256().digest_size * 2:  # Several processes may be writing it at once.
-        found = fingerprint(unrounded(target.source))
+        found = fingerprint(source)
         with contextlib.suppress(OSError):  # It is only slower without.
             write_whole(kept, found)
     return found

@@ -19,7 +19,7 @@ from pipedec_jax.exit_store import (
     save_exit_head,
     stored_exit_heads,
 )
-from pipedec_jax.loading import load
+from pipedec_jax.loading import Model, load
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
 from tests.conftest import copy_target, store_head
@@ -95,6 +95,24 @@ def test_a_head_of_other_weights_is_refused(directory):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="belongs to another target"):
         load_exit_head(load(directory), 2)
+
+
+def test_a_model_in_memory_is_known_by_its_weights_not_by_its_name(directory):
+    """One that was trained further may be called as what it came of, whose heads it does not have any more."""
+    save(directory)
+    stored = load(directory)
+    assert load_exit_head(stored, 2).config == HEAD, "the fingerprint is kept now"
+    source = stored.source
+    arrays = {path: source.read(path) for path in parameter_shapes(source.config)}
+    for factor in (1, 2):
+        changed = arrays | {"final_norm": factor * arrays["final_norm"]}
+        weights = MemorySource(source.config, nest(changed))
+        model = Model(source.config, stored.tokenizer, lambda weights=weights: weights, name=str(directory))
+        if factor == 1:
+            assert load_exit_head(model, 2).config == HEAD
+            continue
+        with pytest.raises(ValueError, match="belongs to another target: its weights are not those of"):
+            load_exit_head(model, 2)
 
 
 def test_a_head_drafts_for_its_target_made_int8_while_it_is_loaded(directory, tmp_path):
