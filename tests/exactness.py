@@ -14,8 +14,9 @@ import numpy as np
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.fit import tree_slots
 from pipedec_jax.pipeline.progress import Progress
-from pipedec_jax.pipeline.settings import EngineSettings, tree_slots
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
 from tests.oracle import GREEDY, Draw
 from tests.random_pairs import (

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipedec_jax import tree
 from pipedec_jax.exchange import AXES
+from pipedec_jax.pipeline.parts import batch_price
 from pipedec_jax.pipeline.placement import make_mesh
-from pipedec_jax.pipeline.settings import EngineSettings, batch_price
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.schedules.best_first import BestFirstSchedule, widest_in_flight
 from pipedec_jax.tick_costs import Curve, TickCosts, over_live_rows
 

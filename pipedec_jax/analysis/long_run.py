@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import tree_slots
+from pipedec_jax.pipeline.fit import tree_slots
 from pipedec_jax.sampling import Sampling
 
 LONGEST_PROMPT = 64

@@ -31,7 +31,9 @@ from pipedec_jax.analysis.prediction import (
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import divides, tensor_share
-from pipedec_jax.pipeline.settings import MOST_PLACES, EngineSettings, cache_slots, make_split, tree_slots
+from pipedec_jax.pipeline.fit import MOST_PLACES, cache_slots, tree_slots
+from pipedec_jax.pipeline.parts import make_split
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 
 

@@ -28,17 +28,12 @@ from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.drafting import draft_at_exit, draft_here, exit_view
 from pipedec_jax.pipeline.engine import make_request
+from pipedec_jax.pipeline.fit import cache_slots, check_fit
+from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.placement import SAME
 from pipedec_jax.pipeline.prefill import Request, begin
 from pipedec_jax.pipeline.progress import Progress, read_progress
-from pipedec_jax.pipeline.settings import (
-    EngineSettings,
-    cache_slots,
-    check_fit,
-    make_drafter,
-    make_schedule,
-    make_split,
-)
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.state import Shared, System

@@ -25,19 +25,9 @@ from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import tensor_share
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.settings import (
-    EXIT_ONLY,
-    DrafterName,
-    EngineSettings,
-    Method,
-    check_fit,
-    check_request,
-    check_used,
-    has_places,
-    make_drafter,
-    make_schedule,
-    make_split,
-)
+from pipedec_jax.pipeline.fit import check_fit, check_request, has_places
+from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
+from pipedec_jax.pipeline.settings import EXIT_ONLY, DrafterName, EngineSettings, Method, check_used
 from pipedec_jax.recording.history import Recording
 from pipedec_jax.schedules.base import Schedule
 from pipedec_jax.tick_costs import TickCosts

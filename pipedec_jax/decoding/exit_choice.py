@@ -16,7 +16,9 @@ from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exit_store import find_exit_head, fitting_heads, stored_agreement, stored_exit_heads
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
-from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings, check_places, make_split
+from pipedec_jax.pipeline.fit import check_places
+from pipedec_jax.pipeline.parts import make_split
+from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
 from pipedec_jax.pipeline.split import LIKELY_RATE, StageSplit
 
 

@@ -25,8 +25,9 @@ from pipedec_jax.hierarchy.free import run_free
 from pipedec_jax.hierarchy.program import KnownModel, ModelProgram, Programs, Source
 from pipedec_jax.hierarchy.settings import HierarchySettings, check_models
 from pipedec_jax.pipeline.engine import INTERRUPTED, make_request
+from pipedec_jax.pipeline.fit import cache_slots, check_request
 from pipedec_jax.pipeline.progress import Progress, not_finite_error
-from pipedec_jax.pipeline.settings import EngineSettings, cache_slots, check_request
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.recording.passes import PassRecording, read_passes
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 

@@ -21,18 +21,12 @@ from pipedec_jax.model.exit_head import ExitHead
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.compiler_options import compiler_options
+from pipedec_jax.pipeline.fit import cache_slots, check_fit, check_request
+from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
 from pipedec_jax.pipeline.progress import NOTHING, Progress, check_sound, read_progress
-from pipedec_jax.pipeline.settings import (
-    EngineSettings,
-    cache_slots,
-    check_fit,
-    check_request,
-    make_drafter,
-    make_schedule,
-    make_split,
-)
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.stage import Target, TargetParams
 from pipedec_jax.pipeline.state import Local, Shared, System, Weights
 from pipedec_jax.pipeline.tick import run_ticks

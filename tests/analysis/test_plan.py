@@ -15,7 +15,7 @@ from pipedec_jax.analysis.plan_alternatives import pass_seconds, split_draft_ste
 from pipedec_jax.analysis.prediction import Device, Problem, cache_costs, roofline_costs, useful_stages
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import tensor_share
-from pipedec_jax.pipeline.settings import MOST_PLACES
+from pipedec_jax.pipeline.fit import MOST_PLACES
 from tests.analysis.planning import (
     FREE,
     LEVELS,

@@ -13,7 +13,7 @@ from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, initialize_head
-from pipedec_jax.pipeline.settings import has_places
+from pipedec_jax.pipeline.fit import has_places
 from tests.conftest import DEVICES, write_byte_level
 
 

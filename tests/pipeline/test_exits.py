@@ -21,9 +21,10 @@ from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits
 from pipedec_jax.model.parameters import nest, parameter_shapes
 from pipedec_jax.pipeline.engine import Engine, make_request
+from pipedec_jax.pipeline.fit import check_fit
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import begin
-from pipedec_jax.pipeline.settings import EngineSettings, check_fit
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit, split_at_exit
 from pipedec_jax.pipeline.state import System
 from pipedec_jax.pipeline.tick import tick

@@ -7,14 +7,9 @@ import pytest
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter
-from pipedec_jax.pipeline.settings import (
-    EngineSettings,
-    cache_slots,
-    check_fit,
-    check_request,
-    make_schedule,
-    tree_slots,
-)
+from pipedec_jax.pipeline.fit import cache_slots, check_fit, check_request, tree_slots
+from pipedec_jax.pipeline.parts import make_schedule
+from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 
 TARGET = LlamaConfig(vocab_size=100, width=8, feed_forward=16, layers=4, heads=2, kv_heads=1, head_size=4, context=64)
