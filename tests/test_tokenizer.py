@@ -34,6 +34,11 @@ def test_rules_follow_the_decoder(byte_level_dir, byte_fallback_dir):
     assert Tokenizer.load(byte_fallback_dir).rules == PieceRules("byte_fallback", (("▁", " "),), 1)
 
 
+def test_text_that_is_none_is_refused_with_its_place(directory):
+    with pytest.raises(ValueError, match=r"no valid Unicode text \(surrogates not allowed at character 2\)"):
+        Tokenizer.load(directory).encode("ab\ud800")
+
+
 def test_size_counts_added_tokens(byte_level_dir):
     tokenizer = Tokenizer.load(byte_level_dir)
     assert tokenizer.size == len(tokenizer.vocabulary) == 400
@@ -84,8 +89,13 @@ def test_sentencepiece_model_is_converted(tmp_path):
     assert tokenizer.encode(text) == [1, *reference.encode(text)]
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.rules.kind == "byte_fallback"
-    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
-    assert Tokenizer.load(tmp_path).encode(text) == reference.encode(text)
+    for settings, before, expected in (
+        ({"add_bos_token": False}, "", reference.encode(text)),
+        ({"add_eos_token": True}, "", [1, *reference.encode(text), 2]),
+        ({"add_prefix_space": False}, " ", [1, *reference.encode(text)]),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert Tokenizer.load(tmp_path).encode(before + text) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,6 +161,24 @@ def test_added_tokens_are_found_anywhere_beside_a_sentencepiece_model(legacy, sp
     assert tokenizer.decode(expected) == (text if not space else "<|im_start|> user\nx  y<|im_end|>  z def")
 
 
+def test_of_added_tokens_that_begin_alike_the_longest_is_found_with_the_spaces_that_it_takes(tmp_path):
+    """A piece that the model finds by itself is an added token where the checkpoint says that it is special."""
+    reference = sentencepiece_model(tmp_path, user_defined_symbols=["<u>", "<v>"])
+    size, own = reference.get_piece_size(), reference.piece_to_id("<u>")
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = {
+        str(own): plain | {"content": "<u>"},
+        str(size): plain | {"content": "<a"},
+        str(size + 1): plain | {"content": "<a>", "rstrip": True},
+        str(size + 2): plain | {"content": "<b>", "lstrip": True},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    tokenizer = Tokenizer.load(tmp_path)
+    x = reference.encode("x")
+    assert tokenizer.encode("<a>  x <b>x<ax") == [1, size + 1, *x, size + 2, *x, size, *x]
+    assert tokenizer.encode("<u>x<v>x") == [1, own, *reference.encode("x<v>x")]
+
+
 def test_pieces_of_one_score_are_merged_from_the_left_as_sentencepiece_does(tmp_path):
     """Chinese LLaMA's were put behind LLaMA's own, all with the score 0."""
     sentencepiece_model(tmp_path)
@@ -190,6 +218,22 @@ def test_sentencepiece_models_of_other_families_are_refused(settings, message, t
     sentencepiece_model(tmp_path, **settings)
     with pytest.raises(ValueError, match=rf"cannot read the tokenizer in .*: tokenizer\.model {message}"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_model_that_writes_spaces_as_they_are_and_one_of_nothing_are_refused(tmp_path):
+    sentencepiece_model(tmp_path)
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((tmp_path / "tokenizer.model").read_bytes())
+    model.normalizer_spec.escape_whitespaces = False
+    for content, message in (
+        (model.SerializeToString(), "does not write spaces as ▁, unlike LLaMA's"),
+        (b"", "is neither sentencepiece's nor Meta's: no token was found in it"),
+    ):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"tokenizer\.model {message}"):
+            Tokenizer.load(tmp_path)
 
 
 def plain_bpe(ranks: dict[bytes, int], word: bytes) -> list[int]:
@@ -236,6 +280,7 @@ def test_metas_tiktoken_model_is_read(tmp_path):
     assert tokenizer.rules == PieceRules("byte_level")
     assert tokenizer.size == 269 + 256
     assert tokenizer.end_token == 270
+    assert tokenizer.label(0) == "\0"
     names = {token: name for name, token in tokenizer.vocabulary.items()}
     assert [names[269 + index] for index in (4, 8, 9, 11, 255)] == [
         "<|finetune_right_pad_id|>", "<|eom_id|>", "<|eot_id|>", "<|reserved_special_token_3|>",
@@ -286,6 +331,7 @@ def test_chat_template_in_a_file_of_its_own(byte_level_dir, tmp_path):
     [
         ("LlamaTokenizerFast", {"add_bos_token": True}, False, True),  # as DeepSeek's
         ("LlamaTokenizer", {"add_bos_token": False}, True, False),  # as Phi 3's
+        ("CodeLlamaTokenizer", {"add_bos_token": True}, False, True),
         ("LlamaTokenizerFast", {}, False, False),
         ("LlamaTokenizerFast", {"add_bos_token": None}, True, True),
         ("PreTrainedTokenizerFast", {"add_bos_token": True}, False, False),
@@ -340,11 +386,12 @@ def test_decoders_of_other_families_are_refused(byte_level_dir, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"unsupported tokenizer decoder \(WordPiece\)"):
         Tokenizer.load(tmp_path)
-    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 1}
-    description["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, strip]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"unsupported tokenizer decoder \(ByteFallback, Fuse, Strip, stripping ' '\)"):
-        Tokenizer.load(tmp_path)
+    for content, stop in ((" ", 1), ("_", 0)):
+        strip = {"type": "Strip", "content": content, "start": 1, "stop": stop}
+        description["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, strip]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match=rf"decoder \(ByteFallback, Fuse, Strip, stripping '{content}'\)"):
+            Tokenizer.load(tmp_path)
 
 
 def test_tokenizing_imports_neither_torch_nor_model_classes(byte_level_dir):

@@ -45,6 +45,13 @@ def added(content: str, token: int, **flags: bool) -> dict:
 REPLACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 YIS = {"type": "Sequence", "decoders": [REPLACE, {"type": "ByteFallback"}, {"type": "Fuse"}]}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "split": True}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
+def and_fuse(decoder: dict) -> dict:
+    return {"type": "Sequence", "decoders": [decoder, {"type": "Fuse"}]}
+
+
 PUBLISHED = {
     # Some of its added tokens are characters by which the others spell bytes.
     "DeepSeek Coder": ("byte_level_dir", ["õ", "÷", "Á", "ø", "<\uff5cfim▁hole\uff5c>", "<|User|>"], None),
@@ -54,6 +61,9 @@ PUBLISHED = {
     # As the `tokenizers` library's own `SentencePieceBPETokenizer` writes it.
     "Metaspace": ("byte_fallback_dir", ["<|im_start|>", "▁▁a▁"], METASPACE | {"prepend_scheme": "always"}),
     "Metaspace, no space before": ("byte_fallback_dir", ["<|im_start|>"], METASPACE | {"prepend_scheme": "never"}),
+    "Metaspace, fused": ("byte_fallback_dir", ["<|im_start|>"], and_fuse(METASPACE | {"prepend_scheme": "always"})),
+    "bytes, fused": ("byte_level_dir", ["<|im_start|>"], and_fuse(BYTE_LEVEL)),
+    "no decoder": ("byte_fallback_dir", ["<|im_start|>"], {}),
 }
 
 
@@ -66,8 +76,8 @@ def published(request, tmp_path_factory) -> Tokenizer:
     first = max(description["model"]["vocab"].values()) + 1
     for number, token in enumerate(tokens):
         description["added_tokens"].append(added(token, first + number, rstrip=number % 2 == 1))
-    if decoder:
-        description["decoder"] = decoder
+    if decoder is not None:
+        description["decoder"] = decoder or None
     (directory / "tokenizer.json").write_text(json.dumps(description))
     return Tokenizer.load(directory)
 

@@ -107,7 +107,7 @@ def test_an_answer_of_full_length(tokenizer):
 
 
 def test_the_end_token_is_a_token_but_not_text(tokenizer):
-    stream, answer = open_stream(tokenizer, ["ab", END, "cd"])
+    stream, answer = open_stream(tokenizer, ["ab", END, "cd"], ends=(END + 1, END))
     result = drain(stream)
     assert result.finish_reason == "end"
     assert result.text == "ab"
