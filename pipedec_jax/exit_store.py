@@ -280,7 +280,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["version"]
-        complete = version != VERSION or _is_complete(values)
+        complete = _is_complete(values)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); train the head again") from error
     if version != VERSION:

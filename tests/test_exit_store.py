@@ -20,7 +20,7 @@ from pipedec_jax.exit_store import (
     stored_exit_heads,
 )
 from pipedec_jax.loading import Model, load
-from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
 from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
 from tests.conftest import copy_target, store_head
 
@@ -29,6 +29,10 @@ HEAD = ExitHeadConfig(2, "block", width=16)
 
 def save(directory, head=HEAD, dtype="float32", agreement=None):
     return store_head(directory, head, agreement, dtype)
+
+
+def zeros(head, target):
+    return nest({path: np.zeros(shape, np.float32) for path, shape in head_shapes(head, target).items()})
 
 
 @pytest.fixture
@@ -71,14 +75,24 @@ def test_a_head_that_is_half_replaced_does_not_exist(directory, monkeypatch):
 def test_of_several_heads_the_one_that_agrees_most_is_taken_unless_one_is_named(directory):
     save(directory, agreement={"1": 0.7})
     save(directory, ExitHeadConfig(2, "norm-linear"), agreement={"1": 0.8})
+    save(directory, ExitHeadConfig(2, "block", width=8))  # how well it agrees nobody knows
     save(directory, ExitHeadConfig(1, "norm-linear"))
     target = load(directory)
-    assert [head.name for head in stored_exit_heads(target)] == ["1-norm-linear", "2-block-16", "2-norm-linear"]
+    names = ["1-norm-linear", "2-block-16", "2-block-8", "2-norm-linear"]
+    assert [head.name for head in stored_exit_heads(target)] == names
     assert find_exit_head(target, 2).variant == "norm-linear"
     for name in ("block-16", "2-block-16", "block", "2-block"):
         assert find_exit_head(target, 2, name) == HEAD
     with pytest.raises(FileNotFoundError, match="no exit head 2-bl "):
         find_exit_head(target, 2, "bl")
+
+
+def test_stored_heads_are_in_the_order_of_their_exits(directory):
+    config = dataclasses.replace(load(directory).config, layers=12)
+    for layer in (10, 9):
+        head = ExitHeadConfig(layer, "norm-linear")
+        save_exit_head(directory, head, config, zeros(head, config), "", "float32")
+    assert [head.exit_layer for head in stored_exit_heads(directory)] == [9, 10]
 
 
 def test_the_untrained_head_needs_no_file(directory):
@@ -217,7 +231,13 @@ def test_damaged_files_are_an_error(directory):
     (folder / "head.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         load_exit_head(load(directory), 2)
-    for key, value in (("agreement", "high"), ("agreement", {"1": "high"}), ("target", {}), ("head", "2-block-16")):
+    for key, value in (
+        ("agreement", "high"),
+        ("agreement", {"1": "high"}),
+        ("agreement", {"all": 0.5}),
+        ("target", {}),
+        ("head", "2-block-16"),
+    ):
         (folder / "head.json").write_text(json.dumps(description | {key: value}))
         with pytest.raises(ValueError, match=r"head.json is incomplete; train the head again"):
             load_exit_head(load(directory), 2)
@@ -237,4 +257,7 @@ def test_arrays_that_are_not_the_heads_are_not_saved(directory):
     target = load(directory)
     with pytest.raises(ValueError, match="lacks"):
         save_exit_head(directory, HEAD, target.config, {"head": np.zeros((16, 416))}, "", "float32")
+    linear = ExitHeadConfig(2, "norm-linear")
+    with pytest.raises(ValueError, match="dtype 'int4' is not supported"):
+        save_exit_head(directory, linear, target.config, zeros(linear, target.config), "", "int4")
     assert stored_exit_heads(target) == []

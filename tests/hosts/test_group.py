@@ -75,6 +75,9 @@ def test_of_much_that_differs_the_first_is_told_and_of_long_values_the_ends(memb
         second.check_same("settings", {"prompt": "b" * 9999, **{f"line {n}": "y" for n in range(2000)}})
     assert len(str(error.value)) < 1000
     assert "bbb' and not 'aaa" in str(error.value)
+    first.check_same("five", dict.fromkeys("abcde", 1))
+    with pytest.raises(ValueError, match="d 2 and not 1, e 2 and not 1 as process 0"):
+        second.check_same("five", dict.fromkeys("abcde", 2))
 
 
 def test_processes_wait_for_each_other_after_weights_are_read_and_whenever_one_compiles(member, store):
@@ -151,3 +154,4 @@ def test_patience_without_end_is_refused():
     for value in (float("inf"), float("nan"), 0.5, 1e9):
         with pytest.raises(ValueError, match=r"--patience must be 1 to 1,000,000 seconds, not"):
             join(patience=value)
+    assert join(patience=1, start_patience=1_000_000).count == 1
