@@ -53,6 +53,7 @@ def test_as_many_devices_are_used_as_there_are_processes():
     assert forced.devices == 4
     assert forced.stages[-1] > 1, "of the target, which has layers for it"
     assert choose(dear, devices=5, least=2) == choose(dear, devices=5)
+    assert choose(dear, least=10).stages == (1, 1, 8), "with two models the target would need nine"
     given = choose(dear, stages=(1, 1, 2), least=4)
     assert (given.models, given.stages) == ((0, 1, 2), (1, 1, 2))
     assert choose_in_turns(dear, stages=(3, 1, 1), least=4).models == (0, 2)
@@ -79,6 +80,10 @@ def test_a_verification_is_narrow_where_rows_are_dear():
     assert part.costs(1, 4) == [0, 4, 4, 4, 4]
     assert one.costs(1, 4) == [0, 1, 4, 4, 4]
     assert choose(one).speedup > choose(part).speedup
+    # The smallest model reads a row at a time, whatever its rows cost.
+    narrow = choose(made_up((0.8,), ({1: 0.05, 16: 5.0}, FLAT), one_row=False))
+    assert narrow.tick_seconds == pytest.approx(max(1.0, 0.05 * narrow.passes[0]))
+    assert narrow.passes[0] > 4
 
 
 def test_what_a_dispatch_and_stages_add_is_charged():
@@ -202,6 +207,7 @@ def test_a_smaller_model_is_spread_over_stages_where_its_passes_hold_the_others_
     assert choose(cheap, devices=5, all_models=True).devices <= 5
     # The smallest model has one token in its pipe, which is none the quicker for having two stages.
     assert (cheap.counts(0), cheap.counts(0, alone=True)) == ([2], [])
+    assert {one.stages[0] for one in choices.placed(cheap, (0, 1, 2), None, 7)} == {1}
     # An exchange dearer than what is saved: no pass is quicker, and it is not even tried.
     dear = made_up((0.8, 0.99), seconds, length=60, exchange=({2: 0.1}, {2: 0.5, 4: 0.7}, {2: 0.01}))
     assert [dear.counts(model) for model in range(3)] == [[], [], [2]]
@@ -223,6 +229,19 @@ def test_what_is_tried_includes_a_tick_that_is_not_worth_it():
     assert all(option.passes == (1,) for option in tried(slow, (0, 1)))
     assert choose(slow).speedup == pytest.approx(1, abs=0.1)
     assert selections(3) == [(0, 2), (1, 2), (0, 1, 2)]
+
+
+def test_no_more_passes_are_tried_than_a_tick_may_have(monkeypatch):
+    monkeypatch.setattr(choices, "MOST_PASSES", 5)
+    measured = made_up((0.9,), ({1: 0.01, 16: 0.01}, FLAT))
+    assert {option.passes for option in tried(measured, (0, 1))} == {(count,) for count in range(1, 6)}
+
+
+def test_the_target_idles_where_nothing_is_there_to_verify():
+    never, often = (made_up((rate,), ({1: 0.1, 16: 0.1}, FLAT)) for rate in (0.0, 0.97))
+    idle = [next(one.idle for one in tried(each, (0, 1)) if one.passes == (4,)) for each in (never, often)]
+    assert idle[0] == 1
+    assert 0 < idle[1] < 0.3
 
 
 def test_times_are_interpolated_and_go_on_beyond_the_widest():
