@@ -56,7 +56,8 @@ def test_as_many_devices_are_used_as_there_are_processes():
     assert choose(dear, least=10).stages == (1, 1, 8), "with two models the target would need nine"
     given = choose(dear, stages=(1, 1, 2), least=4)
     assert (given.models, given.stages) == ((0, 1, 2), (1, 1, 2))
-    assert choose_in_turns(dear, stages=(3, 1, 1), least=4).models == (0, 2)
+    for stages, used in (((1, 1, 1), (0, 2)), ((1, 3, 1), (1, 2))):
+        assert choose_in_turns(dear, stages=stages, least=sum(stages) - 1).models == used
 
 
 def test_a_tick_is_charged_what_it_takes_to_reach_other_processes():
@@ -118,6 +119,21 @@ def test_the_lookahead_is_as_long_as_pays():
     assert pipes.speedup < alone.speedup
 
 
+def test_a_round_is_charged_its_rows_and_two_dispatches():
+    """Of a draft that costs nothing: all is the verification's, of a row more than were drafted."""
+    measured = made_up((0.9,), ({1: 0.0, 16: 0.0}, {1: 1.0, 16: 16.0}))
+    for width, most in ((None, 15), (4, 3), (1, 1)):
+        found = choices.tried_in_turns(measured, (0, 1), dispatch=0.25, width=width)
+        assert [one.passes for one in found] == [(lookahead,) for lookahead in range(1, most + 1)]
+        assert [one.width for one in found] == [min(lookahead + 1, width or 16) for lookahead in range(1, most + 1)]
+        assert [one.tick_seconds for one in found] == pytest.approx(
+            [lookahead + 1.5 for lookahead in range(1, most + 1)]
+        )
+    three = made_up((0.9, 0.3), ({1: 0.1, 16: 0.1}, {1: 0.1, 16: 0.1}, FLAT))
+    assert choose_in_turns(three).models == (0, 2)
+    assert choose_in_turns(three, all_models=True).models == (1, 2), "the draft is given"
+
+
 def test_every_process_has_the_first_ones_choice(monkeypatch: pytest.MonkeyPatch):
     measured = made_up((0.4, 0.97), ({1: 0.1, 16: 0.1}, {1: 0.2, 16: 0.2}, FLAT), exchange=({}, {2: 0.01}, {4: 0.01}))
     made = choose(measured, stages=(1, 2, 4))
@@ -158,9 +174,13 @@ def test_the_fastest_measured_is_first_be_it_plain_decoding():
         def __init__(self, which):
             self.which, self.form = which, None
 
+    warm = set()
+
     def run(engine, prompt, answer, new_tokens, sampling):
         assert answer in (None, [7] * new_tokens)
-        seconds = times[engine.which and (engine.which.models, engine.form)]
+        which = engine.which and (engine.which.models, engine.form)
+        seconds = times[which] if which in warm else 0.0  # the first turn does not count, whatever it took
+        warm.add(which)
         return types.SimpleNamespace(tokens=[7] * new_tokens), seconds * (new_tokens - 1)
 
     with pytest.MonkeyPatch.context() as patch:
