@@ -19,7 +19,7 @@ BAD = {
         "speculative takes two models, the draft and the target, not 3",
     ),
     "too many passes": ({"passes": (4, 2)}, "one number for each model but the target: 1, not 2"),
-    "a million passes": ({"passes": (10**6,)}, "passes must be at most 256 in a tick"),
+    "one pass too many": ({"passes": (257,)}, "passes must be at most 256 in a tick, not 257"),
     "no pass": ({"passes": (0,)}, "passes must be a whole number of at least 1, not 0"),
     "no width": ({"width": 0}, "width must be"),
 }
@@ -47,6 +47,8 @@ def test_models_must_fit():
 
 def test_widths_hold_what_the_smaller_models_give_in_a_tick():
     assert HierarchySettings(passes=(6,)).widths == (1, 6)
+    assert HierarchySettings(passes=(256,)).widths == (1, 256)
+    assert HierarchySettings(stages=(2, 1), passes=(5,)).widths == (1, 3), "a token takes a pass of both stages"
     assert HierarchySettings(stages=(1, 1, 1), passes=(4, 2)).widths == (1, 6, 6)
     assert HierarchySettings(method="speculative", passes=(6,)).widths == (1, 7)
     assert HierarchySettings(passes=(1,)).widths == (1, 2)
