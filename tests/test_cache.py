@@ -155,9 +155,9 @@ def test_tokens_are_plain_decodings_from_caches_of_rows(monkeypatch):
 @pytest.mark.parametrize("last", [0, 7, 8, 31, 32, 39])
 def test_on_gpus_all_layers_read_the_same_number_of_slots(monkeypatch, last):
     monkeypatch.setattr(caches, "LEAST_READ", 8)
-    seen = jnp.arange(40) == last
-    unset = jnp.zeros(1, jnp.int32)
-    rows = Rows(position=unset, slot=unset, mask=seen[None])
+    seen = jnp.arange(40)[None, :] == jnp.asarray([[0], [last]])
+    unset = jnp.zeros(2, jnp.int32)
+    rows = Rows(position=unset, slot=unset, mask=seen)
     cache = tuple(LayerCache(key=jnp.zeros((1, 2, 40)), value=jnp.zeros((1, 40, 2))) for _ in range(2))
     chosen = []
 
