@@ -53,6 +53,9 @@ def test_slots_that_nobody_sees_make_no_difference(last):
     rows = Rows(position=unset, slot=unset, mask=jnp.asarray(seen))
     found = jax.jit(LayerCache.mix)(cache, query, rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    few = jax.jit(LayerCache.mix)(cache, query, rows.replace(read=7))
+    expected_of_few = attention(query, cache.key[..., :7], cache.value[:, :7], rows.mask[:, :7])
+    np.testing.assert_allclose(few, expected_of_few, rtol=1e-5, atol=1e-6, err_msg="as many as were chosen for all")
     by_rows = RowCache(
         *(jnp.swapaxes(x, 0, 1).reshape(slots, -1) for x in (jnp.swapaxes(cache.key, 1, 2), cache.value))
     )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from pipedec_jax.decoding import devices
@@ -85,6 +86,15 @@ def test_enough_accelerators_are_used_and_too_few_are_not(monkeypatch):
     with pytest.raises(ValueError, match=rf"{DEVICES + 1} devices are needed .* there are 2 \(gpu\)"):
         devices.pick_devices(DEVICES + 1)
 
+    def without_cpus(platform=None):
+        if platform == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return accelerators
+
+    monkeypatch.setattr(jax, "devices", without_cpus)
+    with pytest.raises(ValueError, match=r"3 devices are needed .* there are 2 \(gpu\)"):
+        devices.pick_devices(3)
+
 
 class Device:
     platform = "gpu"
@@ -121,10 +131,22 @@ def test_ranks_are_spread_evenly_over_processes(monkeypatch):
     assert spread(monkeypatch, 4, 4, 3, parts=2) == [2, 2, 1, 1]
 
 
+def test_no_process_is_given_more_than_it_has_or_nothing(monkeypatch):
+    """Processes whose machines have different numbers of devices."""
+    monkeypatch.setattr(devices, "use_cpu_devices", lambda _: None)
+    monkeypatch.setattr(devices, "process_count", lambda: 2)
+    for held, ranks, parts, expected in (((1, 3), 4, 1, [1, 3]), ((4, 1), 2, 2, [3, 1])):
+        shown = [Device(process, number) for process, count in enumerate(held) for number in range(count)]
+        monkeypatch.setattr(jax, "devices", lambda shown=shown: shown)
+        chosen = devices.pick_devices(ranks, parts)
+        assert [sum(device.process_index == process for device in chosen) for process in range(2)] == expected
+
+
 def test_every_process_shows_cpu_devices_for_its_share_of_whole_ranks(monkeypatch):
     assert spread(monkeypatch, 2, None, 3, parts=2) == [4, 2]
     assert spread(monkeypatch, 4, None, 5) == [2, 1, 1, 1]
     assert spread(monkeypatch, 4, None, 2, parts=2) == [1, 1, 1, 1], "fewer ranks than processes"
+    assert spread(monkeypatch, 2, None, 1, parts=3) == [2, 1], "nor a whole number of devices for each"
 
 
 def test_several_processes_that_look_for_room_take_all_devices_and_at_least_one_of_each(monkeypatch):
@@ -136,11 +158,35 @@ def test_several_processes_that_look_for_room_take_all_devices_and_at_least_one_
     assert found == [(process, number) for process in range(3) for number in range(2)]
 
 
+def test_one_process_that_looks_for_room_takes_all_accelerators_or_as_many_cpu_devices_as_cores(monkeypatch):
+    cpus, accelerators, asked = jax.devices("cpu"), [Device(0, number) for number in range(4)], []
+    monkeypatch.setattr(devices, "use_cpu_devices", asked.append)
+    monkeypatch.setattr(jax, "devices", lambda: cpus)
+    for cores, ranks, count in ((3, 2, 3), (3, 5, 5), (99, 2, DEVICES)):
+        monkeypatch.setattr(devices, "usable_cores", lambda cores=cores: cores)
+        asked.clear()
+        assert devices.pick_room(ranks) == cpus[:count]
+        assert asked[0] == max(cores, ranks)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: cpus if platform == "cpu" else accelerators)
+    assert devices.pick_room(2) == accelerators
+    with pytest.warns(UserWarning, match="5 are needed and there are 4 of gpu"):
+        assert devices.pick_room(5) == cpus[:5]
+
+
 def test_cpu_devices_work_at_the_same_time_where_there_are_cores(monkeypatch):
     for cores, count, expected in ((64, 3, 3), (2, 3, 2)):
         monkeypatch.setattr(devices, "usable_cores", lambda cores=cores: cores)
         assert devices.room(jax.devices("cpu")[:count]) == expected
         assert devices.room([Device(0, number) for number in range(count)]) == count, "accelerators all"
+    monkeypatch.setattr(devices, "process_count", lambda: 2)
+    monkeypatch.setattr(devices, "cores_in_all", len)
+    assert devices.room(jax.devices("cpu")[:5]) == 5, "of all processes"
+
+
+def test_of_devices_that_are_given_the_first_are_taken_in_a_list_or_an_array():
+    given = jax.devices("cpu")[:3]
+    assert devices.check_devices([*given, given[0]], 3) == given, "what is given twice beyond them does not matter"
+    assert devices.check_devices(np.asarray(given), 2) == given[:2]
 
 
 def test_of_several_flags_the_last_counts(monkeypatch):

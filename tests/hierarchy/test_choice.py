@@ -210,7 +210,9 @@ def test_candidates_take_no_more_devices_than_there_are(monkeypatch):
         assert (found[0].stages[-1] > 1) == (devices > 2)
     fixed = races.candidates(measured, selections(3), (2, 1, 4), 2)
     assert all(one.stages == tuple((2, 1, 4)[model] for model in one.models) for one in fixed)
-    bars.check(["simulating hierarchies"] * 4)
+    slow = made_up((0.8,), ({1: 0.05, 16: 0.05}, FLAT), length=100, dispatch=0.5)
+    assert races.candidates(slow, selections(2), None, 2)[0].tick_seconds == pytest.approx(1.5)
+    bars.check(["simulating hierarchies"] * 5)
 
 
 def test_a_smaller_model_is_spread_over_stages_where_its_passes_hold_the_others_up():
