@@ -21,7 +21,7 @@ from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.disk_cache import CACHE_VARIABLE, cache_directory
 from pipedec_jax.model.int8 import Int8Source, as_int8
-from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.model.parameters import CheckedSource, MemorySource, ParameterSource
 from pipedec_jax.small_files import read_small
 from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
@@ -85,6 +85,8 @@ class Model:
         source = self._weights()
         if not callable(getattr(source, "read", None)):
             raise ValueError(f"weights must give {SOURCE}, not {type(source).__name__}")
+        if not isinstance(source, Checkpoint | MemorySource | Int8Source):
+            source = CheckedSource(source)
         # As long a text as a model may have is for the user to say.
         if dataclasses.replace(source.config, context=self.config.context) != self.config:
             raise ValueError(f"the weights are of another geometry than the model: {source.config}, not {self.config}")

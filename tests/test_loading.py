@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import shutil
+import types
 
+import jax
 import numpy as np
 import pytest
 
 import pipedec_jax
 from checkpoints_convert import convert, open_hugging_face
 from pipedec_jax import loading
+from pipedec_jax.model.parameters import nest, parameter_shapes
 from pipedec_jax.tokenizer import check_same_tokens
 
 
@@ -150,3 +153,35 @@ def test_short_names_keep_models_apart():
         ("/",): ["/"],
     }.items():
         assert list(loading.short_names(given).values()) == expected
+
+
+class Own:
+    """A `ParameterSource` of a user's own; `part` says what it makes of one."""
+
+    def __init__(self, source, part):
+        self.config, self._source, self._part = source.config, source, part
+
+    def read(self, path, part=None):
+        return self._part(jax.numpy.asarray(self._source.read(path)), part)
+
+
+def test_a_parameter_source_of_ones_own_may_give_jaxs_arrays_and_what_it_gives_wrong_is_named(family):
+    stored = pipedec_jax.load(family["target"])
+
+    def decoder(weights):
+        model = pipedec_jax.Model(stored.config, stored.tokenizer, lambda: weights)
+        return pipedec_jax.Decoder(model, method="pp", stages=2, tensor_parallel=1, dtype="float32")
+
+    def cut(array, part):
+        return array if part is None else array[part]
+
+    expected = pipedec_jax.Decoder(stored, method="pp", stages=2, dtype="float32").generate("x", max_new_tokens=5)
+    assert decoder(Own(stored.source, cut)).generate("x", max_new_tokens=5).token_ids == expected.token_ids
+    named = r"Own.read\('embedding', part=\(slice.* must give an array of shape \[208, 32\], not \[416, 32\]"
+    with pytest.raises(ValueError, match=named):
+        decoder(Own(stored.source, lambda array, _: array)).prepare()
+    with pytest.raises(ValueError, match=r"object.config must be a LlamaConfig, not 3"):
+        decoder(types.new_class("object", exec_body=lambda body: body.update(config=3, read=print))()).prepare()
+    tree = nest({path: stored.source.read(path) for path in parameter_shapes(stored.config)})
+    with pytest.raises(ValueError, match="'final_norm' must be an array, not a list"):
+        pipedec_jax.MemorySource(stored.config, tree | {"final_norm": [1.0] * stored.config.width})

@@ -171,8 +171,8 @@ def check_measured(
         raise ValueError(f"the calibration's 'measured' must be an object, not {measured!r}")
     if dtype is not None and measured.get("dtype", str(jnp.dtype(dtype))) != str(jnp.dtype(dtype)):
         raise ValueError(
-            f"the calibration was measured in {measured['dtype']}, not in {jnp.dtype(dtype)}: calibrate again "
-            f"(calibrate.py --dtype {jnp.dtype(dtype)})"
+            f"the calibration was measured in {measured['dtype']}, not in {jnp.dtype(dtype)}: choose that dtype, or "
+            f"calibrate again (calibrate.py --dtype {jnp.dtype(dtype)})"
         )
     for name, config, keys in (("target", target, TIMED), ("draft", draft, ("layers", *TIMED))):
         found = measured.get(name)

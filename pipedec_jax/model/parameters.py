@@ -171,6 +171,41 @@ class ParameterSource(Protocol):
         ...
 
 
+class CheckedSource:
+    """A source of a user's own, each array of which is looked at: one of another shape is named.
+
+    Args:
+        source: what it reads from; it may give JAX's arrays.
+
+    Raises:
+        ValueError: when it has no `config`.
+    """
+
+    def __init__(self, source: ParameterSource) -> None:
+        config = getattr(source, "config", None)
+        if not isinstance(config, LlamaConfig):
+            raise ValueError(f"{type(source).__name__}.config must be a LlamaConfig, not {config!r}")
+        self.config = config
+        self._source = source
+        self._shapes = parameter_shapes(config)
+
+    def read(self, path: str, part: Part | None = None) -> np.ndarray:
+        """The array under `path`, or a part of it, as NumPy.
+
+        Raises:
+            ValueError: when it has not the shape that was asked for.
+        """
+        shape = self._shapes[path]
+        if part is not None:
+            shape = tuple(len(range(size)[axis]) for size, axis in zip(shape, part, strict=True))
+        array = np.asarray(self._source.read(path, part))
+        if array.shape != shape:
+            name, found = type(self._source).__name__, list(array.shape)
+            asked = f"{path!r}" if part is None else f"{path!r}, part={part}"
+            raise ValueError(f"{name}.read({asked}) must give an array of shape {list(shape)}, not {found}")
+        return array
+
+
 class MemorySource:
     """A `ParameterSource` over a parameter tree that is already in memory (tests, random weights, notebooks)."""
 
@@ -181,6 +216,8 @@ class MemorySource:
             if path not in self._arrays:
                 hint = ": give what is under 'params'" if set(tree) == {"params"} else ""
                 raise ValueError(f"the parameter tree lacks {path!r}{hint}")
+            if not hasattr(self._arrays[path], "shape"):
+                raise ValueError(f"{path!r} must be an array, not a {type(self._arrays[path]).__name__}")
             if tuple(self._arrays[path].shape) != shape:
                 found = tuple(self._arrays[path].shape)
                 raise ValueError(f"{path!r} has shape {found}, the config asks for {shape}")
