@@ -27,11 +27,16 @@ class NoChildren(Drafter):
 @dataclasses.dataclass(frozen=True)
 class Own(NoChildren):
     children: object
+    ranks: object = 0
 
 
 class AtExit(NoChildren):
     children = 1
     at_exit = True
+
+
+class AtExitAndApart(AtExit):
+    ranks = 1
 
 
 def test_dtypes_are_taken_by_name_or_as_such_and_default_to_float32_on_cpu(target):
@@ -88,6 +93,12 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
             r"NoChildren.children must be a whole number .* each node, not None",
         ),
         ({"drafter": Own(children=0), "draft": None}, r"Own.children must be a whole number of at least 1, .* not 0"),
+        ({"drafter": Own(children=1, ranks=-1), "draft": None}, r"Own.ranks must be 0 or 1 .* not -1"),
+        ({"drafter": Own(children=True), "draft": None}, r"Own.children must be a whole number .* not True"),
+        (
+            {"drafter": AtExitAndApart(), "draft": None, "exit_layer": 2},
+            r"AtExitAndApart.ranks must be 0: at_exit it is on the rank of the exit",
+        ),
         ({"drafter": Own(children=2.0), "draft": None}, r"Own.children must be a whole number .* not 2.0"),
         ({"drafter": Drafter(), "draft": None}, r"Drafter must define propose\(\)"),
         ({"sharpness": "sharp"}, r"sharpness must be a number, not 'sharp'"),

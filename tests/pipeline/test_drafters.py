@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, cast
 
 import jax
@@ -94,7 +95,8 @@ def test_a_drafter_of_ones_own_works_with_every_schedule(method: str, draw: Draw
 def test_guesses_of_another_shape_or_kind_are_named() -> None:
     drafter = Bigrams(children=3)
     numbers = {"token": jnp.zeros((4, 3), jnp.int32), "log_prob": jnp.zeros((4, 3), jnp.float32)}
-    check_proposals(drafter, Proposals(**numbers), 4)
+    for right in (numbers, jax.tree.map(np.asarray, numbers), jax.tree.map(lambda array: array[:1], numbers)):
+        check_proposals(drafter, Proposals(**right), 4)
     for name, wrong in (
         ("token", numbers["log_prob"]),
         ("log_prob", numbers["log_prob"][:, :2]),
@@ -131,8 +133,9 @@ def test_what_propose_gives_beside_proposals_is_named() -> None:
         (({"count": jnp.ones(2, jnp.int32)}, numbers), r"not {'count': 'int32 \[2\]'}"),
         (({"count": jnp.ones(1)}, numbers), r"not {'count': 'float32 \[1\]'}"),
     ):
-        with pytest.raises(ValueError, match=r"Giving\.propose\(\) .*" + message):
-            proposed(Giving(children=3), result, state, view)
+        for act in (functools.partial(proposed, Giving(children=3)), Giving(children=3).offer):
+            with pytest.raises(ValueError, match=r"Giving\.propose\(\) .*" + message):
+                act(result, state, view)
 
 
 def test_a_state_without_an_axis_is_named() -> None:
