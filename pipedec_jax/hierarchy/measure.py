@@ -105,7 +105,7 @@ class Measured:
         one = self.pass_seconds(model, 1) if self.one_row else wide
         part = split_layers(self.layers[model], stages).longest / self.layers[model] if stages > 1 else 1.0
         added = self.exchange[model].get(stages, 0.0) if self.exchange else 0.0
-        return [added, part * one + added, *[part * wide + added] * (width - 1)][: width + 1]
+        return [added, part * one + added, *[part * wide + added] * (width - 1)]
 
     def counts(self, model: int, alone: bool = False) -> list[int]:
         """Numbers of stages over one, rising, whose exchange was measured, and which make a pass of the model quicker.

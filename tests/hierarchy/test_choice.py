@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import jax
@@ -271,6 +272,13 @@ def test_times_are_interpolated_and_go_on_beyond_the_widest():
     assert measured.pass_seconds(1, 10) == 2.5
     assert measured.pass_seconds(1, 32) == 8.0
     assert measured.pass_seconds(0, 32) == 1.0
+
+
+def test_stages_count_that_make_a_wide_pass_quicker_and_tokens_that_were_not_given():
+    wide = made_up((0.5,), (FLAT, {1: 0.1, 16: 10.0}), exchange=({}, {2: 0.2, 4: 9.0}))
+    assert wide.counts(1) == [2], "though a pass of one row takes longer"
+    said = dataclasses.replace(wide, words=np.asarray([[1, 2, 3], [1, 5, 3]]))
+    assert said.agreement(0) == 0.5
 
 
 def test_the_words_of_models_are_what_they_say_along_the_targets_texts(monkeypatch):
