@@ -348,7 +348,7 @@ def _usual_children(method: str, width: int | None) -> int:
     """Guesses after each token, where none are given."""
     # PPSD's chain is a tree where a width is given, which without siblings it could not fill.
     if method == "ppsd" and isinstance(width, int | np.integer):
-        return int(max(1, min(USUAL, width)))
+        return int(min(USUAL, width))
     return 1 if method in EXIT_ONLY else USUAL
 
 

@@ -52,6 +52,10 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
     for act in (lambda: decoder.generate("x", max_new_tokens=8), decoder.prepare):
         with pytest.raises(ValueError, match="needs JAX's 64-bit mode, also while decoding"):
             act()
+    with jax.enable_x64(True):
+        decoder.prepare()
+    with pytest.raises(ValueError, match="needs JAX's 64-bit mode, also while decoding"):
+        decoder.generate("x", max_new_tokens=8)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,10 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
         ({"dtype": "nonsense"}, r"dtype must be one of"),
         ({"dtype": "float64"}, r"needs JAX's 64-bit mode"),
         ({"devices": []}, r"5 devices are needed .* but 0 are given"),
+        (
+            {"draft": None, "drafter": "ngram", "stages": 2, "tensor_parallel": 2, "devices": jax.devices()[:3]},
+            r"4 devices are needed .* but 3 are given",
+        ),
         ({"devices": jax.devices()[:1] * 5}, r"devices must be different ones, but .* is given twice among the 5"),
         ({"draft": None}, r"method 'best-first' needs a draft model"),
         ({"draft": "a/path"}, r"draft must be a model, such as pipedec_jax.load\('a/path'\) gives"),
@@ -239,7 +247,7 @@ def test_bad_requests_are_refused_before_weights_are_read(target, prompt, option
         Decoder(blind, method="pp", stages=1).generate(prompt, **{"max_new_tokens": 8, **options})
 
 
-@pytest.mark.parametrize("prompt", ["x = 1", [1, 2], None, b"x"])
+@pytest.mark.parametrize("prompt", ["x = 1", [1, 2], np.asarray([1, 2]), None, b"x", {"prompt": "x"}])
 def test_one_prompt_is_no_list_of_prompts(target, prompt):
     with pytest.raises(ValueError, match="a list of prompts is needed; generate takes one"):
         Decoder(target, method="pp").generate_many(prompt)
