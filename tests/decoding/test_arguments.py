@@ -173,6 +173,33 @@ def test_what_others_guess_by_may_be_given_to_pp_and_is_not_read(target, draft):
     decoder.prepare()
 
 
+def test_plain_decoding_reads_no_draft_though_one_is_given(target, draft):
+    blind = pipedec_jax.Model(draft.config, draft.tokenizer, lambda: pytest.fail("read weights"))
+    decoder = Decoder(target, blind, method="pp", stages=2)
+    assert decoder.draft is None
+    assert len(decoder.devices) == 2
+    decoder.prepare()
+
+
+def test_guesses_come_as_many_ticks_later_as_the_exit_path_has_stages(target):
+    for exit_stages in (1, 2):
+        exit_ = {"exit_layer": 2, "exit_head": "target", "exit_stages": exit_stages}
+        assert Decoder(target, method="ppsd", stages=exit_stages + 2, **exit_).lag == exit_stages
+    assert Decoder(target, method="pp", stages=4).lag == 1
+
+
+def test_a_tick_costs_less_where_stages_are_split(target):
+    whole, halves = (Decoder(target, method="pp", stages=2, tensor_parallel=parts) for parts in (1, 2))
+    costs = [decoder.settings.costs.stage.at(1) for decoder in (whole, halves)]
+    assert costs[1] == pytest.approx(costs[0] / 2, rel=0.3)
+
+
+def test_end_tokens_that_are_no_tokens_end_nothing(target):
+    size = target.vocab_size
+    model = pipedec_jax.Model(target.config, target.tokenizer, target.source.read, end_tokens=(1, size - 1, size, 999))
+    assert Decoder(model, method="pp", stages=1).request("x", max_new_tokens=8).end_tokens == (1, size - 1)
+
+
 def test_how_many_children_there_are_by_default(target, draft):
     """PPSD's follow its width, so that a width is never without effect; a number that is given stays."""
 
