@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.analysis.exit_cost import Cycle
 from pipedec_jax.command_line.options import paths_as_text
+from pipedec_jax.pipeline.settings import OPTIONS_OF
 
 if TYPE_CHECKING:
     from pipedec_jax.decoding.hierarchy import AnyDecoder
 
 NOTHING = {"finish_reason": "interrupted", "new_tokens": 0, "token_ids": [], "text": ""}
 """Figures of an answer that was interrupted before its first token."""
+
+
+DEFAULTED = ("depth", "draft_length", "sharpness", "noise")
+"""Options that have a value also where they are not given, with the methods that use them."""
 
 
 def show(options: argparse.Namespace, decoder: AnyDecoder, prompt: str, result: pipedec_jax.Generation | None) -> None:
@@ -43,13 +48,17 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "width": 1 if decoder.plain else decoder.settings.widths[-1],
         }
     else:
+        settings = decoder.settings
+        of_method = (name for name in DEFAULTED if decoder.method in OPTIONS_OF[name])
         used = {
+            **{name: getattr(settings, name) for name in of_method},
+            "tensor_parallel": settings.tensor_parallel,
             "draft": decoder.draft.name if decoder.draft else None,
-            "draft_steps": decoder.settings.steps,
+            "draft_steps": settings.steps,
             "width": decoder.width,
             "children": decoder.children,
             "drafter": decoder.drafter,
-            "exit_layer": decoder.settings.exit_layer,
+            "exit_layer": settings.exit_layer,
             "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
             "layers_by_stage": decoder.split.count,
             "exit_stages": decoder.split.exit or None,

@@ -112,6 +112,15 @@ def test_an_exit_that_is_left_open_is_chosen_of_the_stored_heads_and_said(script
     assert (found["exit_layer"], found["exit_head"]) == (2, "2-norm-linear-8")
     assert found["token_ids"] == plain["token_ids"]
     assert plain["chosen"] == []
+    # Values that were used, and none of what another method uses.
+    used = {name: [one[name] for one in (plain, found)] for name in ("sharpness", "noise", "draft_length", "depth")}
+    assert used == {
+        "sharpness": [None, 1.0],
+        "noise": [None, "shared"],
+        "draft_length": [None] * 2,
+        "depth": [None] * 2,
+    }
+    assert found["tensor_parallel"] == 1
     script.main([*options, "--method", "ppsd"])
     shown = capsys.readouterr().out
     for line in (*found["chosen"], "exit head 2-norm-linear-8 after stage 1 of 2 + 2 layers"):
