@@ -92,6 +92,10 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
             r"the calibration lacks exit_head, .*--exit-layer 2 --exit-head 2-target",
         ),
         (
+            {"draft": None, "method": "ppsd", "exit_head": ExitHead(ExitHeadConfig(9, "norm-linear"), {})},
+            r"9.*choose 1 to 3",
+        ),
+        (
             {"drafter": AtExit(), "draft": None, "exit_layer": 2, "exit_head": "target"},
             r"exit_head is not used beside a drafter of your own \(AtExit\)",
         ),

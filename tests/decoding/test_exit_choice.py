@@ -134,6 +134,9 @@ def test_heads_are_chosen_by_name_and_the_unmeasured_come_last(family, tmp_path)
         assert Decoder(target, method="ppsd", stages=2, exit_head=name).exit_head_config.name == "2-block-8"
     with pytest.raises(FileNotFoundError, match=r"no exit head mlp \(stored: 2-block-8, 3-norm-linear-8\); train one"):
         Decoder(target, method="ppsd", stages=2, exit_head="mlp")
+    store_head(directory, ExitHeadConfig(2, "norm-linear", width=8), {"1": 0.9})
+    decoder = Decoder(target, method="ppsd", stages=2, exit_layer=2, exit_head="block")
+    assert decoder.exit_head.config.name == "2-block-8", "what was named is read, though another one agrees more"
 
 
 def test_where_no_head_is_stored_the_error_says_what_to_do(family):

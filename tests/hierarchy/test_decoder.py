@@ -176,6 +176,7 @@ def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: p
     monkeypatch.setattr(decoding, "race", lambda *_: entries)
     decoder = pipedec_jax.HierarchyDecoder(demo("draft", "target"), select=True)
     assert (decoder.plain, decoder.method, decoder.stages, len(decoder.devices)) == (True, "pp", 1, 1)
+    assert decoder._requests.devices == decoder.devices, "the target's, where its weights may be already"
     assert "target alone, plain decoding" in decoder.report()[-1]
     assert decoder.modeled_speedup_vs_pp(1.0) > 0
     with pytest.raises(ValueError, match="of it no passes are recorded"):
