@@ -80,7 +80,6 @@ def pick_exit(
     if head is not None and not isinstance(drafter, str):
         raise ValueError(f"exit_head is not used beside a drafter of your own ({type(drafter).__name__}): leave it out")
     if isinstance(head, ExitHead):
-        head.config.check(target.config)
         return settings, head.config, chosen
     if settings.exit_layer is None or not isinstance(drafter, str):
         return settings, None, chosen
