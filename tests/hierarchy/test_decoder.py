@@ -10,6 +10,7 @@ import jax
 import pytest
 
 import pipedec_jax
+from pipedec_jax.analysis import cost
 from pipedec_jax.decoding import hierarchy as decoding
 from pipedec_jax.hierarchy.choice import choose, choose_in_turns, selections
 from pipedec_jax.hierarchy.race import Entry, candidates
@@ -102,6 +103,25 @@ def test_a_width_that_is_given_is_what_passes_are_chosen_for_and_what_is_told(me
         assert lookahead <= max(1, width - 1)
 
 
+@pytest.mark.parametrize("stages", [(1, 1), (1, 2), (2, 1)])
+def test_a_tick_is_charged_the_slowest_model_or_its_share_of_a_round(stages) -> None:
+    draft, target = models = demo("draft", "target")
+
+    def once(model: pipedec_jax.Model, stages: int) -> float:
+        return cost.pass_cost(cost.byte_costs(model.config, None, 4), model.config.layers, stages)
+
+    def tick_cost(method) -> float:
+        options = {"stages": stages, "passes": (4,), "dtype": "float32"}
+        return pipedec_jax.HierarchyDecoder(models, method=method, **options).settings.tick_cost
+
+    drafted = once(draft, stages[0])
+    assert tick_cost("pipespec") == pytest.approx(max(4 * drafted, once(target, stages[1])))
+    # A round: a pass more than the lookahead, each of all the draft's stages, and a tick for each of the target's.
+    assert tick_cost("speculative") == pytest.approx(
+        (5 * stages[0] * drafted + stages[1] * once(target, stages[1])) / stages[1]
+    )
+
+
 def test_devices_are_those_of_the_models_in_use(measured, monkeypatch) -> None:
     models = demo("draft", "middle", "target")
     decoder = pipedec_jax.HierarchyDecoder(models, method="speculative", select=True)
@@ -174,7 +194,7 @@ def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: p
     other = choose(made_up((0.9,), MEASURED.seconds[1:]))
     entries = [Entry(None, "lockstep", None, 1e-3), Entry(other, "free", None, 2e-3)]
     monkeypatch.setattr(decoding, "race", lambda *_: entries)
-    decoder = pipedec_jax.HierarchyDecoder(demo("draft", "target"), select=True)
+    decoder = pipedec_jax.HierarchyDecoder(demo("draft", "target"), select=True, stages=(1, 2))
     assert (decoder.plain, decoder.method, decoder.stages, len(decoder.devices)) == (True, "pp", 1, 1)
     assert decoder._requests.devices == decoder.devices, "the target's, where its weights may be already"
     assert "target alone, plain decoding" in decoder.report()[-1]
