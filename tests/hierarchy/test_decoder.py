@@ -153,6 +153,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_measured(measur
     for bad in (models[0], None, ["draft", "target"]):
         with pytest.raises(ValueError, match=r"models must be a list of such as pipedec_jax.load\(DIRECTORY\) gives"):
             pipedec_jax.HierarchyDecoder(bad)  # pyright: ignore[reportArgumentType]
+    for name in ("stages", "passes"):
+        with pytest.raises(ValueError, match=f"{name} must be a list, a number for each model, not 2"):
+            pipedec_jax.HierarchyDecoder(models, **{name: 2})  # pyright: ignore[reportArgumentType]
     for name in ("select", "record"):
         with pytest.raises(ValueError, match=f"{name} must be True or False, not 1"):
             pipedec_jax.HierarchyDecoder(models, **{name: 1})  # pyright: ignore[reportArgumentType]
@@ -199,8 +202,9 @@ def test_plain_decoding_is_used_where_it_is_the_fastest(measured, monkeypatch: p
     assert decoder._requests.devices == decoder.devices, "the target's, where its weights may be already"
     assert "target alone, plain decoding" in decoder.report()[-1]
     assert decoder.modeled_speedup_vs_pp(1.0) > 0
-    with pytest.raises(ValueError, match="of it no passes are recorded"):
-        decoder.check_recorded()
+    for act in (decoder.check_recorded, decoder.recording):
+        with pytest.raises(ValueError, match="of it no passes are recorded"):
+            act()
 
 
 @pytest.mark.parametrize("options", [{"passes": (2,)}, {}, {"select": True}])
