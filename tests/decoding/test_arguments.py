@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pipedec_jax
+from pipedec_jax.decoding.base import INTERRUPT_TOKENS, STOP_TOKENS
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.drafters.base import Drafter
@@ -196,6 +197,23 @@ def test_a_tick_costs_less_where_stages_are_split(target):
     whole, halves = (Decoder(target, method="pp", stages=2, tensor_parallel=parts) for parts in (1, 2))
     costs = [decoder.settings.costs.stage.at(1) for decoder in (whole, halves)]
     assert costs[1] == pytest.approx(costs[0] / 2, rel=0.3)
+
+
+@pytest.mark.parametrize("chunk", [0, 2.5, None])
+def test_a_piece_of_a_stream_has_a_token_at_least(target, chunk):
+    blind = pipedec_jax.Model(target.config, target.tokenizer, lambda: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match=f"chunk must be a whole number of at least 1, not {chunk}"):
+        Decoder(blind, method="pp", stages=1).stream("x", max_new_tokens=8, chunk=chunk)
+
+
+def test_a_whole_answer_is_decoded_in_shorter_pieces_where_a_stop_string_may_end_it(target, draft):
+    """What is decoded beyond it is lost; a hierarchy's host waits for every tick in any case."""
+    single = Decoder(target, method="pp", stages=1)
+    several = pipedec_jax.HierarchyDecoder([draft, target], passes=[2])
+    for decoder, tokens in ((single, INTERRUPT_TOKENS), (several, 100)):
+        for stop, expected in (((), tokens), (("a",), STOP_TOKENS)):
+            assert decoder._whole_chunk(decoder.request("x", max_new_tokens=100, stop=stop)) == expected
+    assert STOP_TOKENS < INTERRUPT_TOKENS
 
 
 def test_end_tokens_that_are_no_tokens_end_nothing(target):
