@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 
 @contextlib.contextmanager
@@ -19,3 +21,14 @@ def own_settings() -> Iterator[None]:
     """
     with jax.transfer_guard("allow"), jax.disable_jit(False), jax.debug_infs(False):
         yield
+
+
+def check_untraced() -> None:
+    """Raise `RuntimeError` within a function that JAX compiles: a decoder has programs of its own, and reads tokens."""
+    with own_settings():
+        traced = isinstance(jnp.zeros(()), Tracer)
+    if traced:
+        raise RuntimeError(
+            "a decoder cannot be used within a function that jax.jit (or a loop or shard_map of JAX) compiles: its "
+            "tokens would not be known there; call it outside"
+        )

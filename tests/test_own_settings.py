@@ -50,6 +50,24 @@ def test_the_threads_of_a_hierarchy_are_as_free_of_it(models, expected):
     assert found == expected
 
 
+def test_within_a_compiled_function_nothing_is_decoded_and_no_answer_ended(models, expected):
+    decoder = pipedec_jax.Decoder(models[-1], method="pp", stages=1)
+
+    @jax.jit
+    def compiled(x):
+        decoder.generate(PROMPT, max_new_tokens=2)
+        return x
+
+    with pytest.raises(RuntimeError, match=r"a decoder cannot be used within a function that jax\.jit"):
+        compiled(1.0)  # before there is an engine
+    stream = decoder.stream(PROMPT, max_new_tokens=TOKENS)
+    next(stream)
+    with pytest.raises(RuntimeError, match=r"a decoder cannot be used within a function that jax\.jit"):
+        compiled(1.0)
+    assert "".join(stream)
+    assert stream.result.token_ids == expected
+
+
 def test_decoders_and_streams_are_not_copied(models):
     """Two copies of a decoder would share an engine, and each would take the other's tokens for its own."""
     decoder = pipedec_jax.Decoder(models[-1], method="pp", stages=1)

@@ -18,7 +18,7 @@ from pipedec_jax.decoding.request_options import RequestOptions, check_prompts
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.decoding.stream import Request, Stream
 from pipedec_jax.loading import Model
-from pipedec_jax.own_settings import own_settings
+from pipedec_jax.own_settings import check_untraced, own_settings
 
 Prompt = str | Sequence[int] | np.ndarray | jax.Array
 """Text, or token ids: a list, a tuple or an array of one axis."""
@@ -61,6 +61,7 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[AnyEngine]):
     @functools.cached_property
     def engine(self) -> AnyEngine:
         """The engine, with the weights on the devices; made when it is first asked for."""
+        check_untraced()
         with own_settings():
             return self._make_engine()
 
@@ -154,6 +155,7 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[AnyEngine]):
         return STOP_TOKENS if request.stop else INTERRUPT_TOKENS
 
     def _begin(self, request: Request, chunk: int) -> Stream:
+        check_untraced()
         with self._turn:
             before = self._stream() if self._stream is not None else None
             if before is not None:
