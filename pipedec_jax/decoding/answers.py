@@ -41,7 +41,7 @@ class Answers:
     Args:
         file: its descriptor, at the end of the last whole line; `None` where another process writes.
         path: where it is.
-        finished: by the numbers of the prompts' lines that have an answer, whether that is an error.
+        finished: by the numbers of the prompts' lines that have had an answer before, whether that is an error.
     """
 
     def __init__(self, file: int | None, path: Path, finished: dict[int, bool]) -> None:
@@ -53,7 +53,6 @@ class Answers:
         """Write an answer; when this returns, the disk has it."""
         if self._file is not None:
             _write(self._file, self._path, {"line": line.number, "digest": line.digest, **answer})
-        self.finished[line.number] = "error" in answer
 
 
 @contextlib.contextmanager

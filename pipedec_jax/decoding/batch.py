@@ -32,6 +32,8 @@ OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 """What a prompt's line may set for itself."""
 KEYS = ("prompt", "messages", "id", *OPTIONS)
 """What a prompt's line may hold."""
+DEEPEST = 100
+"""Lists and objects within each other in a prompt's line: an answer that repeats its `id` must be written and read."""
 CHUNK = 16
 """Tokens between two looks of the host: an interrupt is noticed so soon."""
 
@@ -185,6 +187,7 @@ def read_object(line: Line) -> dict[str, Any]:
         asked = {"prompt": asked}
     if not isinstance(asked, dict):
         raise ValueError(f"a line must be a JSON string or object, not {json_kind(asked)}")
+    _check_depth(asked)
     return asked
 
 
@@ -202,6 +205,14 @@ def check_asked(asked: Mapping[str, Any]) -> None:
         raise ValueError(f"prompt must be text or a list of token ids, not {json_kind(asked['prompt'])}")
     if "messages" in asked:
         _check_messages(asked["messages"])
+
+
+def _check_depth(value: Any, left: int = DEEPEST) -> None:
+    if not left:
+        raise ValueError("the line is nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            _check_depth(inner, left - 1)
 
 
 def _refuse_constant(name: str) -> Any:

@@ -40,8 +40,9 @@ def check_request_options(
     """
     check_count("max_new_tokens", max_new_tokens)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    # What can be gone through once would stop the first of several answers alone.
-    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Collection) else tuple(stop)
+    # What can be gone through once would stop the first of several answers alone; a dictionary's keys were not meant.
+    several = isinstance(stop, Collection) and not isinstance(stop, str | Mapping)
+    stops: tuple[Any, ...] = tuple(stop) if several else (stop,)
     for text in stops:
         if not isinstance(text, str) or not text:
             raise ValueError(f"a stop string must be text and not empty, not {text!r}")

@@ -287,6 +287,7 @@ def test_more_stages_than_devices_are_refused(draft):
         ("x", {"stop": ["a", ""]}, "stop string must be text and not empty"),
         ("x", {"stop": [3]}, "stop string must be text and not empty, not 3"),
         ("x", {"stop": 3}, "stop string must be text and not empty, not 3"),
+        ("x", {"stop": {"a": 1}}, r"stop string must be text and not empty, not \{'a': 1\}"),
         ("x", {"stop": iter(["a"])}, "stop string must be text and not empty, not <list_iterator"),
     ],
 )

@@ -71,6 +71,16 @@ def test_a_bad_prompt_keeps_its_id(prompts, out):
     assert [answer["id"] for answer in answers(out)] == [["a", 1], 7]
 
 
+def test_an_id_that_is_repeated_can_be_read_again(prompts, out):
+    """However deep it is, as long as its line is not refused."""
+    for depth in (batch.DEEPEST - 1, batch.DEEPEST, 989, 990):
+        out.unlink(missing_ok=True)
+        deep = "[" * (depth - 1) + '{"b": 1}' + "]" * (depth - 1)
+        prompts.write_text(f'{{"prompt": "a", "id": {deep}}}\n"two"')
+        assert run(FakeDecoder(), prompts, out).bad == (depth >= batch.DEEPEST)
+        assert run(FakeDecoder(), prompts, out).found == 2
+
+
 def test_text_goes_into_the_chat_template_where_that_is_asked_and_tokens_never_do(prompts, out):
     chat = {"messages": [{"role": "user", "content": "hello"}]}
     prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in ("one", {"prompt": [3, 4]}, chat)))
@@ -138,6 +148,7 @@ BAD = {
     b"7": "a JSON string or object, not a number",
     b"null": "a JSON string or object, not null",
     b"[" * 100000: "nested too deeply",
+    b'{"prompt": "a", "id": ' + b"[" * 100 + b"]" * 100 + b"}": "nested too deeply",
     b"{}": "either prompt or messages",
     b'{"prompt": "a", "messages": []}': "either prompt or messages",
     b'{"prompt": 5}': "prompt must be text or a list of token ids, not a number",

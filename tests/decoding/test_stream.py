@@ -32,8 +32,10 @@ class FakeEngine:
     started: int = 0
     limit: int = 0
     asked: list[int] = dataclasses.field(default_factory=list)
+    given: tuple = ()
 
     def start(self, prompt, *, max_new_tokens, sampling, end_tokens, drafter_params=None):
+        self.given = (prompt, sampling, end_tokens, drafter_params)
         self.compile_seconds += 1000.0  # So large that it would show in any other time.
         self.limit = min(max_new_tokens, len(self.answer))
         ends = [n for n, token in enumerate(self.answer) if token in end_tokens]
@@ -63,7 +65,7 @@ def tokenizer(byte_level_dir) -> Tokenizer:
 
 
 def open_stream(
-    tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1, max_new_tokens=1000, ends=(END,), **options
+    tokenizer, text, *, stop=(), method="pipedec", chunk=4, burst=1, max_new_tokens=1000, ends=(END,), lag=1, **options
 ):
     """A stream whose engine answers with `text`; every third token is a miss and costs 4 ticks instead of 1."""
     answer = [token for part in text for token in ([part] if isinstance(part, int) else tokenizer.encode(part)[1:])]
@@ -74,13 +76,13 @@ def open_stream(
     request = Request(
         prompt=tuple(tokenizer.encode("x")),
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(),
+        sampling=Sampling(0.5, seed=3),
         end_tokens=ends,
         stop=tuple(stop),
         **options,
     )
     engine = FakeEngine(answer, ticks, hits, burst)
-    return Stream(engine, tokenizer, request, method, lambda cost_per_token: 4 / cost_per_token, chunk), answer
+    return Stream(engine, tokenizer, request, method, lambda cost_per_token: 4 / cost_per_token, chunk, lag), answer
 
 
 def drain(stream):
@@ -204,6 +206,29 @@ def test_time_per_token_is_that_of_the_tokens_after_the_first(tokenizer, monkeyp
     assert result.tpot_s == pytest.approx(2 / 6)  # twice three tokens
 
 
+def test_what_was_compiled_before_is_not_this_answers(tokenizer):
+    first, _ = open_stream(tokenizer, ["abc"])
+    second = Stream(first._engine, tokenizer, first._request, "pipedec", lambda _: 1.0, 4)
+    assert drain(second).compile_s == 1000.0
+
+
+def test_the_engine_is_given_what_was_asked_for(tokenizer):
+    stream, _ = open_stream(tokenizer, ["abc"], ends=(END, 7), drafter_params="theirs")
+    assert stream._engine.given == (tuple(tokenizer.encode("x")), Sampling(0.5, seed=3), (END, 7), "theirs")
+
+
+def test_a_hit_is_late_by_the_drafters_own_lag(tokenizer):
+    late = [drain(open_stream(tokenizer, ["abcdef"], lag=lag)[0]) for lag in (0, 1)]
+    assert [result.late_hits > 0 for result in late] == [True, False]
+    assert late[0].late_hits == late[0].hits
+
+
+def test_the_prompt_decides_what_becomes_of_the_first_tokens_space(byte_fallback_dir):
+    tokenizer = Tokenizer.load(byte_fallback_dir)
+    stream, _ = open_stream(tokenizer, ["return"], ends=())
+    assert drain(stream).text == " return"
+
+
 def test_the_first_token_is_fetched_alone(tokenizer):
     stream, _ = open_stream(tokenizer, ["def f(x): return"], chunk=7)
     drain(stream)
@@ -265,14 +290,25 @@ def test_an_answer_under_way_shows_what_might_have_become_a_stop_string(tokenize
     assert "x" not in partial.text
 
 
+def test_an_answer_under_way_is_cut_at_a_stop_string_that_it_holds(tokenizer):
+    stream, answer = open_stream(tokenizer, ["a", "b", ";", "c"], stop=[";"])
+    assert stream.partial() is None
+    stream._progress = stream._engine.run(4)  # as after an interrupt before the text was read
+    assert (stream.partial().text, stream.partial().token_ids) == ("ab", answer[:3])
+
+
 def test_an_error_leaves_what_was_committed_before_it(tokenizer):
     stream, answer = open_stream(tokenizer, ["def f(x):\n    return"], max_new_tokens=9)
-    run = stream._engine.run
+    run, before = stream._engine.run, 0
 
     def unsound(new_tokens):
-        raise NotFiniteError(1, 1, (1, 2), 5, run(3))
+        raise NotFiniteError(1, 1, (1, 2), 5, run(before))
 
     stream._engine.run = unsound
+    with pytest.raises(NotFiniteError, match="after 0 tokens of the answer"):
+        list(stream)
+    assert stream.partial() is None
+    before = 3
     with pytest.raises(NotFiniteError, match=r"stage 1 of 1 .* in tick 5, after 3 tokens of the answer"):
         list(stream)
     assert stream.partial().token_ids == answer[:3]
