@@ -347,6 +347,8 @@ def _check_arguments(
     for name, numbers in (("stages", stages), ("passes", passes)):
         if numbers is not None and not isinstance(numbers, Sequence):
             raise ValueError(f"{name} must be a list, a number for each model, not {numbers!r}")
+    if stages is not None and len(models) > 1 and len(stages) != len(models):
+        raise ValueError(f"stages must be one number for each model: {len(models)}, not {len(stages)}")
     if select and passes is not None:
         raise ValueError("models are selected together with their passes: leave passes out")
     if form is not None and method == "speculative":

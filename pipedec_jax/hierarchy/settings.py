@@ -108,4 +108,7 @@ def check_models(settings: HierarchySettings, configs: Sequence[LlamaConfig | No
             message = str(error).replace("target", "model")
             raise ValueError(f"model {index} (counted from 0, the smallest): {message}") from error
         if vocab_size > config.vocab_size:
-            raise ValueError(f"model {index} has {config.vocab_size} embedding rows for {vocab_size} tokens")
+            raise ValueError(
+                f"model {index} has {config.vocab_size} embedding rows for {vocab_size} tokens; choose models of the "
+                "target's family"
+            )

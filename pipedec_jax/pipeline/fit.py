@@ -48,7 +48,10 @@ def check_fit(
         )
     for name, config in (("target", target), ("draft", draft)):
         if config is not None and vocab_size > config.vocab_size:
-            raise ValueError(f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens")
+            raise ValueError(
+                f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens"
+                + ("; choose a draft of the target's family" if name == "draft" else "")
+            )
     if settings.method == "pp":
         return
     if settings.children > vocab_size:

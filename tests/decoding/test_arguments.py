@@ -370,3 +370,7 @@ def test_drafts_with_other_tokens_are_refused(target, draft, tmp_path):
     stranger = pipedec_jax.Model(draft.config, other, lambda: pytest.fail("read weights"))
     with pytest.raises(ValueError, match="must have the same tokens: '!' is id 3 in the target's map and id 4"):
         Decoder(target, stranger, stages=2)
+    short = dataclasses.replace(draft.config, vocab_size=100)
+    stranger = pipedec_jax.Model(short, other, lambda: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match="the draft has 100 embedding rows for 1024 tokens; choose a draft of the tar"):
+        Decoder(target, stranger, stages=2)

@@ -156,6 +156,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_measured(measur
     for name in ("stages", "passes"):
         with pytest.raises(ValueError, match=f"{name} must be a list, a number for each model, not 2"):
             pipedec_jax.HierarchyDecoder(models, **{name: 2})  # pyright: ignore[reportArgumentType]
+    for stages in ((2,), (1, 1), (1, 1, 1, 1)):
+        with pytest.raises(ValueError, match=f"stages must be one number for each model: 3, not {len(stages)}"):
+            pipedec_jax.HierarchyDecoder(models, stages=stages)
     for name in ("select", "record"):
         with pytest.raises(ValueError, match=f"{name} must be True or False, not 1"):
             pipedec_jax.HierarchyDecoder(models, **{name: 1})  # pyright: ignore[reportArgumentType]

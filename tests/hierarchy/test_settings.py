@@ -37,7 +37,7 @@ def test_models_must_fit():
     for models, options, vocab_size, message in (
         (two, {"stages": (1, 1, 1), "passes": (2, 2)}, VOCAB, "given for 3 models but there are 2"),
         (two, {"stages": (3, 1)}, VOCAB, r"model 0 .*stages \(3\) must not exceed the model's layers \(2\)"),
-        (two, {}, 1000, "model 0 has 101 embedding rows for 1000 tokens"),
+        (two, {}, 1000, "model 0 has 101 embedding rows for 1000 tokens; choose models of the target's family"),
         (two, {"stages": (2, 3)}, VOCAB, "5 devices are needed"),
     ):
         settings = HierarchySettings(**options)
