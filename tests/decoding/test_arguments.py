@@ -372,5 +372,5 @@ def test_drafts_with_other_tokens_are_refused(target, draft, tmp_path):
         Decoder(target, stranger, stages=2)
     short = dataclasses.replace(draft.config, vocab_size=100)
     stranger = pipedec_jax.Model(short, other, lambda: pytest.fail("read weights"))
-    with pytest.raises(ValueError, match="the draft has 100 embedding rows for 1024 tokens; choose a draft of the tar"):
+    with pytest.raises(ValueError, match=r"draft has 100 embedding rows for \d+ tokens; choose a draft"):
         Decoder(target, stranger, stages=2)
