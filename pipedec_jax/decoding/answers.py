@@ -105,7 +105,7 @@ def _check_answers(
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record["line"], int):
                 raise ValueError("no answer")
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"line {number} of {path} is damaged ({error}): remove that line, or give another --out"
             ) from error

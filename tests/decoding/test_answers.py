@@ -54,6 +54,8 @@ def test_other_settings_are_an_error_that_names_them(prompts, out):
         ValueError, match=r'with seed 0 and not 7, method null and not "pp": give the same settings, or'
     ):
         run(FakeDecoder(), prompts, out, {**SETTINGS, "seed": 7, "method": "pp"})
+    with pytest.raises(ValueError, match='with target "fake" and not null: give'):
+        run(FakeDecoder(), prompts, out, {"seed": 0, "stop": ()})
     assert out.read_bytes() == before
 
 
@@ -73,7 +75,10 @@ HELD = {
     "lines of text": (b"hello\nthere\n", "is no file of answers: give another --out$"),
     "lines of JSON": (b'{"text": 1}\n{"text": 2}\n', "is no file of answers: give another --out$"),
     "lines of numbers": (b"[1]\n2\n", "is no file of answers: give another --out$"),
-    "another version": (b'{"pipedec_jax_answers": 0, "settings": {}}\n', "no file of answers"),
+    "another version": (b'{"pipedec_jax_answers": 0, "settings": {}}\n', "no file of answers of this version"),
+    "settings alone": (b'{"settings": {}}\n', "is no file of answers: give another --out$"),
+    "settings that are none": (b'{"pipedec_jax_answers": 1, "settings": 7}\n', "no file of answers of this version"),
+    "a line without end": (b"[" * 100000 + b"\n", "is no file of answers: give another --out$"),
 }
 
 
@@ -88,9 +93,10 @@ def test_another_file_is_refused_and_left_as_it_is(prompts, out, content, messag
 def test_a_damaged_or_doubled_answer_is_an_error(prompts, out):
     run(FakeDecoder(), prompts, out)
     header, first, *rest = out.read_bytes().splitlines(keepends=True)
-    out.write_bytes(b"".join([header, first[:9] + b"\n", *rest]))
-    with pytest.raises(ValueError, match=r"line 2 of .* is damaged"):
-        run(FakeDecoder(), prompts, out)
+    for damaged in (first[:9], b"[1]", b"7", b"{}", b'{"line": [1]}', b"[" * 100000):
+        out.write_bytes(b"".join([header, damaged + b"\n", *rest]))
+        with pytest.raises(ValueError, match=r"line 2 of .* is damaged"):
+            run(FakeDecoder(), prompts, out)
     out.write_bytes(b"".join([header, first, *rest, first]))
     with pytest.raises(ValueError, match="has two answers to line 1"):
         run(FakeDecoder(), prompts, out)

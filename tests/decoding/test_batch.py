@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.decoding import batch
@@ -12,6 +13,7 @@ from pipedec_jax.decoding.answers import open_answers
 from pipedec_jax.decoding.result import FIGURES
 from pipedec_jax.hosts.group import Alone
 from tests.decoding.jobs import SETTINGS, FakeDecoder, FakeStream, answers, run
+from tests.progress_bars import Bars
 
 
 def test_every_prompt_has_one_line_in_order_with_its_statistics(prompts, out):
@@ -39,7 +41,7 @@ def test_an_interrupt_loses_the_prompt_under_way_alone(prompts, out):
 def test_prompts_may_be_added_behind(prompts, out):
     run(FakeDecoder(), prompts, out)
     with prompts.open("a") as file:
-        file.write('\n\n"nine"')
+        file.write('\n \t\n"nine"')
     decoder = FakeDecoder()
     run(decoder, prompts, out)
     assert decoder.decoded == ["nine"]
@@ -147,6 +149,7 @@ BAD = {
     b"\xff": "not UTF-8",
     b"7": "a JSON string or object, not a number",
     b"null": "a JSON string or object, not null",
+    b"[1, 2]": "a JSON string or object, not a list",
     b"[" * 100000: "nested too deeply",
     b'{"prompt": "a", "id": ' + b"[" * 100 + b"]" * 100 + b"}": "nested too deeply",
     b"{}": "either prompt or messages",
@@ -157,6 +160,8 @@ BAD = {
     b'{"prompt": "a", "max_new_tokens": 0}': "max_new_tokens must be",
     b'{"prompt": "a", "temperature": NaN}': "NaN is not JSON",
     b'{"prompt": "a", "id": 1e999}': "1e999 is too large a number",
+    b'{"prompt": "a", "id": -1e999}': "-1e999 is too large a number",
+    b'{"messages": 5}': "messages must be a list of objects with role and content",
     b'{"messages": ["a"]}': "messages must be a list of objects with role and content",
     b'{"messages": [{"role": "user"}]}': "messages must be a list of objects with role and content",
 }
@@ -235,9 +240,25 @@ def test_a_mark_of_the_encoding_before_the_first_prompt_is_none_of_it(prompts, o
     assert out.read_bytes() == plain
 
 
-def test_answers_do_not_go_into_the_prompts(prompts):
-    with pytest.raises(ValueError, match="must go to another file"):
-        run(FakeDecoder(), prompts, prompts)
+def test_answers_do_not_go_into_the_prompts(prompts, tmp_path):
+    (tmp_path / "link").symlink_to(prompts)
+    for out in (prompts, tmp_path / "link"):
+        with pytest.raises(ValueError, match="must go to another file"):
+            run(FakeDecoder(), prompts, out)
+
+
+def test_the_bar_goes_on_where_it_was_and_is_the_first_processs(prompts, out, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(FakeDecoder(interrupted="five"), prompts, out)
+    bars = Bars()
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "tqdm", bars)
+        run(FakeDecoder(), prompts, out)
+    bars.check([""])
+    asked = []
+    monkeypatch.setattr(batch, "tqdm", lambda **options: asked.append(options["disable"]) or tqdm(**options))
+    run(FakeDecoder(), prompts, out, group=Waiting(1, []))
+    assert asked == [True]
 
 
 def test_answers_are_the_decoders_and_all_lengths_share_one_program(family, tmp_path, out):
