@@ -144,7 +144,6 @@ def step(
     uppers = [unpack(packed) for packed in above]
     lower = unpack(below) if below is not None else None
     own = aligned([state.own, *uppers])[0]
-    settled = uppers[-1].length if uppers else own.length + 1
     border = difference(state.own, own)
     rolled = border < own.token.shape[0]
     state = state.replace(
@@ -157,7 +156,7 @@ def step(
     def more(carry: tuple[State, Local]) -> jax.Array:
         state, _ = carry
         done = complete(state.own, request.length, request.limit, request.end_token)
-        ahead = state.own.length - settled if uppers else jnp.zeros((), jnp.int32)
+        ahead = state.own.length - uppers[-1].length if uppers else jnp.zeros((), jnp.int32)
         if not uppers:  # a smaller model is helped on by those above
             done |= state.stuck > 0
         return (state.passes - first < control[0]) & (ahead < control[1]) & ~done
@@ -187,7 +186,7 @@ def send(pipe: Pipe, state: State, source: Buffer) -> State:
     """Drop what is in flight and does not belong to the text, move the rest on, and let the next rows in."""
     T = state.fed.shape[0]
     position = jnp.arange(T, dtype=jnp.int32)
-    stale = (position < state.sent) & ((state.fed != source.token) | (position >= source.length))
+    stale = (state.fed != source.token) | (position >= source.length)
     sent = jnp.minimum(state.sent, jnp.min(jnp.where(stale, position, T)))
     end = jnp.minimum(sent + pipe.width, source.length)
     new = (position >= sent) & (position < end)

@@ -15,11 +15,12 @@ from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.program import KnownModel
 from pipedec_jax.plots.passes import draw_passes, pass_events
+from pipedec_jax.soundness import NotFiniteError
 from tests.exactness import check_ticks
-from tests.hierarchy.families import decode, engine, load, plain, settings, sources, x64
+from tests.hierarchy.families import SmallPair, decode, engine, load, plain, settings, sources, x64
 from tests.oracle import GREEDY, Draw
 from tests.plots.test_perfetto import checked
-from tests.random_pairs import VOCAB, prompt_of
+from tests.random_pairs import VOCAB, as_source, prompt_of, target_weights
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
@@ -266,6 +267,43 @@ def test_ticks_and_rollbacks_of_a_deep_hierarchy_are_the_simulators(models: int)
             figures = decoder.figures()
             assert [figure.rollbacks for figure in figures[:-1]] == found.rollbacks[:, 0].tolist()
             assert [figure.undone for figure in figures[:-1]] == found.undone[:, 0].tolist()
+
+
+def test_no_model_is_further_ahead_of_the_target_than_it_may_be() -> None:
+    decoder, prompt = known(3), prompt_of(9, 0)
+    text = np.asarray([*prompt, *plain(0, prompt, NEW)], np.int32)
+    decoder.models[-1].place_weights(sources(0, 2)[-1], VOCAB)
+    for model in decoder.models[:-1]:
+        model.place_weights(KnownModel(text), VOCAB)
+    found = []
+    for lead in (5, None):
+        decoder.settings = dataclasses.replace(decoder.settings, passes=(4, 1), lead=lead)
+        decoder.start(prompt, max_new_tokens=NEW)
+        ahead = []
+        for _ in range(8):
+            seen, decoder._published = decoder._published, decoder._tick()
+            ahead.append(decoder._length(decoder._published[0]) - decoder._length(seen[-1]))
+        found.append(max(ahead))
+    assert found[0] == 5 < found[1]
+
+
+def test_of_a_target_on_two_stages_the_first_one_that_is_unsound_is_named() -> None:
+    decoder, pair = known(3), SmallPair(seed=0)
+    for length, name, stage in ((9, "model.embed_tokens.weight", 1), (1, "model.layers.2.mlp.down_proj.weight", 2)):
+        prompt = prompt_of(length, 0)
+        text = plain(0, prompt, NEW)
+        row = next(token for token in text[5:] if token not in prompt) if stage == 1 else 3
+        weights = {name: array.copy() for name, array in target_weights(pair).items()}
+        weights[name][row] = np.nan
+        decoder.models[-1].place_weights(as_source(pair.target_config, weights), VOCAB)
+        wrong = (np.asarray([*prompt, *text], np.int32) + 1) % VOCAB  # so that a token is read after it was chosen
+        for model in decoder.models[:-1]:
+            model.place_weights(KnownModel(wrong), VOCAB)
+        with pytest.raises(NotFiniteError, match=f"stage {stage} of 2") as error:
+            decode(decoder, prompt, NEW)
+        progress = error.value.progress
+        assert progress.tokens == (text[: text.index(row) + 1] if stage == 1 else [])
+        assert error.value.tick == (progress.ticks[-1] + 1 if stage == 1 else 2)
 
 
 def test_no_device_holds_another_models_weights() -> None:
