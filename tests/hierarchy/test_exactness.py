@@ -197,13 +197,16 @@ def test_after_an_interrupt_inside_a_step_the_next_prompt_is_decoded(monkeypatch
 
 
 def test_an_end_token_ends_the_answer() -> None:
-    text = plain(0, prompt_of(17, 0), NEW)
+    prompt = prompt_of(17, 0)
+    text = plain(0, prompt, NEW)
     end = next(token for i, token in enumerate(text) if i > 6 and token not in text[:i])
     decoder = engine(TWO)
     load(decoder, 0)
-    progress = decode(decoder, prompt_of(17, 0), NEW, end_tokens=(end, VOCAB - 1))
-    assert progress.done
-    assert progress.tokens == text[: text.index(end) + 1]
+    assert prompt[-1] not in text, "an end token that is the prompt's last one ends nothing"
+    for ends in ((end, VOCAB - 1), (prompt[-1], end)):
+        progress = decode(decoder, prompt, NEW, end_tokens=ends)
+        assert progress.done
+        assert progress.tokens == text[: text.index(end) + 1]
 
 
 def test_a_draft_that_is_the_target_is_never_rolled_back() -> None:
@@ -287,14 +290,51 @@ def test_no_model_is_further_ahead_of_the_target_than_it_may_be() -> None:
     assert found[0] == 5 < found[1]
 
 
+def test_a_round_on_several_stages_gives_the_lookahead_and_a_token() -> None:
+    prompt = prompt_of(9, 0)
+    text = np.asarray([*prompt, *plain(0, prompt, NEW)], np.int32)
+    decoder = HierarchyEngine(
+        [KnownModel(text), sources(0, 2)[-1]],
+        settings(method="speculative", stages=(2, 2), passes=(3,), capacity=80, tick_cost=0.5),
+        vocab_size=VOCAB,
+        record=True,
+    )
+    decoder.models[-1] = known(3).models[-1]  # which is compiled
+    decoder.models[-1].place_weights(sources(0, 2)[-1], VOCAB)
+    for act in (decoder.recording, lambda: decoder.run(1)):
+        with pytest.raises(RuntimeError, match=r"call start\(\)"):
+            act()
+    for words, tokens in ((text, 4), ((text + 1) % VOCAB, 1)):
+        decoder.models[0].place_weights(KnownModel(words), VOCAB)
+        progress = decode(decoder, prompt, NEW)
+        assert progress.tokens == text[len(prompt) :].tolist()
+        assert progress.ticks == [2 * (1 + place // tokens) for place in range(NEW)]
+        assert progress.costs == [tick / 2 for tick in progress.ticks]
+        assert decoder.recording().clock == "turn"
+        assert decoder.recording().new_tokens(1) == tuple(map(str, progress.tokens[:tokens]))
+
+
+def test_what_a_hierarchy_has_no_use_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="a hierarchy takes no drafter_params"):
+        engine(TWO).start(prompt_of(3, 0), max_new_tokens=1, drafter_params=())
+    words = KnownModel(np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match="the target must be a model, not known words"):
+        HierarchyEngine([words, words], settings(), vocab_size=VOCAB)
+
+
 def test_of_a_target_on_two_stages_the_first_one_that_is_unsound_is_named() -> None:
     decoder, pair = known(3), SmallPair(seed=0)
-    for length, name, stage in ((9, "model.embed_tokens.weight", 1), (1, "model.layers.2.mlp.down_proj.weight", 2)):
+    text = plain(0, prompt_of(9, 0), NEW)
+    token, last = next(token for token in text[5:] if token not in prompt_of(9, 0)), "model.layers.2.mlp.down_proj"
+    read = text[: text.index(token) + 1]
+    for length, name, row, stage, tokens in (
+        (9, "model.embed_tokens", token, 1, read),
+        (9, last, 3, 2, []),  # in prefill
+        (1, last, 3, 2, []),  # which the last token of a prompt has no part in
+    ):
         prompt = prompt_of(length, 0)
-        text = plain(0, prompt, NEW)
-        row = next(token for token in text[5:] if token not in prompt) if stage == 1 else 3
         weights = {name: array.copy() for name, array in target_weights(pair).items()}
-        weights[name][row] = np.nan
+        weights[f"{name}.weight"][row] = np.nan
         decoder.models[-1].place_weights(as_source(pair.target_config, weights), VOCAB)
         wrong = (np.asarray([*prompt, *text], np.int32) + 1) % VOCAB  # so that a token is read after it was chosen
         for model in decoder.models[:-1]:
@@ -302,11 +342,12 @@ def test_of_a_target_on_two_stages_the_first_one_that_is_unsound_is_named() -> N
         with pytest.raises(NotFiniteError, match=f"stage {stage} of 2") as error:
             decode(decoder, prompt, NEW)
         progress = error.value.progress
-        assert progress.tokens == (text[: text.index(row) + 1] if stage == 1 else [])
-        assert error.value.tick == (progress.ticks[-1] + 1 if stage == 1 else 2)
+        assert progress.tokens == tokens
+        assert error.value.tick == (progress.ticks[-1] + 1 if tokens else 0 if length > 1 else 2)
 
 
 def test_no_device_holds_another_models_weights() -> None:
+    assert len({row["device"] for row in engine(FOUR).bytes_per_device()}) == sum(FOUR.stages)
     decoder = engine(THREE)
     load(decoder, 0)
     rows = decoder.bytes_per_device()
