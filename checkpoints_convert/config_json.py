@@ -8,11 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from checkpoints_convert.families import FAMILIES, Family
 from pipedec_jax.config import LinearScaling, Llama3Scaling, LlamaConfig, RopeScaling, YarnScaling
 from pipedec_jax.small_files import json_kind, read_small
-
-ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
-"""Spellings of the one architecture that is converted (the second in the first LLaMA conversions)."""
 
 ORIGINAL = "original_max_position_embeddings"
 
@@ -48,13 +46,16 @@ def read_json(path: Path) -> Json:
 def llama_config(values: Json) -> LlamaConfig:
     """The geometry in the object of a `config.json`.
 
-    Keys that may be absent default to what Hugging Face's `LlamaConfig` gives them. Keys that change nothing when
-    decoding (`pretraining_tp`, `attention_dropout`, `use_cache`, ...) are ignored.
+    Keys that may be absent default to what Hugging Face's configuration of the model's family gives them. Keys that
+    change nothing when decoding (`pretraining_tp`, `attention_dropout`, `use_cache`, ...) are ignored. Where a layer
+    attends to the last positions only (`sliding_window`), the context ends where the window would begin to slide.
 
     Raises:
         ValueError: for a missing key, a value of the wrong type, or a setting that this model does not have.
     """
-    _refuse_unsupported(values)
+    family = family_of(values)
+    values = dict(family.defaults) | values
+    _refuse_unsupported(values, family)
     width, heads = whole(values, "hidden_size"), whole(values, "num_attention_heads")
     if values.get("head_dim") is None and width % max(heads, 1):
         raise ValueError(
@@ -71,14 +72,22 @@ def llama_config(values: Json) -> LlamaConfig:
         kv_heads=whole(values, "num_key_value_heads", heads),
         head_size=whole(values, "head_dim", width // heads),
         # Vicuna 16k states the positions before scaling, and what it was trained for apart.
-        context=max(context, whole(values, "max_sequence_length", context)),
+        context=_in_window(values, family, max(context, whole(values, "max_sequence_length", context))),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=number(values, "rms_norm_eps", 1e-6),
         tied_embeddings=_flag(values, "tie_word_embeddings"),
-        attention_bias=_flag(values, "attention_bias"),
-        feed_forward_bias=_flag(values, "mlp_bias"),
+        attention_bias=_flag(values, "attention_bias") if family.biased is None else bool(family.biased),
+        feed_forward_bias=_flag(values, "mlp_bias") if family.biased is None else False,
     )
+
+
+def family_of(values: Json) -> Family:
+    """The family that `model_type` in the object of a `config.json` names; `ValueError` where it is another."""
+    kind = values.get("model_type")
+    if kind not in list(FAMILIES):  # also where it cannot be hashed
+        raise ValueError(f"model_type is {kind!r}; only {', '.join(map(repr, FAMILIES))} can be converted")
+    return FAMILIES[kind]
 
 
 def config_json(config: LlamaConfig, dtype: str) -> Json:
@@ -118,13 +127,11 @@ def token_ids(values: Json, key: str) -> list[int]:
     return ids
 
 
-def _refuse_unsupported(values: Json) -> None:
+def _refuse_unsupported(values: Json, family: Family) -> None:
     """Raise `ValueError` for another architecture, or a variant of LLaMA that this package does not compute."""
-    if values.get("model_type") != "llama":
-        raise ValueError(f"model_type is {values.get('model_type')!r}; only 'llama' can be converted")
-    architectures = values.get("architectures") or []
-    if not isinstance(architectures, list) or not all(name in ARCHITECTURES for name in architectures):
-        raise ValueError(f"architectures is {architectures!r}; only {ARCHITECTURES[0]!r} can be converted")
+    architectures, known = values.get("architectures") or [], (family.architecture, *family.spellings)
+    if not isinstance(architectures, list) or not all(name in known for name in architectures):
+        raise ValueError(f"architectures is {architectures!r}; only {family.architecture!r} can be converted")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise ValueError(f"hidden_act is {values['hidden_act']!r}; only 'silu' is supported")
     if values.get("quantization_config") is not None:
@@ -134,6 +141,21 @@ def _refuse_unsupported(values: Json) -> None:
             f"quantization_config is present (quant_method {method!r}); convert the unquantized checkpoint "
             "(bfloat16, float16 or float32) instead"
         )
+
+
+def _in_window(values: Json, family: Family, context: int) -> int:
+    """The positions up to which every layer attends to all before it: what its context and its window both hold."""
+    known = dict(family.defaults)
+    if "sliding_window" not in known or values["sliding_window"] is None:
+        return context
+    if "use_sliding_window" in known:
+        if not _flag(values, "use_sliding_window"):
+            return context
+        kinds = values.get("layer_types")
+        slides = whole(values, "num_hidden_layers") > number(values, "max_window_layers")
+        if not (slides if kinds is None else "sliding_attention" in kinds):
+            return context
+    return min(context, whole(values, "sliding_window"))
 
 
 def _rope(values: Json, context: int) -> tuple[float, RopeScaling | None]:

@@ -1,4 +1,4 @@
-"""A Hugging Face LLaMA directory as a checkpoint: every tensor checked from the headers, read one by one."""
+"""A Hugging Face directory as a checkpoint: every tensor checked from the headers, read one by one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints_convert import pickle_reader, safetensors_reader
-from checkpoints_convert.config_json import Json, llama_config, read_json, token_ids
+from checkpoints_convert.checkpoint import DTYPES
+from checkpoints_convert.config_json import Json, family_of, llama_config, read_json, token_ids
+from checkpoints_convert.families import Family
 from checkpoints_convert.hugging_face import TOP_NAMES, from_hugging_face, tensor_name, tensor_shape
 from checkpoints_convert.paths import inside
 from checkpoints_convert.pickle_reader import PickledDirectory
@@ -18,7 +20,7 @@ from checkpoints_convert.safetensors_reader import SafetensorsDirectory
 from checkpoints_convert.source import SourceCheckpoint, check_tensors, same_bits
 from checkpoints_convert.tensor_files import TensorFiles
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import parameter_shapes
+from pipedec_jax.model.parameters import BIAS, matrix_and_end, parameter_shapes
 
 HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers of old checkpoints that the config determines."""
@@ -29,15 +31,23 @@ class HuggingFaceCheckpoint(SourceCheckpoint):
     """A Hugging Face directory, read in place in our layout."""
 
     weights: TensorFiles = dataclasses.field(repr=False)
+    family: Family = dataclasses.field(repr=False)
 
     def view(self, path: str) -> np.ndarray:
-        """An array in our layout, as a view of the mapped file."""
-        return from_hugging_face(path, self.weights.view(tensor_name(path)), parameter_shapes(self.config)[path])
+        """An array in our layout, as a view of the mapped file; a bias that the family does not have is 0."""
+        shape = parameter_shapes(self.config)[path]
+        if not _stored(path, self.family):
+            return np.zeros(shape, DTYPES[self.dtype])
+        return from_hugging_face(path, self.weights.view(tensor_name(path)), shape)
 
     def reading_order(self) -> list[str]:
-        """All paths, file by file."""
-        infos = {path: self.weights.tensors[tensor_name(path)] for path in parameter_shapes(self.config)}
-        return sorted(infos, key=lambda path: (infos[path].file, infos[path].offset))
+        """All paths, file by file; first those of no file."""
+        infos = self.weights.tensors
+        of_files = [path for path in parameter_shapes(self.config) if _stored(path, self.family)]
+        places = {path: (infos[tensor_name(path)].file, infos[tensor_name(path)].offset) for path in of_files}
+        return [path for path in parameter_shapes(self.config) if path not in places] + sorted(
+            places, key=places.__getitem__
+        )
 
     def check_tied_head(self) -> None:
         """Compare a stored head that the config calls tied with the embedding; `ValueError` when they differ."""
@@ -66,7 +76,7 @@ def open_hugging_face(directory: str | Path) -> HuggingFaceCheckpoint:
         raise FileNotFoundError(f"{directory} is not a directory; give one that holds config.json and safetensors")
     values = read_json(inside(directory / "config.json", directory))
     try:
-        config = llama_config(values)
+        config, family = llama_config(values), family_of(values)
         bos, eos = _special_tokens(directory, values)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
@@ -75,7 +85,7 @@ def open_hugging_face(directory: str | Path) -> HuggingFaceCheckpoint:
         kind = "pickle"
     weights = PickledDirectory(directory) if kind == "pickle" else SafetensorsDirectory(directory)
     try:
-        dtypes = _check_tensors(config, weights)
+        dtypes = _check_tensors(config, family, weights)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
     return HuggingFaceCheckpoint(
@@ -88,6 +98,7 @@ def open_hugging_face(directory: str | Path) -> HuggingFaceCheckpoint:
         stored_dtypes=dtypes,
         files=tuple(weights.files),
         weights=weights,
+        family=family,
     )
 
 
@@ -101,10 +112,20 @@ def has_weights(directory: Path, singles: Sequence[str] = (safetensors_reader.SI
     return any((directory / name).is_file() for single in singles for name in (single, f"{single}.index.json"))
 
 
-def _check_tensors(config: LlamaConfig, weights: TensorFiles) -> tuple[str, ...]:
+def _stored(path: str, family: Family) -> bool:
+    """Whether the files of a model of this family hold an array: all but a bias that its layers do not add."""
+    matrix, end = matrix_and_end(path.rsplit("/", 1)[-1])
+    return end != BIAS or family.biased is None or matrix in family.biased
+
+
+def _check_tensors(config: LlamaConfig, family: Family, weights: TensorFiles) -> tuple[str, ...]:
     """Raise `ValueError` unless the tensors are exactly those of `config`; returns the dtypes they are stored in."""
     head = TOP_NAMES["head"]
-    expected = {tensor_name(path): tensor_shape(path, shape) for path, shape in parameter_shapes(config).items()}
+    expected = {
+        tensor_name(path): tensor_shape(path, shape)
+        for path, shape in parameter_shapes(config).items()
+        if _stored(path, family)
+    }
     if config.tied_embeddings:
         expected[head] = expected[TOP_NAMES["embedding"]]
     return check_tensors(

@@ -95,8 +95,12 @@ def as_json(entries: list[Entry]) -> list[Json]:
 
 
 def family(config: LlamaConfig) -> str:
-    """The LLaMA generation that a geometry looks like; `LLaMA` when it is like none of Meta's."""
+    """The LLaMA generation, or other family, that a geometry looks like; `LLaMA` when it is like none of these."""
     scaling = config.rope_scaling
+    if config.attention_bias and config.vocab_size >= 151000:
+        return "Qwen2"
+    if (config.heads, config.kv_heads) == (32, 8) and config.vocab_size in (*range(32000, 32769), 131072):
+        return "Mistral"
     if config.vocab_size >= 128000 and config.rope_theta == 500000.0:
         if scaling is None:
             return "LLaMA 3"

@@ -44,8 +44,8 @@ def reference_logits(source: SourceCheckpoint, prompt: np.ndarray, dtype: str) -
         for name, info in source.weights.tensors.items()
         if info.dtype in DTYPES and not HARMLESS.fullmatch(name)
     }
-    config = transformers.LlamaConfig.from_pretrained(source.directory)
-    found: Any = transformers.LlamaForCausalLM.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(source.directory)
+    found: Any = getattr(transformers, source.family.architecture).from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
     model, loaded = found

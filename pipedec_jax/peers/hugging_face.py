@@ -15,7 +15,7 @@ def load_torch(directory: Path) -> Any:
     import torch
     import transformers
 
-    return transformers.LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 class HuggingFace:

@@ -40,6 +40,13 @@ GEOMETRIES = {
 }  # fmt: skip
 """Settings of Hugging Face's `LlamaConfig` beyond `COMMON`."""
 
+FAMILIES = {
+    "Mistral": {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
+        "sliding_window": None},
+    "Qwen2": {"model_type": "qwen2", "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+}  # fmt: skip
+"""Settings of other families' configurations, beyond `COMMON` too."""
+
 COMMON = {
     "vocab_size": 113,
     "hidden_size": 64,
@@ -52,15 +59,15 @@ COMMON = {
 
 
 def hugging_face_model(geometry: dict, seed: int = 0):
-    """A random `transformers.LlamaForCausalLM` in float32."""
+    """A random model of transformers in float32: `LlamaForCausalLM`, or of the `model_type` in the geometry."""
     import torch
-    from transformers import LlamaConfig as Theirs
-    from transformers import LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     # With several, the first product in a process is now and then off by 1e-3 on a busy machine (PyTorch 2.13, CPU).
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(Theirs(**(COMMON | geometry))).eval()
+    config = AutoConfig.for_model(**({"model_type": "llama"} | COMMON | geometry))
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

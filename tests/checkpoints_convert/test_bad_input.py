@@ -138,7 +138,7 @@ BAD = {
         lambda source: write_tokenizer(source, 30), r"ids up to 29, the embedding 29 rows \(0 to 28\); they belong to"),
     "end token without a row": (
         lambda source: edit_json(source / "generation_config.json", eos_token_id=[2, 29]), "names token 29, the embed"),
-    "another architecture": (lambda source: edit_json(source / "config.json", model_type="qwen2"), "'qwen2'; only"),
+    "another architecture": (lambda source: edit_json(source / "config.json", model_type="qwen3"), "'qwen3'; only"),
     "biases that are not there": (
         lambda source: edit_json(source / "config.json", mlp_bias=True), r"lacks? .*layers.0.mlp.gate_proj.bias"),
     "unknown RoPE": (

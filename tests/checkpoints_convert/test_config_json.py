@@ -114,6 +114,46 @@ def test_the_context_of_vicuna_16k_is_what_it_was_trained_for():
     assert llama_config(OLD | {"max_sequence_length": 2048}).context == OLD["max_position_embeddings"]
 
 
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_what_models_of_other_families_leave_out_is_what_hugging_face_takes(kind):
+    from transformers import AutoConfig
+
+    needed = {key: OLD[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    needed |= {"model_type": kind, "num_attention_heads": 32}
+    ours, theirs = llama_config(needed), AutoConfig.for_model(**needed)
+    assert (ours.norm_eps, ours.kv_heads) == (theirs.rms_norm_eps, theirs.num_key_value_heads)
+    assert ours.context == (theirs.sliding_window if kind == "mistral" else theirs.max_position_embeddings)
+    assert (ours.rope_theta, ours.tied_embeddings) == (theirs.rope_parameters["rope_theta"], theirs.tie_word_embeddings)
+    assert (ours.attention_bias, ours.feed_forward_bias) == (kind == "qwen2", False)
+    nulls = llama_config(needed | {"num_key_value_heads": None, "sliding_window": None})
+    assert (nulls.kv_heads, nulls.context) == (32, theirs.max_position_embeddings)
+
+
+MISTRAL = OLD | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "num_key_value_heads": 4}
+QWEN2 = OLD | {"model_type": "qwen2", "architectures": None, "num_key_value_heads": None, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "context"),
+    [
+        (QWEN2 | {"sliding_window": 100}, 4096),
+        (QWEN2 | {"sliding_window": 100, "use_sliding_window": True}, 100),
+        (QWEN2 | {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 2}, 4096),
+        (QWEN2 | {"sliding_window": 100, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, 4096),
+        (QWEN2 | {"sliding_window": 5000, "use_sliding_window": True}, 4096),
+        (MISTRAL | {"sliding_window": 100}, 100),
+        (OLD | {"sliding_window": 100}, 4096),
+    ],
+)
+def test_the_context_ends_where_a_window_begins_to_slide(values, context):
+    assert llama_config(values).context == context
+
+
+def test_biases_that_a_family_has_not_are_not_asked_for():
+    config = llama_config(MISTRAL | {"attention_bias": True, "mlp_bias": True})
+    assert (config.attention_bias, config.feed_forward_bias) == (False, False)
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_fields_are_what_transformers_reads_from_the_same_file(name, tmp_path):
     from transformers import LlamaConfig as Theirs
@@ -214,7 +254,10 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'; only 'llama'"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'; only 'llama', 'mistral', 'qwen2' can"),
+        ({"model_type": ["llama"]}, r"model_type is \['llama'\]; only"),
+        ({"model_type": "mistral"}, r"architectures is \['LlamaForCausalLM'\]; only 'MistralForCausalLM'"),
+        ({"model_type": "mistral", "architectures": None, "sliding_window": "x"}, "sliding_window must be a positive"),
         ({"model_type": ...}, "model_type is None"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"architectures": ["LlamaForCausalLM", "LlamaForTokenClassification"]}, "LlamaForTokenClassification"),

@@ -19,6 +19,7 @@ from checkpoints_convert import (
     conversion,
     convert,
     convert_cached,
+    export,
     export_hugging_face,
     is_converted,
     open_any,
@@ -31,6 +32,7 @@ from checkpoints_convert.verify import damage, differences
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import flatten, parameter_shapes
 from tests.checkpoints_convert.sources import (
+    FAMILIES,
     GEOMETRIES,
     TINY,
     edit_json,
@@ -60,6 +62,22 @@ def test_tensors_come_back_bit_for_bit(name, dtype, tmp_path):
     assert found.keys() == expected.keys()
     for tensor, value in expected.items():
         assert same_bits(found[tensor], value), tensor
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_become_llamas_of_the_same_bits(name, tmp_path):
+    source = save(hugging_face_model(FAMILIES[name]), tmp_path / "source", "bfloat16")
+    expected = load_file(source / "model.safetensors")
+    converted = convert(source, tmp_path / "converted")
+    assert list(differences(source, converted)) == []
+
+    found = load_file(export(converted, tmp_path / "back") / "model.safetensors")
+    added = {f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(2)} if name == "Qwen2" else set()
+    assert found.keys() == expected.keys() | added
+    assert all(same_bits(found[tensor], value) for tensor, value in expected.items())
+    assert all(same_bits(found[tensor], np.zeros(64, DTYPES["bfloat16"])) for tensor in added)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert open_checkpoint(converted).config == open_hugging_face(tmp_path / "back").config
 
 
 configs = st.builds(

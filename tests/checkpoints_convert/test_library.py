@@ -112,6 +112,9 @@ def test_an_empty_library_and_a_checkpoint_itself_are_said_to_be_so(source, tmp_
 @pytest.mark.parametrize(
     ("expected", "settings"),
     [
+        ("Mistral", {"vocab_size": 32000, "heads": 32, "kv_heads": 8, "context": 4096}),
+        ("Mistral", {"vocab_size": 131072, "heads": 32, "kv_heads": 8, "rope_theta": 1e6}),
+        ("Qwen2", {"vocab_size": 151936, "rope_theta": 1e6, "attention_bias": True}),
         ("LLaMA 1", {"vocab_size": 32000, "norm_eps": 1e-6, "context": 2048}),
         ("LLaMA 1", {"vocab_size": 32000, "norm_eps": 1e-6, "context": 4096}),
         ("LLaMA 1", {"vocab_size": 32000, "context": 2048}),

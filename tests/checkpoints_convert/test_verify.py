@@ -11,6 +11,7 @@ from checkpoints_convert.__main__ import main
 from checkpoints_convert.verify import damage, differences, logit_difference
 from pipedec_jax.model.parameters import parameter_count, parameter_shapes
 from tests.checkpoints_convert.sources import (
+    FAMILIES,
     GEOMETRIES,
     TINY,
     edit_json,
@@ -148,14 +149,23 @@ def test_rounding_is_allowed_and_nothing_else(pristine, tmp_path):
     assert list(differences(source, convert(source, tmp_path / "half", "bfloat16"))) == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_are_compared_and_can_be_wrong(dtype, tmp_path):
-    source = save(hugging_face_model(GEOMETRIES["LLaMA 3.2: tied, scaled RoPE"]), tmp_path / "source")
+@pytest.mark.parametrize(
+    ("geometry", "dtype"),
+    [
+        (GEOMETRIES["LLaMA 3.2: tied, scaled RoPE"], "float32"),
+        (GEOMETRIES["LLaMA 3.2: tied, scaled RoPE"], "bfloat16"),
+        (FAMILIES["Mistral"], "float32"),
+        (FAMILIES["Qwen2"] | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "bfloat16"),
+    ],
+    ids=["float32", "bfloat16", "Mistral", "Qwen2"],
+)
+def test_logits_are_compared_and_can_be_wrong(geometry, dtype, tmp_path):
+    source = save(hugging_face_model(geometry), tmp_path / "source")
     converted = convert(source, tmp_path / "converted", dtype)
     assert logit_difference(source, converted) <= 1e-4
     # The same weights under another RoPE: only the logits can tell.
     values = json.loads((converted / "pipedec_jax.json").read_text())
-    edit_manifest(converted, model=values["model"] | {"rope_theta": 1e4})
+    edit_manifest(converted, model=values["model"] | {"rope_theta": 1e3})
     assert logit_difference(source, converted) > 1e-2
 
 

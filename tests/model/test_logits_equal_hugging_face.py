@@ -15,7 +15,7 @@ from checkpoints_convert import convert, open_checkpoint
 from pipedec_jax.cache import chunk_rows, empty_layers
 from pipedec_jax.config import LinearScaling, YarnScaling
 from pipedec_jax.model import llama
-from tests.checkpoints_convert.sources import COMMON, GEOMETRIES, hugging_face_model, save
+from tests.checkpoints_convert.sources import COMMON, FAMILIES, GEOMETRIES, hugging_face_model, save
 
 PROMPT = np.random.default_rng(0).integers(COMMON["vocab_size"], size=(1, 500), dtype=np.int32)
 
@@ -36,11 +36,21 @@ def both(geometry: dict, directory):
     return expected, checkpoint.config, jax.tree.map(jnp.asarray, checkpoint.read_all())
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", [*GEOMETRIES, *FAMILIES])
 def test_logits_equal_hugging_face_on_500_tokens(name, tmp_path):
-    expected, config, params = both(GEOMETRIES[name], tmp_path)
+    expected, config, params = both((GEOMETRIES | FAMILIES)[name], tmp_path)
     found = np.asarray(llama.forward(config, params, jnp.asarray(PROMPT)))
     assert relative_difference(found, expected) <= 1e-4
+
+
+def test_logits_equal_those_of_a_model_whose_window_slides_until_it_does(tmp_path):
+    expected, config, params = both(FAMILIES["Mistral"] | {"sliding_window": 200}, tmp_path)
+    found = np.asarray(llama.forward(config, params, jnp.asarray(PROMPT[:, : config.context])))
+    assert config.context == 200
+    assert relative_difference(found, expected[:, :200]) <= 1e-4
+    # One position more is beyond what is computed alike.
+    found = np.asarray(llama.forward(config, params, jnp.asarray(PROMPT[:, :201])))
+    assert relative_difference(found[:, 200], expected[:, 200]) > 1e-3
 
 
 @pytest.mark.parametrize(
