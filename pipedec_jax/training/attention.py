@@ -14,10 +14,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pipedec_jax.model.llama import product
+
 
 def _weights(query_BGNA: jax.Array, key_BGSA: jax.Array, block: int) -> jax.Array:
     """Unnormalised weights `[B, G, N, S]` of the last `block` positions of `S`; later positions weigh 0."""
-    score = jnp.einsum("BGNA,BGSA->BGNS", query_BGNA, key_BGSA)
+    score = product("BGNA,BGSA->BGNS", query_BGNA, key_BGSA)
     N, S = score.shape[-2:]
     position = jnp.arange(N, dtype=jnp.int32) % block + (S - block)
     seen = position[:, None] >= jnp.arange(S, dtype=jnp.int32)[None, :]
@@ -34,7 +36,7 @@ def _attend_block(query_BGNA: jax.Array, key_BGSA: jax.Array, value_BGSA: jax.Ar
 def _attend_block_forward(query_BGNA: jax.Array, key_BGSA: jax.Array, value_BGSA: jax.Array, block: int):
     weight = _weights(query_BGNA, key_BGSA, block)
     ones = jnp.ones((*value_BGSA.shape[:-1], 1), value_BGSA.dtype)
-    both = jnp.einsum("BGNS,BGSA->BGNA", weight, jnp.concatenate((value_BGSA, ones), axis=-1))
+    both = product("BGNS,BGSA->BGNA", weight, jnp.concatenate((value_BGSA, ones), axis=-1))
     total = both[..., -1:]
     mixed = both[..., :-1] / total
     return mixed, (query_BGNA, key_BGSA, value_BGSA, mixed, total)
@@ -47,12 +49,12 @@ def _attend_block_backward(block: int, kept: tuple[jax.Array, ...], slope_BGNA: 
     # d(score) = weight * (slope . value - slope . mixed): the second term rides along as an extra column.
     offset = -jnp.sum(slope * mixed, axis=-1, keepdims=True)
     ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
-    slope_score = weight * jnp.einsum(
+    slope_score = weight * product(
         "BGNA,BGSA->BGNS", jnp.concatenate((slope, offset), axis=-1), jnp.concatenate((value, ones), axis=-1)
     )
-    slope_query = jnp.einsum("BGNS,BGSA->BGNA", slope_score, key)
-    slope_key = jnp.einsum("BGNS,BGNA->BGSA", slope_score, query)
-    slope_value = jnp.einsum("BGNS,BGNA->BGSA", weight, slope)
+    slope_query = product("BGNS,BGSA->BGNA", slope_score, key)
+    slope_key = product("BGNS,BGNA->BGSA", slope_score, query)
+    slope_value = product("BGNS,BGNA->BGSA", weight, slope)
     return slope_query, slope_key, slope_value
 
 

@@ -89,9 +89,9 @@ def generate(
                     value_BGTA, new_value.reshape(B, G, 1, A), position, axis=2
                 )
                 grouped = query.reshape(B, G, Q, A) * jnp.asarray(A**-0.5, dtype)
-                score_BGQT = jnp.einsum("BGQA,BGAT->BGQT", grouped, key_BGAT)
+                score_BGQT = llama.product("BGQA,BGAT->BGQT", grouped, key_BGAT)
                 weight = jax.nn.softmax(jnp.where(mask, score_BGQT, -1e30), axis=-1)
-                mixed = jnp.einsum("BGQT,BGTA->BGQA", weight, value_BGTA).reshape(B, 1, H, A)
+                mixed = llama.product("BGQT,BGTA->BGQA", weight, value_BGTA).reshape(B, 1, H, A)
                 return mixed, (key_BGAT, value_BGTA)
 
             x, cache = llama.forward_layer(config, params["layers"][str(index)], x, rope, attend)
