@@ -6,6 +6,7 @@ together. Call these only at the top level of a tick: a collective in a branch t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,18 +44,9 @@ def sum_over_parts(x: jax.Array) -> jax.Array:
     return lax.psum(x, TENSOR)
 
 
-def sum_over_devices(tree: Any) -> Any:
-    """Sum every leaf over all devices: one collective per dtype. With one nonzero contribution it is a broadcast."""
-    leaves, structure = jax.tree.flatten(tree)
-    summed: list[Any] = list(leaves)
-    for dtype in sorted({str(leaf.dtype) for leaf in leaves}):
-        members = [i for i, leaf in enumerate(leaves) if str(leaf.dtype) == dtype]
-        flat = lax.psum(jnp.concatenate([vary(leaves[i]).ravel() for i in members]), AXES)
-        start = 0
-        for i in members:
-            summed[i] = flat[start : start + leaves[i].size].reshape(leaves[i].shape)
-            start += leaves[i].size
-    return jax.tree.unflatten(structure, summed)
+def sum_over_devices(x: jax.Array) -> jax.Array:
+    """Sum over all devices. With one nonzero contribution it is a broadcast."""
+    return lax.psum(vary(x), AXES)
 
 
 def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
@@ -68,12 +60,8 @@ def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
     if not leaves:
         return [tree for tree, _ in parts]
     words = [jnp.where(knows, _to_words(leaf), 0) for leaf, knows in zip(leaves, known, strict=True)]
-    everyone = lax.psum(jnp.concatenate([vary(word).ravel() for word in words]), AXES)
-    received, start = [], 0
-    for leaf, word in zip(leaves, words, strict=True):
-        received.append(_from_words(everyone[start : start + word.size].reshape(word.shape), leaf))
-        start += word.size
-    return jax.tree.unflatten(structure, received)
+    everyone = lax.psum(_packed(words), AXES)
+    return jax.tree.unflatten(structure, _unpacked(everyone, words, leaves))
 
 
 def to_next_stage(x: jax.Array, stages: int) -> jax.Array:
@@ -118,16 +106,25 @@ def gather_over_devices(tree: Any) -> Any:
     if not leaves:
         return tree
     words = [_to_words(leaf) for leaf in leaves]
-    mine = vary(jnp.concatenate([word.ravel() for word in words]))
-    devices = lax.axis_size(AXES)
-    place = (jnp.arange(devices, dtype=jnp.int32) == lax.axis_index(AXES))[:, None]
+    mine = _packed(words)
+    place = (jnp.arange(lax.axis_size(AXES), dtype=jnp.int32) == lax.axis_index(AXES))[:, None]
     everyone = lax.psum(jnp.where(place, mine[None, :], 0), AXES)
-    gathered, start = [], 0
-    for leaf, word in zip(leaves, words, strict=True):
-        part = everyone[:, start : start + word.size].reshape(devices, *word.shape)
-        gathered.append(_from_words(part, leaf))
-        start += word.size
-    return jax.tree.unflatten(structure, gathered)
+    return jax.tree.unflatten(structure, _unpacked(everyone, words, leaves))
+
+
+def _packed(words: Sequence[jax.Array]) -> jax.Array:
+    """Arrays of words one behind the other."""
+    return jnp.concatenate([vary(word).ravel() for word in words])
+
+
+def _unpacked(packed: jax.Array, words: Sequence[jax.Array], like: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays like these, of what `_packed` made of their words; further axes in front stay there."""
+    ends = list(itertools.accumulate(word.size for word in words))
+    parts = jnp.split(packed, ends[:-1], axis=-1)
+    return [
+        _from_words(part.reshape(*packed.shape[:-1], *word.shape), leaf)
+        for part, word, leaf in zip(parts, words, like, strict=True)
+    ]
 
 
 def _to_words(x: jax.Array) -> jax.Array:

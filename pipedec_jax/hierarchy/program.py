@@ -211,13 +211,12 @@ class ModelProgram:
     def new_local(self, capacity: int) -> Local:
         """Fresh caches and activations for this many places."""
         if self.target is None:
-            return Local(x=placement.per_device(self.mesh, (1, 1), np.float32, _zeros((1, 1))), cache=(), drafter=())
+            return Local(x=placement.zeros(self.mesh, (1, 1), np.float32), cache=(), drafter=())
         config, split = self.target.config, self.target.split
-        shape = (self.width, config.width)
         if capacity not in self._makers:
             self._makers[capacity] = placement.cache_maker(self.mesh, config, split.longest, capacity, self.dtype)
         return Local(
-            x=placement.per_device(self.mesh, shape, self.dtype, _zeros(shape)),
+            x=placement.zeros(self.mesh, (self.width, config.width), self.dtype),
             cache=self._makers[capacity](),
             drafter=(),
         )
@@ -261,7 +260,3 @@ class ModelProgram:
             spoiled = shared.spoiled
         state = pipes.begin(self._pipe(mode), request, spoiled)
         return (state, pipes.publish(state)), local
-
-
-def _zeros(shape: tuple[int, ...]) -> Any:
-    return lambda _: np.zeros(shape)

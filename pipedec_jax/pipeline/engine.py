@@ -321,12 +321,7 @@ class Engine:
             )
         make_cache, make_state = self._makers[capacity]
         return Local(
-            x=placement.per_device(
-                self.mesh,
-                (self._schedule.width, config.width),
-                dtype,
-                lambda _: np.zeros((self._schedule.width, config.width), dtype),
-            ),
+            x=placement.zeros(self.mesh, (self._schedule.width, config.width), dtype),
             cache=make_cache(),
             drafter=make_state(),
         )

@@ -7,6 +7,7 @@ can address; nothing here needs to see the others, and the host has no more than
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,29 +110,28 @@ def per_device(mesh: Mesh, shape: tuple[int, ...], dtype: Any, make: Callable[[i
     return jax.make_array_from_callback(whole, NamedSharding(mesh, OWN), shard)
 
 
+def zeros(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros that each device has its own of."""
+    return per_device(mesh, shape, dtype, lambda _: np.zeros(shape, dtype))
+
+
 def place_target(mesh: Mesh, source: ParameterSource, split: StageSplit, dtype: Any) -> TargetParams:
     """Read the target's weights, each device's part alone, and put them on the mesh in `dtype`; int8 stays."""
     parts = mesh.shape[TENSOR]
     config = part_config(source.config, parts)
-    names = held_names(config)
 
-    def stage_array(index: int, name: str, shape: tuple[int, ...]) -> jax.Array:
-        held = fixed_dtype(config, names[name][0]) or dtype
-
+    def put(index: int, stored: Sequence[str], shape: tuple[int, ...], dtype: Any) -> jax.Array:
         def make(device: int) -> np.ndarray:
             rank, part = divmod(device, parts)
             if rank < split.stages and index < split.count[rank]:
                 layer = split.first[rank] + index
-                stored = [read_layer_part(source, layer, one, parts, part) for one in names[name]]
-                return _side_by_side(stored, shape, held)
-            return np.zeros(shape, held)
+                arrays = [read_layer_part(source, layer, name, parts, part) for name in stored]
+                return _side_by_side(arrays, shape, dtype)
+            return np.zeros(shape, dtype)
 
-        return per_device(mesh, shape, held, make)
+        return per_device(mesh, shape, dtype, make)
 
-    layers = tuple(
-        {name: stage_array(index, name, shape) for name, shape in held_shapes(config).items()}
-        for index in range(split.longest)
-    )
+    layers = tuple(_held_layer(config, dtype, functools.partial(put, index)) for index in range(split.longest))
     embedding, head = place_vocabulary(mesh, source, dtype)
     final_norm = replicate(mesh, source.read("final_norm").astype(dtype))
     return TargetParams(layers=layers, final_norm=final_norm, embedding=embedding, head=head)
@@ -182,11 +182,22 @@ def _replicated_layer(
     mesh: Mesh, config: LlamaConfig, dtype: Any, read: Callable[[str], np.ndarray]
 ) -> dict[str, jax.Array]:
     """A whole layer on every device: `read` gives the stored arrays by name."""
-    shapes, layer = held_shapes(config), {}
-    for name, stored in held_names(config).items():
-        held = fixed_dtype(config, stored[0]) or dtype
-        layer[name] = replicate(mesh, _side_by_side([read(one) for one in stored], shapes[name], held))
-    return layer
+
+    def put(stored: Sequence[str], shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return replicate(mesh, _side_by_side([read(name) for name in stored], shape, dtype))
+
+    return _held_layer(config, dtype, put)
+
+
+def _held_layer(
+    config: LlamaConfig, dtype: Any, put: Callable[[Sequence[str], tuple[int, ...], Any], jax.Array]
+) -> dict[str, jax.Array]:
+    """A layer as devices hold it, each array made by `put` of the stored ones' names, its shape and its dtype."""
+    shapes = held_shapes(config)
+    return {
+        name: put(stored, shapes[name], fixed_dtype(config, stored[0]) or dtype)
+        for name, stored in held_names(config).items()
+    }
 
 
 def place_vocabulary(mesh: Mesh, source: ParameterSource, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
