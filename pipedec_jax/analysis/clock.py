@@ -7,11 +7,20 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pipedec_jax.analysis.method_table import TokensDifferError
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.sampling import GREEDY, Sampling
 
 Key = TypeVar("Key")
+
+
+class TokensDifferError(AssertionError):
+    """A method gave other tokens than plain decoding."""
+
+
+def first_difference(one: Sequence[int], two: Sequence[int]) -> int | None:
+    """The first place at which two answers differ, the end of the shorter one included; `None` where they are equal."""
+    places = (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    return next(places, None if len(one) == len(two) else min(len(one), len(two)))
 
 
 class AnyEngine(Protocol):

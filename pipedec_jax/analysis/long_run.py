@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from pipedec_jax.analysis.clock import first_difference
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.fit import tree_slots
 from pipedec_jax.sampling import Sampling
@@ -47,9 +48,8 @@ def resident_bytes() -> int:
 
 def differing(found: Sequence[int], expected: Sequence[int]) -> int:
     """Tokens of two texts from the first one on that is not the same."""
-    longer = max(len(found), len(expected))
-    same = (one == other for one, other in zip(found, expected, strict=False))
-    return longer - next((place for place, equal in enumerate(same) if not equal), min(len(found), len(expected)))
+    first = first_difference(found, expected)
+    return 0 if first is None else max(len(found), len(expected)) - first
 
 
 def long_run(engine: Engine, plain: Engine, *, ticks: int, temperature: float, seed: int = 0) -> Iterator[Answer]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipedec_jax.analysis.bound import every_guess, guessed
+from pipedec_jax.analysis.clock import TokensDifferError, first_difference
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.transcript import MISS
@@ -59,10 +60,6 @@ class MethodRow:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in ratios}
 
 
-class TokensDifferError(AssertionError):
-    """A method gave other tokens than plain pipeline parallelism."""
-
-
 def run(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], **options: Any) -> MethodRow:
     """Run one decoder over the prompts and compare with the known answers.
 
@@ -72,11 +69,8 @@ def run(decoder: Decoder, prompts: Sequence[str], answers: Sequence[list[int]], 
     delays, ticks, costs = [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         result = decoder.generate(prompt, **options)
-        if result.token_ids != answer:
-            first = next(
-                (i for i, (a, b) in enumerate(zip(result.token_ids, answer, strict=False)) if a != b),
-                min(len(result.token_ids), len(answer)),
-            )
+        first = first_difference(result.token_ids, answer)
+        if first is not None:
             raise TokensDifferError(
                 f"{decoder.method} with {decoder.stages} stages and width {decoder.width} differs from PP at new "
                 f"token {first} of prompt {prompt[:40]!r}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from pipedec_jax.analysis.clock import AnyEngine, decode
+from pipedec_jax.analysis.clock import AnyEngine, decode, first_difference
 from pipedec_jax.hierarchy.choice import Choice, placed_all
 from pipedec_jax.hierarchy.measure import Measured
 from pipedec_jax.hierarchy.settings import Form
@@ -105,9 +105,3 @@ def race(
         del engine
     bar.close()
     return sorted(found, key=lambda entry: (entry.differs_at is not None, entry.measured))
-
-
-def first_difference(one: Sequence[int], two: Sequence[int]) -> int | None:
-    """The first place at which two answers differ, the end of the shorter one included; `None` where they are equal."""
-    places = (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
-    return next(places, None if len(one) == len(two) else min(len(one), len(two)))

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from pipedec_jax.analysis.clock import first_difference
 from pipedec_jax.peers.answer import Answer, Peer
 
 
@@ -78,11 +79,11 @@ def standings(answers: Mapping[str, Sequence[Answer]], reference: str, baselines
     """
     out = []
     for name, own in answers.items():
-        pairs = [
-            (number, one.tokens, other.tokens)
+        wrong = [
+            (number, place)
             for number, (one, other) in enumerate(zip(own, answers[reference], strict=True))
+            if (place := first_difference(one.tokens, other.tokens)) is not None
         ]
-        wrong = [(number, _first_difference(*two)) for number, *two in pairs if two[0] != two[1]]
         against = {}
         for baseline in baselines:
             ratios = [per_token(theirs) / per_token(mine) for theirs, mine in zip(answers[baseline], own, strict=True)]
@@ -106,7 +107,3 @@ def standings(answers: Mapping[str, Sequence[Answer]], reference: str, baselines
 def per_token(answer: Answer) -> float:
     """Seconds per token after the first."""
     return (answer.seconds - answer.first_s) / (len(answer.tokens) - 1)
-
-
-def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

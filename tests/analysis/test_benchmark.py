@@ -12,7 +12,7 @@ import pytest
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.analysis.benchmark import Benchmark, conversation, figures, open_run, save_run
-from pipedec_jax.analysis.method_table import TokensDifferError
+from pipedec_jax.analysis.clock import TokensDifferError
 from pipedec_jax.analysis.questions import Question
 from tests.analysis.asked import NAMES, QUESTIONS
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipedec_jax.analysis.clock import first_difference
 from pipedec_jax.hierarchy import race as racing
 from pipedec_jax.hierarchy.choice import Choice
-from pipedec_jax.hierarchy.race import first_difference, race
+from pipedec_jax.hierarchy.race import race
 from pipedec_jax.hierarchy.report import lines
 from tests.hierarchy.test_choice import made_up
 from tests.progress_bars import Bars
