@@ -123,7 +123,7 @@ def save_exit_head(
     partial.replace(folder / WEIGHTS)
     values = {
         "version": VERSION,
-        "head": _given(config),
+        "head": config.to_dict(),
         "dtype": dtype,
         "target": {"fingerprint": target_fingerprint, "geometry": target.to_dict()},
         "agreement": dict(agreement or {}),
@@ -267,11 +267,6 @@ def _directory(target: Model | str | Path) -> Path:
 
 def _folder(target: Model, config: ExitHeadConfig) -> Path:
     return _directory(target) / FOLDER / config.name
-
-
-def _given(config: ExitHeadConfig) -> dict[str, Any]:
-    """The head's description without what it leaves to the target."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if value not in (None, False)}
 
 
 def _describe(folder: Path) -> dict[str, Any]:

@@ -32,14 +32,7 @@ from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, before_vocabulary, initialize_head, vocabulary_part
 from pipedec_jax.model.held import hold
 from pipedec_jax.model.int8 import Int8Source
-from pipedec_jax.model.parameters import (
-    Parameters,
-    ParameterSource,
-    fixed_dtype,
-    initialize,
-    nest,
-    parameter_shapes,
-)
+from pipedec_jax.model.parameters import Parameters, ParameterSource, initialize, read_tree
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -146,9 +139,7 @@ def _random_params(config: LlamaConfig, dtype: Any, where: NamedSharding) -> Par
     """Random weights on the devices, layers as these hold them: in `dtype`, or rounded where the layers are int8."""
     if not config.int8:
         return jax.jit(lambda: _held(config, initialize(config, jax.random.key(0), dtype)), out_shardings=where)()
-    source = _random_source(config)
-    arrays = {path: source.read(path).astype(fixed_dtype(config, path) or dtype) for path in parameter_shapes(config)}
-    return jax.device_put(_held(config, nest(arrays)), where)
+    return jax.device_put(_held(config, read_tree(_random_source(config), dtype)), where)
 
 
 def _held(config: LlamaConfig, params: Parameters) -> Parameters:

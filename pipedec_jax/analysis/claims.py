@@ -18,7 +18,7 @@ from pipedec_jax.drafters.base import View
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.loading import Model
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import nest, parameter_shapes
+from pipedec_jax.model.parameters import read_tree
 from pipedec_jax.sampling import Sampling, SamplingMode
 
 LENGTHS = 5
@@ -54,9 +54,7 @@ def collect(target: Model, draft: Model, prompts: Sequence[str], **options: Any)
     Decoder(target, draft, stages=1)  # Checks that they go together.
     decoder = Decoder(target, method="pp", stages=1)
     requests = [decoder.request(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts)]
-    params = nest(
-        {path: _as_decoded(draft.source.read(path), decoder.dtype) for path in parameter_shapes(draft.config)}
-    )
+    params = read_tree(draft.source, decoder.dtype)
     forward = jax.jit(functools.partial(llama.forward, draft.config))
     # Chances that tell the number of agreeing tokens, each so small that it stays visible in later guesses.
     look_up = NGramDrafter(children=4, chances=tuple(0.01 * (1 + index) for index in range(LENGTHS)))
@@ -73,12 +71,6 @@ def collect(target: Model, draft: Model, prompts: Sequence[str], **options: Any)
         looked_up = np.where(length > 0, token[: len(length)], -1)
         parts.append((np.asarray(logit, np.float32), text[places], looked_up, length))
     return Guesses(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _as_decoded(weight: Any, dtype: Any) -> jax.Array:
-    """A weight in the dtype that is decoded in, unless it is an int8."""
-    weight = jnp.asarray(weight)
-    return weight.astype(dtype) if jnp.issubdtype(weight.dtype, jnp.floating) else weight
 
 
 def guess_along(look_up: Any, text: jax.Array, slots: int, start: jax.Array) -> tuple[jax.Array, jax.Array]:

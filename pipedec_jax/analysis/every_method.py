@@ -25,7 +25,7 @@ from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 from pipedec_jax.hierarchy.choice import labels
 from pipedec_jax.loading import Model
 from pipedec_jax.model.llama import forward
-from pipedec_jax.model.parameters import nest, parameter_shapes
+from pipedec_jax.model.parameters import Parameters, read_tree
 
 CAPACITY = 4096
 """Cache slots of everything that is simulated, so that a setting is compiled once."""
@@ -203,12 +203,11 @@ def count(make: Callable[..., Decoder], setting: Setting, known: Sequence[Known]
 
 def say(model: Model, known: Sequence[Known]) -> list[np.ndarray]:
     """What a model would say, greedily, at each token of the answers `[n]`, given all before it."""
-    source = model.source
-    weights = nest({path: jnp.asarray(source.read(path), jnp.float32) for path in parameter_shapes(source.config)})
+    weights = read_tree(model.source, jnp.float32)
 
     @jax.jit
-    def best(weights: Any, token_T: jax.Array) -> jax.Array:
-        logits = forward(source.config, weights, token_T[None])[0, :, : model.vocab_size]
+    def best(weights: Parameters, token_T: jax.Array) -> jax.Array:
+        logits = forward(model.config, weights, token_T[None])[0, :, : model.vocab_size]
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     found = []

@@ -16,7 +16,7 @@ from pipedec_jax.analysis.clock import decode
 from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.model import llama
 from pipedec_jax.model.int8 import Int8Source
-from pipedec_jax.model.parameters import MemorySource, ParameterSource, fixed_dtype, nest, parameter_shapes
+from pipedec_jax.model.parameters import MemorySource, ParameterSource, nest, parameter_shapes, read_tree
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 
@@ -64,11 +64,8 @@ def int8_source(source: ParameterSource) -> MemorySource:
 
 def logits(source: ParameterSource, prompts: Sequence[Sequence[int]], dtype: Any, vocab_size: int) -> list[np.ndarray]:
     """Logits `[T, V]` of every prompt, computed in `dtype` on the default device."""
-    config = source.config
-    tree = nest(
-        {path: jnp.asarray(source.read(path), fixed_dtype(config, path) or dtype) for path in parameter_shapes(config)}
-    )
-    forward = jax.jit(functools.partial(llama.forward, config))
+    tree = read_tree(source, dtype)
+    forward = jax.jit(functools.partial(llama.forward, source.config))
     return [np.asarray(forward(tree, jnp.asarray([prompt], jnp.int32)))[0, :, :vocab_size] for prompt in prompts]
 
 

@@ -105,6 +105,10 @@ class ExitHeadConfig:
         """Raise `ValueError` unless a target of this geometry has the exit."""
         check_exit(self.exit_layer, target.layers)
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that `from_dict` reads back, without what the head leaves to the target."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, False)}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExitHeadConfig:
         """Build from a dictionary; unknown and missing keys and bad values raise `ValueError`."""
@@ -219,28 +223,3 @@ def vocabulary_part(config: ExitHeadConfig, params: Parameters, final_norm: Any,
     """The head's last norm `[R]` and its vocabulary matrix `[V, R]`, given the target's final norm and LM head."""
     norm = final_norm if config.variant == "target" else params["final_norm"]
     return norm, params["head"].T if "head" in params else head_VD
-
-
-def exit_logits(
-    config: ExitHeadConfig,
-    target: LlamaConfig,
-    params: Parameters,
-    own: Parameters,
-    x: jax.Array,
-    rope: tuple[jax.Array, jax.Array],
-    attend: llama.Attend | None,
-) -> tuple[jax.Array, Any]:
-    """The whole head: logits `[..., W, V]` in float32 or wider of hidden rows `[..., W, D]`, and the block's cache.
-
-    Args:
-        config: the head.
-        target: the target's geometry.
-        params: the head's arrays.
-        own: the target's parameters; read are `final_norm` and the LM head, where the head has none of its own.
-        x: hidden rows after the exit layer.
-        rope: as in `before_vocabulary`.
-        attend: as in `before_vocabulary`.
-    """
-    y, cache = before_vocabulary(config, target, params, x, rope, attend)
-    norm, head_VR = vocabulary_part(config, params, own["final_norm"], llama.head_matrix(own))
-    return llama.logits(config.model(target), norm, head_VR, y), cache

@@ -171,6 +171,13 @@ class ParameterSource(Protocol):
         ...
 
 
+def read_tree(source: ParameterSource, dtype: Any = None) -> Parameters:
+    """A source's whole parameter tree as JAX's arrays: as stored, or in `dtype`, where int8 and its scales stay."""
+    config = source.config
+    kinds = {path: dtype and (fixed_dtype(config, path) or dtype) for path in parameter_shapes(config)}
+    return nest({path: jnp.asarray(source.read(path), kind) for path, kind in kinds.items()})
+
+
 class CheckedSource:
     """A source of a user's own, each array of which is looked at: one of another shape is named.
 

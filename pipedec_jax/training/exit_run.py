@@ -20,7 +20,7 @@ from pipedec_jax.exit_store import description_path, fingerprint, load_exit_head
 from pipedec_jax.loading import Model, load
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.int8 import plain
-from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
+from pipedec_jax.model.parameters import Parameters, read_tree
 from pipedec_jax.training.evaluate import EvaluationConfig
 from pipedec_jax.training.exit_data import ExitData, begin_token, encode_documents, open_data, read_files
 from pipedec_jax.training.exit_evaluate import check_documents, exit_agreement, target_texts
@@ -46,9 +46,7 @@ def trained_geometry(target: Model) -> LlamaConfig:
 
 def read_float32(target: Model) -> Parameters:
     """A model's whole parameter tree in float32, of its `trained_geometry`."""
-    source = plain(target.source, np.float32)
-    arrays = {path: jnp.asarray(source.read(path), jnp.float32) for path in parameter_shapes(source.config)}
-    return cut_vocabulary(nest(arrays), target.vocab_size)
+    return cut_vocabulary(read_tree(plain(target.source, np.float32), jnp.float32), target.vocab_size)
 
 
 def cut_vocabulary(tree: Parameters, tokens: int) -> Parameters:

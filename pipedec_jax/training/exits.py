@@ -143,11 +143,7 @@ class ExitPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
-        heads = [
-            {key: value for key, value in dataclasses.asdict(head).items() if value not in (None, False)}
-            for head in self.heads
-        ]
-        return {"heads": heads, "training": dataclasses.asdict(self.training)}
+        return {"heads": [head.to_dict() for head in self.heads], "training": dataclasses.asdict(self.training)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExitPlan:
@@ -211,7 +207,7 @@ def head_logits(
     x_ND: jax.Array,
     shape: tuple[int, int],
 ) -> jax.Array:
-    """Logits `[B * T, V]` of whole sequences, `shape` = (B, T): `exit_head.exit_logits` for the speed of gradients.
+    """Logits `[B * T, V]` of whole sequences, `shape` = (B, T): `exit_head`'s functions for the speed of gradients.
 
     `own` holds the target's `final_norm` and LM head; no gradient goes through them.
     """

@@ -5,10 +5,11 @@ import pytest
 
 from pipedec_jax.config import LlamaConfig, check_exit
 from pipedec_jax.model import llama
-from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits, head_shapes, initialize_head, step_weights
+from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes, initialize_head, step_weights
 from pipedec_jax.model.parameters import flatten, nest, parameter_shapes
 from pipedec_jax.training.exits import head_logits
 from pipedec_jax.training.forward import hidden_after
+from tests.whole_exit import exit_logits
 
 TARGET = LlamaConfig(vocab_size=64, width=16, feed_forward=24, layers=4, heads=4, kv_heads=2, head_size=8, context=64)
 HEADS = [
@@ -40,27 +41,12 @@ def make(head, own):
     return jax.tree.map(lambda x: x + jnp.asarray(noise.normal(0, 0.2, x.shape), x.dtype), params)
 
 
-def reference(head, params, own, token_BT):
-    """Logits of a head as the engine computes them: `llama.forward_layer` up to the exit, then `exit_logits`."""
-    position = jnp.arange(T, dtype=jnp.int32)
-    mask = position[:, None] >= position[None, :]
-    rope = llama.rope_tables(TARGET, position, jnp.float32)
-
-    def attend(query, key, value):
-        return llama.attention(query, jnp.moveaxis(key, -3, -1), jnp.swapaxes(value, -3, -2), mask), (key, value)
-
-    x = own["embedding"][token_BT]
-    for index in range(head.exit_layer):
-        x, _ = llama.forward_layer(TARGET, own["layers"][str(index)], x, rope, attend)
-    return exit_logits(head, TARGET, params, own, x, rope, attend)
-
-
 def test_the_untrained_head_gives_the_logits_of_the_model_cut_off_at_the_exit(own, token_BT):
     head = ExitHeadConfig(3, "target")
     shallow = own | {"layers": {str(index): own["layers"][str(index)] for index in range(3)}}
     model = LlamaConfig(**(TARGET.to_dict() | {"layers": 3}))
     expected = jax.jit(llama.forward, static_argnums=0)(model, shallow, token_BT)
-    found, cache = jax.jit(lambda: reference(head, {}, own, token_BT))()
+    found, cache = jax.jit(lambda: exit_logits(head, TARGET, {}, own, token_BT))()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert cache is None
 
@@ -68,7 +54,7 @@ def test_the_untrained_head_gives_the_logits_of_the_model_cut_off_at_the_exit(ow
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 def test_training_computes_the_logits_of_the_engine(head, own, token_BT):
     params = make(head, own)
-    expected, cache = jax.jit(lambda: reference(head, params, own, token_BT))()
+    expected, cache = jax.jit(lambda: exit_logits(head, TARGET, params, own, token_BT))()
 
     def fast():
         rows = hidden_after(TARGET, own, token_BT, [head.exit_layer])[head.exit_layer]
@@ -116,8 +102,8 @@ def test_a_new_tied_head_begins_as_the_untrained_one(own, token_BT):
     params["final_norm"] = jnp.ones(16)  # The map's norm has the final norm's weights already.
     plain = {"final_norm": jnp.ones(16)} | {name: own[name] for name in ("embedding", "head", "layers")}
     params["map_norm"] = jnp.ones(16)
-    found, _ = jax.jit(lambda: reference(head, params, own, token_BT))()
-    expected, _ = jax.jit(lambda: reference(ExitHeadConfig(2, "target"), {}, plain, token_BT))()
+    found, _ = jax.jit(lambda: exit_logits(head, TARGET, params, own, token_BT))()
+    expected, _ = jax.jit(lambda: exit_logits(ExitHeadConfig(2, "target"), TARGET, {}, plain, token_BT))()
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -12,7 +12,7 @@ from pipedec_jax import Llama
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.llama import forward
-from pipedec_jax.model.parameters import MemorySource, flatten, initialize, nest, parameter_shapes
+from pipedec_jax.model.parameters import MemorySource, flatten, initialize, parameter_shapes, read_tree
 
 CONFIG = LlamaConfig(vocab_size=31, width=16, feed_forward=24, layers=2, heads=2, kv_heads=1, head_size=8, context=32)
 
@@ -82,7 +82,7 @@ def test_tokens_that_are_none_are_refused(tokens):
 
 def test_a_model_of_int8_layers_is_applied_too():
     source = Int8Source(MemorySource(CONFIG, initialize(CONFIG, jax.random.key(1))))
-    params = nest({path: jnp.asarray(source.read(path)) for path in parameter_shapes(source.config)})
+    params = read_tree(source)
     token_BT = jnp.asarray([[3, 1, 4, 1, 5]], jnp.int32)
     logits = Llama(source.config).apply({"params": params}, token_BT)
     assert jnp.array_equal(logits, forward(source.config, params, token_BT))

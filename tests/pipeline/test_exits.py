@@ -17,9 +17,8 @@ from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayAtExit, ReplayDrafter
-from pipedec_jax.model import llama
-from pipedec_jax.model.exit_head import ExitHeadConfig, exit_logits
-from pipedec_jax.model.parameters import nest, parameter_shapes
+from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.parameters import read_tree
 from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.fit import check_fit
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -33,6 +32,7 @@ from tests.exactness import Outcome, bench, compare
 from tests.grids import EXIT_GRID, combinations
 from tests.oracle import Draw
 from tests.random_pairs import FIVE, PAIRS, VOCAB, Pair, as_source, exit_head, prompt_of, target_weights
+from tests.whole_exit import exit_logits
 
 CHAIN, TREE, EESD = (shape for shape, _, _ in EXIT_GRID)
 
@@ -65,23 +65,10 @@ def test_a_chain_takes_e_ticks_for_a_hit_and_a_refill_for_a_miss() -> None:
 def alone(pair: Pair, config: ExitHeadConfig, text: list[int]) -> np.ndarray:
     """The head's favourite after every token of a text, computed at once with a causal mask."""
     source = as_source(pair.target_config, target_weights(pair))
-    own = nest({path: jnp.asarray(source.read(path)) for path in parameter_shapes(source.config)})
     params: Any = jax.tree.map(jnp.asarray, exit_head(pair, config).params)
-    position = jnp.arange(100, dtype=jnp.int32)
-
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-        mask = position[:, None] >= position[None, :]
-        return llama.attention(query, jnp.moveaxis(key, -3, -1), jnp.swapaxes(value, -3, -2), mask), None
-
-    @jax.jit
-    def logits(own: Any, params: Any, token: jax.Array) -> jax.Array:
-        x = own["embedding"][token]
-        rope = llama.rope_tables(source.config, position, x.dtype)
-        for index in range(config.exit_layer):
-            x, _ = llama.forward_layer(source.config, own["layers"][str(index)], x, rope, attend)
-        return exit_logits(config, source.config, params, own, x, rope, attend)[0]
-
-    found = np.asarray(logits(own, params, np.pad(np.asarray(text, np.int32), (0, 100 - len(text)))))
+    logits = jax.jit(functools.partial(exit_logits, config, source.config))
+    padded = np.pad(np.asarray(text, np.int32), (0, 100 - len(text)))
+    found = np.asarray(logits(params, read_tree(source), padded)[0])
     return np.argmax(found[: len(text), :VOCAB], axis=-1)
 
 
