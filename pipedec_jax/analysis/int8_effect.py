@@ -115,6 +115,7 @@ def measure_speed(
     (held,) = engine.bytes_per_device()
     longest = max(map(len, prompts)) + new_tokens
     analysis = engine.programs(longest).run.memory_analysis()
+    assert analysis is not None  # XLA has one on every platform
     tokens_per_s = statistics.median(rates[1:])
     layer_bytes = int(held["target layers"])
     head_bytes = source.config.vocab_size * source.config.width * settings.dtype.itemsize

@@ -37,10 +37,10 @@ class Engine(stream.Engine, Protocol):
         ...
 
 
-AnyEngine = TypeVar("AnyEngine", bound=Engine)
+EngineT = TypeVar("EngineT", bound=Engine)
 
 
-class BaseDecoder(NotCopied, abc.ABC, Generic[AnyEngine]):
+class BaseDecoder(NotCopied, abc.ABC, Generic[EngineT]):
     """Decodes prompts; how, its subclasses say.
 
     One request runs at a time: a new one, of whatever thread, ends the stream before it.
@@ -59,14 +59,14 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[AnyEngine]):
         self._turn = threading.Lock()
 
     @functools.cached_property
-    def engine(self) -> AnyEngine:
+    def engine(self) -> EngineT:
         """The engine, with the weights on the devices; made when it is first asked for."""
         check_untraced()
         with own_settings():
             return self._make_engine()
 
     @abc.abstractmethod
-    def _make_engine(self) -> AnyEngine:
+    def _make_engine(self) -> EngineT:
         """Read the weights."""
 
     @abc.abstractmethod
@@ -93,7 +93,7 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[AnyEngine]):
             cost_per_token: what the answer's ticks cost for each of its tokens.
         """
 
-    def prepare(self) -> AnyEngine:
+    def prepare(self) -> EngineT:
         """Convert and read the weights now, where the first answer would: what is wrong with them then shows here."""
         return self.engine
 

@@ -129,46 +129,39 @@ class Decoder(BaseDecoder[Engine]):
         for name, model in (("target", target), ("draft", draft)):
             if not isinstance(model, Model | None if name == "draft" else Model):
                 raise ValueError(f"{name} must be a model, such as pipedec_jax.load({model!r}) gives, not {model!r}")
-        check_used(
-            method,
-            drafter,
-            width=width,
-            children=children,
-            sharpness=sharpness,
-            noise=noise,
-            draft_steps=draft_steps,
-            pool=pool,
-            adaptive=adaptive,
-            depth=depth,
-            draft_length=draft_length,
-        )
+        options: dict[str, Any] = {
+            "width": width,
+            "children": children,
+            "sharpness": sharpness,
+            "noise": noise,
+            "draft_steps": draft_steps,
+            "pool": pool,
+            "adaptive": adaptive,
+            "depth": depth,
+            "draft_length": draft_length,
+        }
+        check_used(method, drafter, **options)
+        given = {name: value for name, value in options.items() if value is not None}
         if schedule is not None:
-            for name, value in (("width", width), ("pool", pool), ("adaptive", adaptive)):
-                if value is not None:
+            for name in ("width", "pool", "adaptive"):
+                if name in given:
                     raise ValueError(f"{name} is for schedules of pipedec_jax: leave it out beside one of your own")
         chain = method in EXIT_ONLY
         if drafter is None:
             drafter = "model" if chain else "both"
+        usual = {"width": 1 if chain else USUAL, "children": _usual_children(method, width), "depth": 12}
         # The dtype comes last: it depends on the devices, which the other checks must come before.
         settings_at = functools.partial(
             EngineSettings,
             method=method,
             stages=stages,
             tensor_parallel=tensor_parallel,
-            width=(1 if chain else USUAL) if width is None else width,
-            children=_usual_children(method, width) if children is None else children,
-            draft_steps=1 if draft_steps is None else draft_steps,
-            depth=12 if depth is None else depth,
             exit_stages=exit_stages,
-            draft_length=4 if draft_length is None else draft_length,
-            pool=pool,
-            adaptive=True if adaptive is None else adaptive,
-            sharpness=1.0 if sharpness is None else sharpness,
-            noise="shared" if noise is None else noise,
             schedule=schedule,
             prefill_width=prefill_width,
             capacity=capacity,
             record=record,
+            **(usual | given),
         )
         settings, head, self.exit_forecasts = pick_exit(target, settings_at, method, exit_layer, exit_head, drafter)
         """Of each stored exit head that fits, the chosen one first; none where the exit was given, or there is none."""

@@ -52,9 +52,9 @@ Source = ParameterSource | KnownModel
 class Programs:
     """Compiled for one capacity, sampling mode and place in the hierarchy."""
 
-    prefill: Any
-    """`prefill.prefill`, a compiled JAX program."""
-    step: Any
+    prefill: jax.stages.Compiled
+    """`prefill.prefill`."""
+    step: jax.stages.Compiled
     """`pipe.step`, a loop of passes."""
 
 

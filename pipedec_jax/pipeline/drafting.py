@@ -32,7 +32,7 @@ def draft(system: System, params: Any, state: Any, shared: Shared, x: jax.Array)
         the steps, which hold these; at an exit the drafter's offer. Elsewhere than on that rank it is zeros.
     """
 
-    @jax.jit
+    @jax.jit  # traced once, and then known: its shapes are asked for as well
     def run(state: Any) -> tuple[Any, Any]:
         if system.exit:
             return system.drafter.offer(params, state, exit_view(system, shared, hidden=x))

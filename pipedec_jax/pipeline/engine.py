@@ -31,7 +31,7 @@ from pipedec_jax.pipeline.stage import Target, TargetParams
 from pipedec_jax.pipeline.state import Local, Shared, System, Weights
 from pipedec_jax.pipeline.tick import run_ticks
 from pipedec_jax.recording.history import Answer, Layout, Recording, read_history
-from pipedec_jax.recording.tape import TICKS, Frame, record_ticks
+from pipedec_jax.recording.tape import TAPE_TICKS, Frame, record_ticks
 from pipedec_jax.sampling import GREEDY, Sampling, SamplingMode
 
 END_TOKENS = 16
@@ -64,9 +64,9 @@ INTERRUPTED = (
 class Programs:
     """Compiled for one capacity and sampling mode."""
 
-    prefill: Any
-    """`prefill.prefill`, a compiled JAX program."""
-    run: Any
+    prefill: jax.stages.Compiled
+    """`prefill.prefill`."""
+    run: jax.stages.Compiled
     """`tick.run_ticks`, the loop of ticks."""
 
 
@@ -256,9 +256,9 @@ class Engine:
     ) -> tuple[Shared, Local]:
         """As the loop of ticks, tape by tape."""
         goal, rest = int(shared.text.length) + int(new_tokens), int(max_ticks)
-        made = TICKS
-        while made == TICKS and rest:
-            ask = np.int32(goal - int(shared.text.length)), np.int32(min(TICKS, rest))
+        made = TAPE_TICKS
+        while made == TAPE_TICKS and rest:
+            ask = np.int32(goal - int(shared.text.length)), np.int32(min(TAPE_TICKS, rest))
             (shared, tape), local = self._run(weights, shared, local, *ask)
             found = jax.device_get(tape)
             made = int(np.count_nonzero(found.tick))

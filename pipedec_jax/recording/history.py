@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipedec_jax.transcript import MISS
 
+if TYPE_CHECKING:
+    from pipedec_jax.recording.tape import Frame
+
 Fate = Literal["text", "pruned", "open"]
 """Became a token of the answer, was dropped, or neither when the recording ended."""
-
-
-Frame = Any
-"""A tick as `tape.Frame` has it, its leaves NumPy arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +188,7 @@ def read_history(
     """Tell what frames hold.
 
     Args:
-        frames: of all ticks, in order.
+        frames: of all ticks, in order, their leaves NumPy arrays.
         layout: of the ranks.
         answer: what was committed in them.
         text: of a token.

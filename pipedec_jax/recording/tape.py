@@ -9,7 +9,7 @@ from flax import struct
 from pipedec_jax.pipeline.state import Local, Moment, Shared, System, Weights
 from pipedec_jax.pipeline.tick import loop, watched_tick
 
-TICKS = 64
+TAPE_TICKS = 64
 """Ticks that a tape holds; the host takes them off, and goes on, when it is full."""
 
 
@@ -90,7 +90,7 @@ def record_ticks(
     new_tokens: jax.Array,
     max_ticks: jax.Array,
 ) -> tuple[tuple[Shared, Frame], Local]:
-    """As `tick.run_ticks`, with a tape of the ticks made; `max_ticks` is at most `TICKS`."""
+    """As `tick.run_ticks`, with a tape of the ticks made; `max_ticks` is at most `TAPE_TICKS`."""
     first = shared.tick
 
     def step(carry: tuple[Shared, Local, Frame]) -> tuple[Shared, Local, Frame]:
@@ -105,6 +105,6 @@ def record_ticks(
         return frame(moment, after)
 
     shapes = jax.eval_shape(one, shared, local)
-    tape = jax.tree.map(lambda leaf: jnp.zeros((TICKS, *leaf.shape), leaf.dtype), shapes)
+    tape = jax.tree.map(lambda leaf: jnp.zeros((TAPE_TICKS, *leaf.shape), leaf.dtype), shapes)
     shared, local, tape = loop(step, (shared, local, tape), new_tokens, max_ticks)
     return (shared, tape), local
