@@ -1,6 +1,6 @@
 """PPSD and EESD over the acceptance rate: where drafting first and verifying then falls below plain decoding.
 
-Lines are the closed forms of `pipedec_jax.analysis.exit_cost`, in ticks: PP's over the method's. Dots are counted: the
+Lines are the closed forms of `pipedec_jax.analysis.closed_forms`, in ticks: PP's over the method's. Dots are counted: the
 replay drafter stands at the exit and is right with the given rate, ticks are simulated. The same for any model, and for
 equal stages PPSD's is L / (a E + (1 - a) L) in layers. Needs the extra `plots` (matplotlib) for the picture.
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
 
-    from pipedec_jax.analysis import exit_cost
+    from pipedec_jax.analysis import closed_forms
     from pipedec_jax.analysis.simulator import Simulator
     from pipedec_jax.drafters.replay import ReplayAtExit, random_text
     from pipedec_jax.pipeline.settings import EngineSettings
@@ -64,8 +64,8 @@ def main() -> None:
 
             def form(rate: float, method: str = method, n: int = args.stages, e: int = e, k: int = length) -> float:
                 if method == "ppsd":
-                    return n / exit_cost.ppsd_ticks_per_token(rate, n, e)
-                return n / exit_cost.eesd_ticks_per_token(rate, n, e, k)
+                    return float(n / closed_forms.ppsd_ticks_per_token(rate, e, n))
+                return float(n / closed_forms.eesd_ticks_per_token(rate, k, e, n))
 
             name = method if method == "ppsd" else f"eesd, {length} drafts"
             counts[layer, name] = [args.stages / counted(simulator, rate) for rate in args.rates]

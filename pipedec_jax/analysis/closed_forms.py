@@ -41,19 +41,11 @@ def pipespec_guesses(passes: ArrayLike) -> Numbers:
     return _at_least(passes, 1, "passes") - 1
 
 
-def pipespec_transition(chance: ArrayLike, acceptance: ArrayLike, guesses: ArrayLike) -> Numbers:
-    """The chance that the next pass finds its input still valid, from this pass's chance `rho(t)`.
-
-    `rho(t+1) = rho(t) a^(g+1) + (1 - rho(t)) a`, from `rho(0) = a`. PipeSpec (arXiv 2505.01572), two neighbours.
-    """
-    rho, a, g = _rates(chance), _rates(acceptance), _at_least(guesses, 0, "guesses")
-    return rho * a ** (g + 1) + (1 - rho) * a
-
-
 def pipespec_steady_chance(acceptance: ArrayLike, guesses: ArrayLike) -> Numbers:
     """The chance that a pass finds its input still valid, in the long run: `rho = a / (1 - a^(g+1) + a)`.
 
-    The fixed point of `pipespec_transition`. PipeSpec (arXiv 2505.01572), two neighbours.
+    The fixed point of `rho(t+1) = rho(t) a^(g+1) + (1 - rho(t)) a`, rho(t) the chance of pass t. PipeSpec (arXiv
+    2505.01572), two neighbours.
     """
     a, g = _rates(acceptance), _at_least(guesses, 0, "guesses")
     return a / (1 - a ** (g + 1) + a)
@@ -126,7 +118,7 @@ def speculative_speedup(
     return accepted_run(acceptance, g) / (g / c + v)
 
 
-def ppsd_ticks(acceptance: ArrayLike, exit_stages: ArrayLike, stages: ArrayLike) -> Numbers:
+def ppsd_ticks_per_token(acceptance: ArrayLike, exit_stages: ArrayLike, stages: ArrayLike) -> Numbers:
     """Ticks per token of PPSD (arXiv 2509.19368): `a e + (1 - a) n`, e stages up to the exit of n. Derived.
 
     PP takes n. The head of the exit is not charged.
@@ -137,9 +129,15 @@ def ppsd_ticks(acceptance: ArrayLike, exit_stages: ArrayLike, stages: ArrayLike)
     return a * e + (1 - a) * n
 
 
+def eesd_ticks_per_token(acceptance: ArrayLike, run: ArrayLike, exit_stages: ArrayLike, stages: ArrayLike) -> Numbers:
+    """The same of EESD: `k e + n` ticks a round of k drafts, over the `1 + a + .. + a^k` tokens that it gives."""
+    k, e, n = _at_least(run, 1, "run"), _at_least(exit_stages, 1, "exit_stages"), _at_least(stages, 1, "stages")
+    return (k * e + n) / accepted_run(acceptance, k)
+
+
 def ppsd_speedup(acceptance: ArrayLike, exit_layers: ArrayLike, layers: ArrayLike) -> Numbers:
     """Speedup of PPSD (arXiv 2509.19368) over plain decoding, in layers: `L / (a E + (1 - a) L)`. Derived."""
-    return np.asarray(layers, np.float64) / ppsd_ticks(acceptance, exit_layers, layers)
+    return np.asarray(layers, np.float64) / ppsd_ticks_per_token(acceptance, exit_layers, layers)
 
 
 def eesd_speedup(acceptance: ArrayLike, run: ArrayLike, exit_layers: ArrayLike, layers: ArrayLike) -> Numbers:
@@ -158,7 +156,7 @@ def eesd_speedup(acceptance: ArrayLike, run: ArrayLike, exit_layers: ArrayLike, 
 def _rates(value: ArrayLike) -> Numbers:
     rates = np.asarray(value, np.float64)
     if not np.all((rates >= 0) & (rates <= 1)):
-        raise ValueError(f"an acceptance or a chance must be from 0 to 1, not {value!r}")
+        raise ValueError(f"an acceptance must be from 0 to 1, not {value!r}")
     return rates
 
 

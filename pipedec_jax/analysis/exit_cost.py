@@ -1,11 +1,6 @@
-"""Drafting at an exit: the closed forms of PPSD and EESD (arXiv 2509.19368) in ticks and layers, and what a tick costs.
+"""Drafting at an exit (PPSD and EESD, arXiv 2509.19368): how many ticks an answer takes, and what a tick costs.
 
-An exit path of e of N stages (E of L layers) guesses the next token; a is the rate at which the target accepts it.
-
-    PPSD    a e + (1 - a) N ticks a token: a hit is sent once its parent has passed the exit path, a miss refills the
-            pipe. For equal stages its speedup over plain decoding is L / (a E + (1 - a) L): at least 1 at any rate.
-    EESD    k e + N ticks a round of k drafts, which gives 1 + a + .. + a^k tokens: more ticks a token than N where
-            few drafts are accepted.
+The exit path has e of N stages. By rates of acceptance, in the long run: `analysis.closed_forms`.
 """
 
 from __future__ import annotations
@@ -19,26 +14,11 @@ from pipedec_jax.tick_costs import Curve, TickCosts
 
 
 def ppsd_ticks(stages: int, exit_stages: int, hits: int, misses: int) -> int:
-    """Ticks of an answer with a chain: the fill, e for each hit, a refill for each miss.
+    """Ticks of an answer with PPSD's chain: the fill, e for each hit, a refill for each miss.
 
-    Hits and misses are counted after every token but the last, so the answer has `hits + misses + 1` tokens.
+    A hit is sent once its parent has passed the exit path. Hits and misses are counted after every token but the last, so the answer has `hits + misses + 1` tokens.
     """
     return stages + exit_stages * hits + stages * misses
-
-
-def ppsd_ticks_per_token(rate: float, stages: int, exit_stages: int) -> float:
-    """Limit of that for long answers."""
-    return rate * exit_stages + (1 - rate) * stages
-
-
-def ppsd_speedup(rate: float, layers: int, exit_layer: int) -> float:
-    """PPSD's speedup over plain decoding in layers, for equal stages and a head that costs nothing."""
-    return layers / (rate * exit_layer + (1 - rate) * layers)
-
-
-def eesd_ticks_per_token(rate: float, stages: int, exit_stages: int, length: int) -> float:
-    """Ticks of a round of `length` drafts over the tokens that it gives on average."""
-    return (length * exit_stages + stages) / sum(rate**k for k in range(length + 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipedec_jax.analysis.exit_cost import ppsd_speedup, ppsd_ticks
+from pipedec_jax.analysis.closed_forms import ppsd_speedup
+from pipedec_jax.analysis.exit_cost import ppsd_ticks
 from pipedec_jax.analysis.method_table import MethodRow
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.config import LlamaConfig
@@ -52,8 +53,8 @@ class ChainCount:
         """`L / (a E + (1 - a) L)` at that rate; `None` where stages are not equal, for which it does not hold."""
         if len(set(self.split.count)) > 1:
             return None
-        layers = sum(self.split.count)
-        return ppsd_speedup(self.rate, layers, sum(self.split.count[: self.split.exit]))
+        exit_layers = sum(self.split.count[: self.split.exit])
+        return float(ppsd_speedup(self.rate, exit_layers, sum(self.split.count)))
 
 
 def replayed(

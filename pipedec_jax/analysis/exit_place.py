@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from pipedec_jax.analysis.clock import medians_in_turn
+from pipedec_jax.analysis.closed_forms import ppsd_ticks_per_token
 from pipedec_jax.analysis.cost import Costs, byte_costs
-from pipedec_jax.analysis.exit_cost import cycle, exit_tick_costs, ppsd_ticks_per_token
+from pipedec_jax.analysis.exit_cost import cycle, exit_tick_costs
 from pipedec_jax.cache import Rows
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
@@ -56,7 +57,8 @@ def modeled_exit(target: LlamaConfig, head: ExitHeadConfig, stages: int, item_by
         split = split_at_exit(target.layers, stages, head.exit_layer, weight)
         parts = exit_tick_costs(costs, split, 1)
         tick = parts.stage.at(1) + parts.slices(1, 1)
-        found[place] = ModeledExit(split.exit, tick, tick * ppsd_ticks_per_token(LIKELY_RATE, stages, split.exit))
+        ticks = float(ppsd_ticks_per_token(LIKELY_RATE, split.exit, stages))
+        found[place] = ModeledExit(split.exit, tick, tick * ticks)
     return found
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from pipedec_jax.analysis.closed_forms import ppsd_ticks_per_token
 from pipedec_jax.analysis.cost import pp_token_cost
 from pipedec_jax.analysis.device_memory import engine_bytes
-from pipedec_jax.analysis.exit_cost import exit_tick_costs, ppsd_ticks_per_token
+from pipedec_jax.analysis.exit_cost import exit_tick_costs
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, exchange_seconds
 from pipedec_jax.analysis.plan_alternatives import alternative_predictions
@@ -155,7 +156,7 @@ def _ppsd(problem: Problem, stages: int, exit_layer: int, rate: float) -> Predic
     links = exchange_seconds(problem.link, stages, 1, target.width, problem.item_bytes, guesses=1)
     parts = exit_tick_costs(costs, split, 1)
     tick = parts.stage.at(1) + parts.slices(1, 1) + costs.exchange + links
-    ticks = ppsd_ticks_per_token(rate, stages, split.exit)
+    ticks = float(ppsd_ticks_per_token(rate, split.exit, stages))
     held = engine_bytes(settings, target, None, problem.context, head)
     return Prediction(
         method="ppsd",

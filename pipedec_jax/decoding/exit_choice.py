@@ -5,13 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from pipedec_jax.analysis.closed_forms import eesd_ticks_per_token, ppsd_ticks_per_token
 from pipedec_jax.analysis.cost import byte_costs, layer_bytes, split_over
-from pipedec_jax.analysis.exit_cost import (
-    eesd_tick_costs,
-    eesd_ticks_per_token,
-    exit_tick_costs,
-    ppsd_ticks_per_token,
-)
+from pipedec_jax.analysis.exit_cost import eesd_tick_costs, exit_tick_costs
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exit_store import find_exit_head, fitting_heads, stored_agreement, stored_exit_heads
 from pipedec_jax.loading import Model
@@ -157,10 +153,10 @@ def _forecast(target: Model, settings: EngineSettings, head: ExitHeadConfig, spl
     rate = agreement[str(max(recorded))] if recorded else LIKELY_RATE
     costs = split_over(byte_costs(target.config, None, 1, head), target.config, settings.tensor_parallel)
     if settings.method == "eesd":
-        ticks = eesd_ticks_per_token(rate, split.stages, split.exit, settings.draft_length)
+        ticks = float(eesd_ticks_per_token(rate, settings.draft_length, split.exit, split.stages))
         (tick,) = eesd_tick_costs(costs, split, settings.draft_length).stage.cost
     else:
-        ticks = ppsd_ticks_per_token(rate, split.stages, split.exit)
+        ticks = float(ppsd_ticks_per_token(rate, split.exit, split.stages))
         parts = exit_tick_costs(costs, split, 1)
         tick = parts.stage.at(1) + parts.slices(1, 1)
     return ExitForecast(head, split, rate, bool(recorded), ticks, ticks * tick / layer_bytes(target.config, 1))

@@ -24,9 +24,13 @@ def test_a_verification_gives_more_than_one_token_for_every_acceptance(acceptanc
 @given(acceptance=inside, guesses=st.integers(1, 100), start=st.floats(0, 1))
 def test_the_steady_chance_is_where_the_transition_leads(acceptance, guesses, start):
     steady = float(forms.pipespec_steady_chance(acceptance, guesses))
-    assert forms.pipespec_transition(steady, acceptance, guesses) == pytest.approx(steady)
+
+    def following(chance):
+        return chance * acceptance ** (guesses + 1) + (1 - chance) * acceptance
+
+    assert following(steady) == pytest.approx(steady)
     # The distance shrinks by a - a^(g+1) each pass, which is below 1.
-    after = float(forms.pipespec_transition(start, acceptance, guesses))
+    after = following(start)
     assert abs(after - steady) <= abs(start - steady) * (acceptance - acceptance ** (guesses + 1)) + 1e-12
 
 
@@ -67,7 +71,7 @@ def test_the_ends_of_the_range():
         lambda: forms.pipespec_guesses(0),
         lambda: forms.pipespec_speedup(0.5, 4, 0.5),
         lambda: forms.speculative_speedup(0.5, 3, 0.0),
-        lambda: forms.ppsd_ticks(0.5, 5, 4),
+        lambda: forms.ppsd_ticks_per_token(0.5, 5, 4),
     ):
         with pytest.raises(ValueError, match=r"must"):
             call()
@@ -89,7 +93,8 @@ def test_ppsd_and_its_baseline():
     # HumanEval, a quarter of the layers: 2.53, beside a reported 2.58.
     assert forms.ppsd_speedup(0.8056, 10, 40) == pytest.approx(2.53, abs=0.005)
     assert forms.ppsd_speedup([0.0, 1.0], 10, 40).tolist() == [1, 4]
-    assert forms.ppsd_ticks(0.5, 1, 4) == 2.5
+    assert forms.ppsd_ticks_per_token(0.5, 1, 4) == 2.5
+    assert forms.eesd_ticks_per_token([0.0, 1.0], 3, 1, 4).tolist() == [7, 7 / 4]
     # Drafting first and verifying then is below plain decoding unless most guesses are accepted.
     assert forms.eesd_speedup(0.5, 4, 10, 40) < 1.1 < 1.5 < forms.ppsd_speedup(0.5, 10, 40)
     assert forms.eesd_speedup([0.3, 0.9], 1, 10, 40).tolist() == [1, 1]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pipedec_jax.analysis import closed_forms as forms
 from pipedec_jax.analysis import exit_cost
 from pipedec_jax.analysis.cost import Costs, byte_costs, head_bytes, layer_bytes, pp_token_cost
 from pipedec_jax.analysis.exit_cost import Cycle
@@ -54,10 +55,10 @@ def test_a_chain_takes_the_ticks_of_the_closed_form(stages: int, exit_layer: int
     assert hits[:-1] == right[1:-1].tolist()
     wrong = TOKENS - 1 - sum(right[1:-1])
     assert ticks == exit_cost.ppsd_ticks(stages, e, sum(right[1:-1]), wrong)
-    per_token = exit_cost.ppsd_ticks_per_token(rate, stages, e)
+    per_token = forms.ppsd_ticks_per_token(rate, e, stages)
     assert ticks / TOKENS == pytest.approx(per_token, abs=stages / TOKENS)
     # For equal stages, and a head that costs nothing, it is the form in layers as well.
-    assert stages / per_token == pytest.approx(exit_cost.ppsd_speedup(rate, TARGET.layers, exit_layer))
+    assert stages / per_token == pytest.approx(forms.ppsd_speedup(rate, exit_layer, TARGET.layers))
 
 
 @pytest.mark.parametrize("rate", [0, 0.5, 0.8, 1])
@@ -71,18 +72,16 @@ def test_rounds_of_eesd_take_the_ticks_of_the_closed_form(stages: int, exit_laye
         accepted = accepted + 1 if hit else 0
         rounds += not hit
     assert ticks == (rounds + 1) * (3 * e + stages)
-    expected = exit_cost.eesd_ticks_per_token(np.mean(right[1:-1]), stages, e, 3)
+    expected = forms.eesd_ticks_per_token(np.mean(right[1:-1]), 3, e, stages)
     assert ticks / TOKENS == pytest.approx(expected, rel=0.08)
 
 
 def test_ppsd_is_never_slower_than_plain_decoding_and_eesd_is() -> None:
     rates = np.linspace(0, 1, 21)
-    ppsd = [exit_cost.ppsd_ticks_per_token(rate, 8, 2) for rate in rates]
-    eesd = [exit_cost.eesd_ticks_per_token(rate, 8, 2, 4) for rate in rates]
-    assert max(ppsd) == 8
-    assert [ticks > 8 for ticks in eesd] == [rate < 0.52 for rate in rates]
-    assert all(one <= other for one, other in zip(ppsd, eesd, strict=True))
-    assert exit_cost.ppsd_speedup(0.8056, 32, 8) == pytest.approx(2.53, abs=0.005)  # The paper's HumanEval: 2.58.
+    ppsd, eesd = forms.ppsd_ticks_per_token(rates, 2, 8), forms.eesd_ticks_per_token(rates, 4, 2, 8)
+    assert np.max(ppsd) == 8
+    assert np.array_equal(eesd > 8, rates < 0.52)
+    assert np.all(ppsd <= eesd)
 
 
 def test_a_tick_lasts_as_long_as_the_longest_stage_with_the_head_whose_vocabulary_all_share() -> None:
