@@ -1,6 +1,6 @@
 """PPSD and EESD over the acceptance rate: where drafting first and verifying then falls below plain decoding.
 
-Lines are the closed forms of `pipedec_jax.analysis.closed_forms`, in ticks: PP's over the method's. Dots are counted: the
+Lines are closed forms (`pipedec_jax.analysis.closed_forms`), in ticks: PP's over the method's. Dots are counted: the
 replay drafter stands at the exit and is right with the given rate, ticks are simulated. The same for any model, and for
 equal stages PPSD's is L / (a E + (1 - a) L) in layers. Needs the extra `plots` (matplotlib) for the picture.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.analysis.tick_cost import compute_program, replay, replay_engine
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model.parameters import ParameterSource
@@ -115,6 +116,30 @@ def weight_bytes(engine: Engine) -> int:
     return held
 
 
+def _compiled(
+    source: ParameterSource, settings: Sequence[EngineSettings], prompt: Sequence[int], tokens: int
+) -> tuple[list[Engine], list[Callable[[int], None]]]:
+    """An engine of each settings, all with the same weights, and what runs its layers and head alone; compiled."""
+    engines: list[Engine] = []
+    for one in settings:
+        placed = engines[0].weights.target if engines else None
+        unknown = [0] * tokens  # until it has been decoded
+        engines.append(
+            replay_engine(source, one, prompt, unknown, 0.0, vocab_size=source.config.vocab_size, target_params=placed)
+        )
+
+    def compile_all(engine: Engine) -> Callable[[int], None]:
+        engine.programs(len(prompt) + tokens)
+        compute = compute_program(engine, len(prompt) + tokens)
+        compute(1)
+        return compute
+
+    computes = [compile_all(engines[0])]  # alone, so that what the compiler times is not disturbed
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        computes.extend(threads.map(compile_all, engines[1:]))
+    return engines, computes
+
+
 def measure_decoding(
     source: ParameterSource,
     settings: Sequence[EngineSettings],
@@ -137,24 +162,8 @@ def measure_decoding(
         repeats: of every measurement, in turn.
         around: called with the settings and a function that decodes once, compiled and warm: to profile it.
     """
-    vocab_size = source.config.vocab_size
-    prompt = np.random.default_rng(0).integers(vocab_size, size=16).tolist()
-    engines: list[Engine] = []
-    for one in settings:
-        placed = engines[0].weights.target if engines else None
-        engines.append(
-            replay_engine(source, one, prompt, [0] * tokens, rate, vocab_size=vocab_size, target_params=placed)
-        )
-
-    def compile_all(engine: Engine) -> Callable[[int], None]:
-        engine.programs(len(prompt) + tokens)
-        compute = compute_program(engine, len(prompt) + tokens)
-        compute(1)
-        return compute
-
-    computes = [compile_all(engines[0])]  # alone, so that what the compiler times is not disturbed
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        computes.extend(threads.map(compile_all, engines[1:]))
+    prompt = np.random.default_rng(0).integers(source.config.vocab_size, size=16).tolist()
+    engines, computes = _compiled(source, settings, prompt, tokens)
     engines[0].start(prompt, max_new_tokens=tokens)
     answer = engines[0].run(tokens).tokens
 
@@ -168,10 +177,7 @@ def measure_decoding(
     for repeat in range(repeats + 1):
         for index, (engine, compute) in enumerate(zip(engines, computes, strict=True)):
             start(engine)
-            before = engine.run(1)
-            begun = time.perf_counter()
-            after = engine.run(tokens)
-            spent = time.perf_counter() - begun
+            before, after, spent = run_timed(engine, tokens)
             count = after.ticks[-1] - before.ticks[-1]
             made[index] = (len(after.tokens) - len(before.tokens)) / count
             begun = time.perf_counter()

@@ -35,6 +35,14 @@ class AnyEngine(Protocol):
         ...
 
 
+def run_timed(engine: AnyEngine, new_tokens: int) -> tuple[Progress, Progress, float]:
+    """How the answer that was started stands after its first token and `new_tokens` more, and the seconds of these."""
+    before = engine.run(1)  # prefill and the first token: waits for all devices
+    begun = time.perf_counter()
+    after = engine.run(new_tokens)
+    return before, after, time.perf_counter() - begun
+
+
 def decode(
     engine: AnyEngine, prompt: Sequence[int], answer: Sequence[int] | None, new_tokens: int, sampling: Sampling = GREEDY
 ) -> tuple[Progress, float]:
@@ -44,10 +52,7 @@ def decode(
         TokensDifferError: when it is not the expected one.
     """
     engine.start(prompt, max_new_tokens=new_tokens, sampling=sampling)
-    engine.run(1)  # prefill and the first token: waits for all devices
-    begun = time.perf_counter()
-    progress = engine.run(new_tokens)
-    seconds = time.perf_counter() - begun
+    _, progress, seconds = run_timed(engine, new_tokens)
     if answer is not None and progress.tokens != list(answer):
         raise TokensDifferError(f"an answer of {len(progress.tokens)} tokens differs from plain decoding's")
     return progress, seconds

@@ -19,6 +19,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.analysis.tick_cost import replay
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.replay import ReplayDrafter
@@ -119,17 +120,15 @@ def emulate(stages: int, width: int, milliseconds: float, ticks: int = 60, repea
     found, alone = [], []
     for repeat in range(repeats + 1):
         engine.start(PROMPT, max_new_tokens=len(answer))
-        first = engine.run(1).ticks[-1]
-        begun = time.perf_counter()
-        progress = engine.run(len(answer))
-        seconds = time.perf_counter() - begun
-        if progress.tokens != answer or progress.ticks[-1] - first != len(answer) - 1:
+        before, progress, seconds = run_timed(engine, len(answer))
+        made = progress.ticks[-1] - before.ticks[-1]
+        if progress.tokens != answer or made != len(answer) - 1:
             raise RuntimeError("tokens or ticks are not those of a filled pipe; please report this")
         begun = time.perf_counter()
         exchange(ticks)
         bare = time.perf_counter() - begun
         if repeat:  # the first round warms up
-            found.append(1e3 * seconds / (progress.ticks[-1] - first))
+            found.append(1e3 * seconds / made)
             alone.append(1e3 * bare / ticks)
     return Emulated(
         stages=stages,

@@ -16,7 +16,8 @@ from pipedec_jax.tick_costs import Curve, TickCosts
 def ppsd_ticks(stages: int, exit_stages: int, hits: int, misses: int) -> int:
     """Ticks of an answer with PPSD's chain: the fill, e for each hit, a refill for each miss.
 
-    A hit is sent once its parent has passed the exit path. Hits and misses are counted after every token but the last, so the answer has `hits + misses + 1` tokens.
+    A hit is sent once its parent has passed the exit path. Hits and misses are counted after every token but the last,
+    so the answer has `hits + misses + 1` tokens.
     """
     return stages + exit_stages * hits + stages * misses
 

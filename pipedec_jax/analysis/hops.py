@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.exchange import pass_on, sum_over_devices, to_next_stage, vary
 from pipedec_jax.pipeline import placement
@@ -74,10 +75,8 @@ def measure_hops(decoder: Decoder, prompt: str, new_tokens: int = 96) -> Hops:
     passing_on = _seconds(engine.mesh, shape, both)
     engine.start(decoder.target.tokenizer.encode(prompt), max_new_tokens=2 * new_tokens)
     engine.run(new_tokens // 2)
-    before = engine.run(1).ticks[-1]
-    begun = time.perf_counter()
-    after = engine.run(new_tokens).ticks[-1]
-    tick = (time.perf_counter() - begun) / (after - before)
+    before, after, seconds = run_timed(engine, new_tokens)
+    tick = seconds / (after.ticks[-1] - before.ticks[-1])
     processes = len({device.process_index for device in engine.mesh.devices.flat})
     return Hops(processes, ranks, hop, broadcast, passing_on, tick)
 

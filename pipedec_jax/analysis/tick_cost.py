@@ -20,6 +20,7 @@ from jax import lax
 from tqdm import tqdm
 
 from pipedec_jax import vocabulary
+from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.cache import Rows
 from pipedec_jax.drafters.replay import Replay, ReplayDrafter
 from pipedec_jax.exchange import AXIS, vary
@@ -120,10 +121,8 @@ def measure_tick_cost(
     tick_ms, compute_ms = [], []
     for repeat in tqdm(range(repeats + 1), desc="measuring ticks", disable=None):
         engine.start(prompt, max_new_tokens=len(answer))
-        first = engine.run(1).ticks[-1]
-        begun = time.perf_counter()
-        last = engine.run(len(answer)).ticks[-1]
-        tick = (time.perf_counter() - begun) / (last - first)
+        before, after, seconds = run_timed(engine, len(answer))
+        tick = seconds / (after.ticks[-1] - before.ticks[-1])
         begun = time.perf_counter()
         compute(ticks)
         alone = (time.perf_counter() - begun) / ticks
