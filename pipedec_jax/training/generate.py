@@ -19,6 +19,9 @@ from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.training.attention import causal_attention
 from pipedec_jax.training.forward import forward
 
+Caches = list[tuple[jax.Array, jax.Array]]
+"""Of each layer keys `[B, G, A, T]` and values `[B, G, T, A]`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -69,38 +72,11 @@ def generate(
     """
     B, P = prompt_BP.shape
     T = P + new
-    H, G, A = config.heads, config.kv_heads, config.head_size
-    Q = H // G
-    dtype = params["embedding"].dtype
-    slot = jnp.arange(T, dtype=jnp.int32)
-
-    def decode(token: jax.Array, caches: list[tuple[jax.Array, jax.Array]], position: jax.Array):
-        """One token of every row at `position`; returns logits `[B, V]` and the caches."""
-        x = params["embedding"][token]
-        rope = llama.rope_tables(config, position[None], dtype)
-        mask = (slot <= position)[None, None, None, :]
-        updated = []
-        for index in range(config.layers):
-            key_BGAT, value_BGTA = caches[index]
-
-            def attend(query, new_key, new_value, key_BGAT=key_BGAT, value_BGTA=value_BGTA):
-                key_BGAT = lax.dynamic_update_slice_in_dim(key_BGAT, new_key.reshape(B, G, A, 1), position, axis=3)
-                value_BGTA = lax.dynamic_update_slice_in_dim(
-                    value_BGTA, new_value.reshape(B, G, 1, A), position, axis=2
-                )
-                grouped = query.reshape(B, G, Q, A) * jnp.asarray(A**-0.5, dtype)
-                score_BGQT = llama.product("BGQA,BGAT->BGQT", grouped, key_BGAT)
-                weight = jax.nn.softmax(jnp.where(mask, score_BGQT, -1e30), axis=-1)
-                mixed = llama.product("BGQT,BGTA->BGQA", weight, value_BGTA).reshape(B, 1, H, A)
-                return mixed, (key_BGAT, value_BGTA)
-
-            x, cache = llama.forward_layer(config, params["layers"][str(index)], x, rope, attend)
-            updated.append(cache)
-        return llama.logits(config, params["final_norm"], llama.head_matrix(params), x[:, 0]), updated
 
     def step(position: jax.Array, carry):
         token, choice, log_prob, caches = carry
-        logits_BV, caches = decode(lax.dynamic_slice_in_dim(token, position, 1, axis=1), caches, position)
+        last = lax.dynamic_slice_in_dim(token, position, 1, axis=1)
+        logits_BV, caches = _decode(config, params, last, caches, position)
         return (*extend(token, choice, log_prob, logits_BV, position), caches)
 
     def extend(token, choice, log_prob, logits_BV, position):
@@ -122,8 +98,28 @@ def generate(
     return token, choice, log_prob
 
 
-def _prefill(config: LlamaConfig, params: Parameters, prompt_BP: jax.Array, T: int) -> tuple[jax.Array, list]:
-    """Logits `[B, P, V]` of the prompts, and for each layer its keys `[B, G, A, T]` and values `[B, G, T, A]`."""
+def _decode(
+    config: LlamaConfig, params: Parameters, token_B1: jax.Array, caches: Caches, position: jax.Array
+) -> tuple[jax.Array, Caches]:
+    """One token of every row at `position`: logits `[B, V]` of the next one, and the caches."""
+    x = params["embedding"][token_B1]
+    rope = llama.rope_tables(config, position[None], x.dtype)
+    mask = (jnp.arange(caches[0][0].shape[-1], dtype=jnp.int32) <= position)[None, :]
+    updated = []
+    for index, (key_BGAT, value_BGTA) in enumerate(caches):
+
+        def attend(query, key, value, key_BGAT=key_BGAT, value_BGTA=value_BGTA):
+            key_BGAT = lax.dynamic_update_slice_in_dim(key_BGAT, jnp.moveaxis(key, 1, -1), position, axis=3)
+            value_BGTA = lax.dynamic_update_slice_in_dim(value_BGTA, jnp.swapaxes(value, 1, 2), position, axis=2)
+            return llama.attention(query, key_BGAT, value_BGTA, mask), (key_BGAT, value_BGTA)
+
+        x, cache = llama.forward_layer(config, params["layers"][str(index)], x, rope, attend)
+        updated.append(cache)
+    return llama.logits(config, params["final_norm"], llama.head_matrix(params), x[:, 0]), updated
+
+
+def _prefill(config: LlamaConfig, params: Parameters, prompt_BP: jax.Array, T: int) -> tuple[jax.Array, Caches]:
+    """Logits `[B, P, V]` of the prompts, and the caches."""
     P = prompt_BP.shape[1]
     x = params["embedding"][prompt_BP]
     rope = llama.rope_tables(config, jnp.arange(P, dtype=jnp.int32), x.dtype)
