@@ -90,20 +90,20 @@ def measure_parts(
     few = dataclasses.replace(config, layers=layers)
     params = _random_params(few, dtype, NamedSharding(mesh, SAME))
     cache = placement.cache_maker(mesh, config, layers, slots, dtype)()
-    wanted: dict[tuple[str, int], Callable[[], Callable[[int], float]]] = {}
-    for size in rows:
-        wanted["layer", size] = functools.partial(_program, mesh, few, _layers, params, cache, size)
-        wanted["head", size] = functools.partial(_program, mesh, few, _head, params, cache, size)
+    parts: dict[str, tuple[Part, Parameters]] = {"layer": (_layers, params), "head": (_head, params)}
     if exit_head is not None:
         own = initialize_head(exit_head, few, jax.tree.map(np.asarray, params), seed=0)
         own = own if "layers" not in own else _held(exit_head.model(config), own)
         own = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), own), NamedSharding(mesh, SAME))
         both = {"target": params, "exit": own}
-        for size in rows:
-            wanted["exit_head", size] = functools.partial(_program, mesh, few, _exit(exit_head), both, cache, size)
-            if not exit_head.shares_vocabulary:
-                run = _exit_vocabulary(exit_head)
-                wanted["exit_vocabulary", size] = functools.partial(_program, mesh, few, run, both, cache, size)
+        parts["exit_head"] = _exit(exit_head), both
+        if not exit_head.shares_vocabulary:
+            parts["exit_vocabulary"] = _exit_vocabulary(exit_head), both
+    wanted = {
+        (part, size): functools.partial(_program, mesh, few, run, weights, cache, size)
+        for size in rows
+        for part, (run, weights) in parts.items()
+    }
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in wanted}
     with tqdm(total=len(wanted) * (1 + repeats), desc=f"measuring {name}", disable=None) as bar:
         bar.set_postfix_str("compiling")

@@ -16,6 +16,11 @@ from pipedec_jax.pipeline.settings import EXIT_ONLY, EXIT_TOO, METHODS
 if TYPE_CHECKING:
     from pipedec_jax.decoding.hierarchy import AnyDecoder
 
+AS_GIVEN = (
+    *("method", "drafter", "width", "children", "draft_steps", "depth", "pool", "sharpness", "noise", "dtype"),
+    *("exit_layer", "exit_head", "exit_stages", "draft_length"),
+)
+"""Options that `Decoder` takes under the same names."""
 DEMO = {"pipespec": ("draft", "middle", "target"), "speculative": ("draft", "target")}
 
 
@@ -56,6 +61,25 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
         )
     if options.method in hierarchy.METHODS:
         return open_hierarchy(options, record)
+    target, draft = open_models(options)
+    return pipedec_jax.Decoder(
+        target,
+        draft,
+        stages=4 if options.stages is None else options.stages,
+        tensor_parallel=1 if options.tensor_parallel is None else options.tensor_parallel,
+        calibration=read_calibration(options.calibration),
+        record=record,
+        **{name: getattr(options, name) for name in AS_GIVEN},
+    )
+
+
+def open_models(options: argparse.Namespace) -> tuple[pipedec_jax.Model, pipedec_jax.Model | None]:
+    """The target, and the draft where one guesses.
+
+    Raises:
+        ValueError: when a draft is missing, or given where none guesses.
+        OSError: when a model cannot be read.
+    """
     draft = None
     if options.target is None:
         target = pipedec_jax.load_demo("target", int8=options.int8)
@@ -64,40 +88,18 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
         target = pipedec_jax.load(options.target, int8=options.int8)
     if options.draft is not None:
         draft = pipedec_jax.load(options.draft)
-    exits = options.exit_layer is not None or options.method in EXIT_ONLY
-    if exits:
+    if options.exit_layer is not None or options.method in EXIT_ONLY:
         if options.draft is not None:
             raise ValueError("with an exit the target drafts for itself: leave --draft out")
-        draft = None
-    elif options.drafter == "ngram":
+        return target, None
+    if options.drafter == "ngram":
         if options.draft is not None:
             raise ValueError("--drafter ngram takes no --draft")
-        draft = None
-    elif draft is None and options.method != "pp":
+        return target, None
+    if draft is None and options.method != "pp":
         other = ", or --exit-layer E" if options.method in EXIT_TOO else ""
         raise ValueError(f"--method {options.method} needs --draft DIR beside --target DIR, or --drafter ngram{other}")
-    return pipedec_jax.Decoder(
-        target,
-        draft,
-        method=options.method,
-        stages=4 if options.stages is None else options.stages,
-        tensor_parallel=1 if options.tensor_parallel is None else options.tensor_parallel,
-        width=options.width,
-        children=options.children,
-        exit_layer=options.exit_layer,
-        exit_head=options.exit_head,
-        exit_stages=options.exit_stages,
-        draft_length=options.draft_length,
-        dtype=options.dtype,
-        calibration=read_calibration(options.calibration),
-        drafter=options.drafter,
-        draft_steps=options.draft_steps,
-        depth=options.depth,
-        pool=options.pool,
-        sharpness=options.sharpness,
-        noise=options.noise,
-        record=record,
-    )
+    return target, draft
 
 
 def weights_of(config: LlamaConfig) -> float:

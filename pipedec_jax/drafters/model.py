@@ -13,34 +13,19 @@ import dataclasses
 from typing import Any
 
 import jax
-from flax import struct
 
 from pipedec_jax.cache import LayerCache, Rows, at_least, empty_layers, over_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.chances import Noise, most_likely
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.model.held import HeldModel
 from pipedec_jax.tick_costs import over_live_rows
 from pipedec_jax.tree import at
 
 
-class DraftParams(struct.PyTreeNode):
-    """The draft model's weights, replicated."""
-
-    layers: tuple[Parameters, ...]
-    """All decoder layers."""
-    final_norm: jax.Array
-    """[Dd]"""
-    embedding: jax.Array
-    """[Vd, Dd]"""
-    head: jax.Array | None
-    """[Vd, Dd]; `None` when the embedding serves (tied)."""
-
-    @property
-    def output(self) -> jax.Array:
-        """[Vd, Dd]: the head, or the embedding where that serves."""
-        return self.embedding if self.head is None else self.head
+class DraftParams(HeldModel):
+    """The draft model's weights, all of them, replicated."""
 
 
 DraftState = tuple[LayerCache, ...]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -110,7 +110,7 @@ def placed(
     models: Sequence[int],
     stages: Sequence[int] | None,
     devices: int,
-    dispatch: float = 0.0,
+    added: float = 0.0,
     width: int | None = None,
 ) -> list[Choice]:
     """The best numbers for each placement of these models that is worth a look.
@@ -125,16 +125,16 @@ def placed(
         models: that are used.
         stages: of every model, used or not, where they are given; else they are searched.
         devices: that there are.
-        dispatch: is added to every tick.
+        added: seconds that every tick takes beside its passes (`Measured.added`).
         width: as for `choose`.
     """
     if stages is not None:
-        return [best(tried(measured, models, [stages[model] for model in models], dispatch, width))]
+        return [best(tried(measured, models, [stages[model] for model in models], added, width))]
     found: dict[tuple[int, ...], Choice] = {}
 
     def visit(place: tuple[int, ...]) -> Choice:
         if place not in found:
-            found[place] = best(tried(measured, models, place, dispatch, width))
+            found[place] = best(tried(measured, models, place, added, width))
         return found[place]
 
     most = max(devices, len(models))
@@ -144,21 +144,19 @@ def placed(
         if sum(place) > most:
             continue
         here = visit(place)
-        while True:
-            steps = [
-                (
-                    *here.stages[:index],
-                    counts[index][counts[index].index(here.stages[index]) + 1],
-                    *here.stages[index + 1 :],
-                )
-                for index in range(len(models) - 1)
-                if here.stages[index] < counts[index][-1]
-            ]
-            there = [visit(step) for step in steps if sum(step) <= most]
-            if not there or best(there).speedup <= here.speedup:
+        while there := [visit(step) for step in _spread_more(here.stages, counts) if sum(step) <= most]:
+            if best(there).speedup <= here.speedup:
                 break
             here = best(there)
     return list(found.values())
+
+
+def _spread_more(stages: tuple[int, ...], counts: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    """Placements in which one of the smaller models has its next number of stages, of those in `counts`."""
+    for place, known in enumerate(counts[:-1]):
+        more = [count for count in known if count > stages[place]]
+        if more:
+            yield (*stages[:place], min(more), *stages[place + 1 :])
 
 
 def placed_all(
@@ -166,7 +164,7 @@ def placed_all(
     selected: Sequence[tuple[int, ...]],
     stages: Sequence[int] | None,
     devices: int,
-    dispatch: float = 0.0,
+    added: float = 0.0,
     width: int | None = None,
 ) -> list[Choice]:
     """What `placed` gives of each selection of models.
@@ -174,7 +172,7 @@ def placed_all(
     Of four models or more this takes seconds, of many devices a minute: then a bar on a terminal says so.
     """
     bar = tqdm(selected, desc="simulating hierarchies", unit="selection", delay=1.0, disable=None)
-    return [choice for models in bar for choice in placed(measured, models, stages, devices, dispatch, width)]
+    return [choice for models in bar for choice in placed(measured, models, stages, devices, added, width)]
 
 
 def best(choices: Iterable[Choice]) -> Choice:
@@ -194,7 +192,7 @@ def tried(
     measured: Measured,
     models: Sequence[int],
     stages: int | Sequence[int] = 1,
-    dispatch: float = 0.0,
+    added: float = 0.0,
     given_width: int | None = None,
 ) -> list[Choice]:
     """Every number of passes and every width worth trying with these models.
@@ -203,7 +201,7 @@ def tried(
         measured: what it rests on.
         models: that are used.
         stages: of each of them, or of the target alone, the others having one.
-        dispatch: is added to every tick.
+        added: seconds that every tick takes beside its passes (`Measured.added`).
         given_width: the only width to try.
     """
     staged = (*[1] * (len(models) - 1), stages) if isinstance(stages, int) else tuple(stages)
@@ -224,7 +222,7 @@ def tried(
         stages=staged,
         costs=[[table[width] for _, width in settings] for table in tables],
     )
-    ticks = run.seconds / run.ticks + dispatch
+    ticks = run.seconds / run.ticks + added
     return [
         Choice(
             models=tuple(models),
@@ -264,15 +262,14 @@ def _settings_to_try(
 def tried_in_turns(
     measured: Measured,
     models: Sequence[int],
-    dispatch: float = 0.0,
+    added: float = 0.0,
     stages: Sequence[int] = (1, 1),
     width: int | None = None,
 ) -> list[Choice]:
     """Every lookahead of draft-then-verify with two models, of a given width such as one verification can read.
 
-    `dispatch` is added twice a round.
-
-    A pass of a model on several stages is a tick of each of them, one after another: nothing else is in its pipe.
+    A pass of a model on several stages is a tick of each of them, one after another: nothing else is in its pipe. What
+    is `added` comes twice a round.
     """
     draft, target = models
     found = []
@@ -280,7 +277,7 @@ def tried_in_turns(
     for lookahead in range(1, max(2, min(width or max(WIDTHS), max(WIDTHS)))):
         run = simulate_rounds(measured.words[[draft, target]], lookahead)
         verification = stages[1] * measured.costs(target, lookahead + 1, stages[1])[-1]
-        seconds = (run.drafted * one + run.rounds * (verification + 2 * dispatch)) / run.rounds
+        seconds = (run.drafted * one + run.rounds * (verification + 2 * added)) / run.rounds
         per_round = run.tokens / run.rounds
         found.append(
             Choice(

@@ -162,25 +162,12 @@ def join(
     Raises:
         ValueError: when what is given does not suffice, or no cluster is found.
     """
-    given = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": index}
-    missing = [name for name, value in given.items() if value is None]
     for name, value in (("--patience", patience), ("--start-patience", start_patience)):
         if not 1 <= value <= LONGEST:
             raise ValueError(f"{name} must be 1 to {LONGEST:,} seconds, not {value}")
-    if hosts is None and len(missing) == len(given):
+    if all(value is None for value in (coordinator, processes, index, hosts)):
         return Alone()
-    if hosts is not None and len(missing) < len(given):
-        raise ValueError("--hosts finds the processes by itself: leave --coordinator and the numbers out")
-    if hosts is None and missing:
-        raise ValueError(f"{' and '.join(missing)} must be given too, or --hosts auto alone")
-    if processes is not None and processes < 1:
-        raise ValueError(f"--num-processes must be at least 1, not {processes}")
-    if processes is not None and not 0 <= (index or 0) < processes:
-        raise ValueError(f"--process-id must be 0 to {processes - 1} for --num-processes {processes}, not {index}")
-    if coordinator is not None:
-        port = coordinator.rpartition(":")[2]
-        if not (port.isdecimal() and 1 <= int(port) < 2**16):
-            raise ValueError(f"--coordinator must be HOST:PORT, with a port from 1 to 65535, not {coordinator!r}")
+    _check_given(coordinator, processes, index, hosts)
     # JAX would keep SIGTERM to itself, as news that this machine is taken away; here it ends the process.
     jax.config.update("jax_enable_preemption_service", False)
     _keep_standard_output()
@@ -206,6 +193,24 @@ def join(
     finally:
         late.set()
     return Group(patience, start_patience) if process_count() > 1 else Alone()
+
+
+def _check_given(coordinator: str | None, processes: int | None, index: int | None, hosts: str | None) -> None:
+    """Raise `ValueError` unless what `join` is given suffices to find the others."""
+    given = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": index}
+    missing = [name for name, value in given.items() if value is None]
+    if hosts is not None and len(missing) < len(given):
+        raise ValueError("--hosts finds the processes by itself: leave --coordinator and the numbers out")
+    if hosts is None and missing:
+        raise ValueError(f"{' and '.join(missing)} must be given too, or --hosts auto alone")
+    if processes is not None and processes < 1:
+        raise ValueError(f"--num-processes must be at least 1, not {processes}")
+    if processes is not None and not 0 <= (index or 0) < processes:
+        raise ValueError(f"--process-id must be 0 to {processes - 1} for --num-processes {processes}, not {index}")
+    if coordinator is not None:
+        port = coordinator.rpartition(":")[2]
+        if not (port.isdecimal() and 1 <= int(port) < 2**16):
+            raise ValueError(f"--coordinator must be HOST:PORT, with a port from 1 to 65535, not {coordinator!r}")
 
 
 def _brief(value: Any) -> str:

@@ -17,12 +17,31 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import MATRICES, Parameters, input_axes, layer_shapes, matrix_and_end
 
 JOINED = {"query_key_value": ("query", "key", "value"), "gate_up": ("gate", "up")}
 """Arrays that hold several matrices, and which."""
+
+
+class HeldModel(struct.PyTreeNode):
+    """A model's weights as a device holds them: some of its layers, and some rows of its vocabulary."""
+
+    layers: tuple[Parameters, ...]
+    """Arrays of `held_shapes` by name."""
+    final_norm: jax.Array
+    """[D]"""
+    embedding: jax.Array
+    """[rows, D]"""
+    head: jax.Array | None
+    """[rows, D]; `None` when the embedding serves (tied)."""
+
+    @property
+    def output(self) -> jax.Array:
+        """[rows, D]: the head, or the embedding where that serves."""
+        return self.embedding if self.head is None else self.head
 
 
 def held_names(config: LlamaConfig) -> dict[str, list[str]]:

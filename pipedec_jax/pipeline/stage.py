@@ -15,30 +15,19 @@ from pipedec_jax.cache import LayerCache, Rows, at_least, over_layers
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXIS, sum_over_parts, vary
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import Parameters
+from pipedec_jax.model.held import HeldModel
 from pipedec_jax.model.tensor_parallel import part_config
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
 from pipedec_jax.tick_costs import over_live_rows
 
 
-class TargetParams(struct.PyTreeNode):
-    """The target's weights as one device holds them."""
+class TargetParams(HeldModel):
+    """The target's weights as one device holds them: its rows of the vocabulary (Vr), and the layers of its stage.
 
-    layers: tuple[Parameters, ...]
-    """The stage's layers, or this device's part of each, padded to the longest stage; zeros on padding and on the
-    drafter's ranks."""
-    final_norm: jax.Array
-    """[D] (replicated)."""
-    embedding: jax.Array
-    """[Vr, D]: this device's rows."""
-    head: jax.Array | None
-    """[Vr, D]: this device's rows; `None` when the embedding's serve (tied)."""
-
-    @property
-    def output(self) -> jax.Array:
-        """[Vr, D]: the head's rows, whosever they are."""
-        return self.embedding if self.head is None else self.head
+    Of a split stage it has its part of each layer. Layers are padded to the longest stage; they are zeros on padding
+    and on the drafter's ranks. The last norm is replicated.
+    """
 
 
 StageCache = tuple[LayerCache, ...]

@@ -124,7 +124,7 @@ def test_a_round_is_charged_its_rows_and_two_dispatches():
     """Of a draft that costs nothing: all is the verification's, of a row more than were drafted."""
     measured = made_up((0.9,), ({1: 0.0, 16: 0.0}, {1: 1.0, 16: 16.0}))
     for width, most in ((None, 15), (4, 3), (1, 1)):
-        found = choices.tried_in_turns(measured, (0, 1), dispatch=0.25, width=width)
+        found = choices.tried_in_turns(measured, (0, 1), added=0.25, width=width)
         assert [one.passes for one in found] == [(lookahead,) for lookahead in range(1, most + 1)]
         assert [one.width for one in found] == [min(lookahead + 1, width or 16) for lookahead in range(1, most + 1)]
         assert [one.tick_seconds for one in found] == pytest.approx(
