@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.analysis.questions import Question, read_questions, spread_over
 from pipedec_jax.command_line import opening
-from pipedec_jax.command_line.options import METHOD_NAMES, Parser, fail
+from pipedec_jax.command_line.options import METHOD_NAMES
 from pipedec_jax.command_line.options import parse as generate_options
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.pipeline.settings import DRAFTERS, EXIT_ONLY, METHODS
 
@@ -39,7 +39,7 @@ NO_PLOTS = "no plots: matplotlib is missing; pip install 'pipedec_jax[plots]' an
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--prompts", metavar="FILE", type=Path, required=True, help="questions, problems, or a prompt on each line")
     add(

@@ -26,8 +26,7 @@ import pipedec_jax
 from pipedec_jax.analysis.accelerator import measure_bandwidth
 from pipedec_jax.analysis.calibration import calibrate, measure_link
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import check_place, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
 from pipedec_jax.whole_files import write_whole
@@ -63,7 +62,7 @@ def exit_head(target: str | None, layer: int | None, name: str | None) -> ExitHe
 
 def main() -> None:
     """Parse and check arguments; a bad one ends with status 2."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", help="model directory or geometry (JSON); default: the demo target")
     parser.add_argument("--draft", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--exit-layer", type=int, help="also an exit head stored beside the target")

@@ -8,10 +8,8 @@ control is not.
 
 from __future__ import annotations
 
-import argparse
-
 import pipedec_jax
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.sampling import Sampling
 
@@ -28,7 +26,7 @@ SAMPLINGS = (
 
 def main() -> None:
     """Parse arguments, draw, test and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--draws", type=int, default=40000, help="answers for each setting (default 40000)")
     parser.add_argument("--stages", type=int, default=2, help="stages of the target (default 2)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods (default: all)")

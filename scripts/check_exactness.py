@@ -7,21 +7,20 @@ test extra installed; the full grid takes hours on two cores. `--only` chooses p
 `--small` the grid of the tests; `--drawn` has hypothesis draw the settings of all methods and drafters instead.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
 import jax
 
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> int:
     """Run the grid and print a line per program, then the totals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
     parser.add_argument("--small", action="store_true", help="the tests' grid instead of the full one")
     parser.add_argument("--exits", action="store_true", help="the grid of exits and exit heads")

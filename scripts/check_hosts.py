@@ -7,7 +7,6 @@ python scripts/check_hosts.py WORK_DIR
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -15,14 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.hosts.grid import METHODS, SHAPES, Case, cases, check, decode
 
 SCRIPT = Path(__file__).parent / "generate.py"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--shapes", nargs="+", default=[f"{p}x{d}" for p, d in SHAPES], help="processes x devices")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))

@@ -9,7 +9,6 @@ a tick of PP takes beyond its work added to every tick.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.whole_files import write_whole
 
 PLAIN, PP = "plain, one device", "pp, two ranks"
@@ -44,7 +43,7 @@ def methods(layer: int, width: int) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Parse arguments, measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--exit-layer", type=int, default=8, help="of the demo target's 16 (default 8)")
     parser.add_argument("--width", type=int, default=2, help="of the trees (default 2)")
     add_held_out_options(parser, prompts=6)

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import pipedec_jax
 from pipedec_jax.checks import check_count
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from plan import geometry
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ MODELED = (
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--measured", default="llama-3.2-1b", metavar="NAME", help="geometry that is measured")
     parser.add_argument("--shrink", type=int, default=8, help="times smaller it is (8)")
     parser.add_argument("--stages", type=int, default=2, help="ranks it is measured on (2)")

@@ -12,13 +12,12 @@ python scripts/compare_hierarchies.py --depth            # two, three and four m
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 
 NAMES = ("draft", "middle", "target")
@@ -27,7 +26,7 @@ SPREAD = (2,)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_held_out_options(parser, prompts=4)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 4], help="of the target, in the table (1 4)")
     parser.add_argument("--delays", action="store_true", help="with injected delays, in place of all else")

@@ -19,15 +19,14 @@ from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 
 KEPT = ("ranks", "unit", "ticks", "costs", "hits")
 """What is kept of a count."""
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--prompts", nargs="+", default=["4"], help="number of held-out prompts, and files of questions (4)")
     add("--per-category", metavar="Q", type=int, default=2, help="questions of each category of a file (2)")

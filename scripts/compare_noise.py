@@ -6,17 +6,16 @@ first 8, is the token that is drawn. Ticks are simulated, as in compare_schedule
 
 from __future__ import annotations
 
-import argparse
 import functools
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     """Parse arguments, run and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.5, 0.8, 1.0])
     parser.add_argument("--noise", nargs="+", default=["shared", "independent", "none"])
     parser.add_argument("--stages", type=int, default=8, help="of the runs whose ticks are counted (default 8)")

@@ -22,8 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 import pipedec_jax
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.whole_files import write_whole
 
@@ -31,7 +30,7 @@ PLAIN = "ours: plain, one device"
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--prompts", metavar="Q", type=int, default=6, help="held-out prompts (6)")
     add("--seed", type=int, default=0, help="that draws them (0)")

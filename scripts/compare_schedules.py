@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def others(width: int) -> Iterator[dict[str, Any]]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", help="model directory or hub id (default: the demo target)")
     parser.add_argument("--draft", help="the same for the draft (default: the demo draft)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])

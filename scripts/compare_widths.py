@@ -9,7 +9,6 @@ python scripts/compare_widths.py                   # with the times of a CPU wit
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 TIMES = Path(__file__).resolve().parents[1] / "configs" / "demo_times_2_core_cpu.json"
 
 
 def main() -> None:
     """Parse arguments, simulate and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--calibration", type=Path, default=TIMES, help="seconds of the parts (a CPU's, in configs/)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--width", type=int, nargs="+", default=[1, 2, 4, 8, 32])

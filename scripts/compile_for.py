@@ -21,8 +21,7 @@ from typing import Any
 
 import jax
 
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import check_place, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.whole_files import write_whole
 
 MIB = 2**20
@@ -36,7 +35,7 @@ COLUMNS = (
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--topology", default="v5e:4x4", help="such as v5e:4x4 (16 TPU devices) or h100:2x8 (16 GPUs)")
     parser.add_argument("--platform", help="of the compiler (tpu, or cuda where the topology is of GPUs)")
     parser.add_argument("--target", required=True, metavar="CONFIG", help="geometry (JSON, see configs/) or a model")

@@ -9,17 +9,16 @@ python scripts/count_exits.py                    # simulated; --engine runs the 
 
 from __future__ import annotations
 
-import argparse
 import functools
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     """Parse arguments, count and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
     parser.add_argument("--rates", type=float, nargs="*", default=[0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1])

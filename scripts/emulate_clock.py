@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
 import pipedec_jax
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     """Parse arguments, emulate and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[8, 16], help="ranks, all stages (default 8 16)")
     parser.add_argument("--width", type=int, nargs="+", default=[1], help="rows a tick (default 1)")
     parser.add_argument("--wait", type=float, default=10.0, help="milliseconds of a stage (default 10)")

@@ -12,8 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import check_place, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.training import prefer_fast_products
 from pipedec_jax.whole_files import write_whole
 
@@ -36,7 +35,7 @@ def main() -> None:
     import pipedec_jax
     from pipedec_jax.training.evaluate import EvaluationConfig
 
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     shipped = Path(pipedec_jax.__file__).parent / "demo"
     parser.add_argument(
         "--family", type=Path, default=shipped, help="folder with target/, middle/, draft/ and the lists"

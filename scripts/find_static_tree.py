@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import prompts_given
 from pipedec_jax.command_line.opening import target_and_draft
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import check_place, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 
 if TYPE_CHECKING:
     from pipedec_jax.pipeline.settings import Method
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", help="model directory or hub id (default: the demo target)")
     parser.add_argument("--draft", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16], help="of the target (4 8 16)")

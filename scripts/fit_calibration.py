@@ -18,13 +18,12 @@ import numpy as np
 import pipedec_jax
 from pipedec_jax.analysis.held_out import prompts_given
 from pipedec_jax.command_line.opening import target_and_draft
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 
 
 def main() -> None:
     """Parse and check arguments; a bad one ends with status 2."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", metavar="DIR", help="model directory or hub id (the demo target)")
     parser.add_argument("--draft", metavar="DIR", help="the same for the draft (the demo draft, for the demo target)")
     parser.add_argument("--prompts", default="24", help="number of held-out prompts, or a file as of benchmark.py (24)")

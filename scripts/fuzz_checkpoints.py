@@ -5,7 +5,6 @@ python scripts/fuzz_checkpoints.py --inputs 10000
 
 from __future__ import annotations
 
-import argparse
 import collections
 import tempfile
 import time
@@ -15,11 +14,11 @@ from tqdm import tqdm
 
 from checkpoint_trials.fuzzing import Fuzzer, limit_memory
 from checkpoint_trials.synthetic import peak_memory
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="seed of the first input")
     parser.add_argument("--directory", type=Path, help="where to work (default: the system's temporary directory)")

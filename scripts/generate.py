@@ -8,8 +8,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt of imports breaks some, and prints where all are
 
 from pipedec_jax.command_line.interrupts import take_interrupts
-from pipedec_jax.command_line.options import fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import fail, run_command
 from pipedec_jax.command_line.running import main
 from pipedec_jax.disk_cache import use_compilation_cache
 

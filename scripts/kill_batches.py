@@ -5,7 +5,6 @@ python scripts/kill_batches.py WORK_DIR --kills 100
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -19,8 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipedec_jax.checks import check_count
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.loading import demo_directory
 
 SCRIPT = Path(__file__).parent / "generate.py"
@@ -29,7 +27,7 @@ BAD = 7
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--kills", type=int, default=100, help="at least")
     parser.add_argument("--prompts", type=int, default=40, help="of a job")

@@ -5,7 +5,6 @@ python scripts/kill_conversions.py WORK_DIR --kills 100
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 import time
@@ -15,11 +14,11 @@ from tqdm import tqdm
 
 from checkpoint_trials.killing import Killer
 from checkpoint_trials.synthetic import LLAMA_3_8B, write_synthetic
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--kills", type=int, default=100, help="at least")
     parser.add_argument("--layers", type=int, default=2, help="of width 512, 8 MB each")

@@ -8,7 +8,6 @@ python scripts/kill_hosts.py WORK_DIR
 
 from __future__ import annotations
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.hosts.faults import FAULTS, Seen, answers, job, read_answers, strike, write_prompts
 from pipedec_jax.hosts.group import PATIENCE
 from pipedec_jax.hosts.launch import finish, launch
@@ -25,7 +24,7 @@ SCRIPT = Path(__file__).parent / "generate.py"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--faults", nargs="+", metavar="NAME", help="those whose name holds one of these (all)")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="of the processes, in seconds")

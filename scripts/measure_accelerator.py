@@ -18,7 +18,7 @@ import jax
 
 from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, measure_decoding
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -29,7 +29,7 @@ COLUMNS = ("width", "ticks per token", "tick, ms", "layers and head, ms", "fixed
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", nargs="+", required=True, metavar="CONFIG", help="geometries (JSON, see configs/)")
     parser.add_argument("--layers", type=int, help="of the model that are run, such as those of one stage (all)")
     parser.add_argument("--int8", action="store_true", help="layers of int8")

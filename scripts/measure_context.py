@@ -18,13 +18,12 @@ import numpy as np
 
 import pipedec_jax
 from pipedec_jax.checks import check_count
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 
 
 def main() -> None:
     """Parse arguments and measure."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--capacity", type=int, nargs="+", default=[2048, 8192, 32768], help="slots of the cache")
     parser.add_argument("--context", type=int, default=1000, help="tokens of the prompt (default 1000)")
     parser.add_argument("--tokens", type=int, default=24, help="tokens decoded in a measurement (default 24)")

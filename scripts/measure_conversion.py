@@ -19,12 +19,12 @@ from pathlib import Path
 
 from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic, write_synthetic_meta
 from checkpoints_convert.__main__ import main as convert
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.model.parameters import parameter_shapes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--layers", type=int, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB; 32: all)")
     parser.add_argument("--runs", type=int, default=3, help="of each, in turns")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pipedec_jax
 from pipedec_jax.analysis.hops import LOOPS, SUMS, Hops, measure_hops
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 from pipedec_jax.hosts.group import join
 from pipedec_jax.hosts.launch import finish, launch
@@ -25,7 +25,7 @@ PROMPT = "def quicksort(items):\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="processes x devices of each")
     parser.add_argument("--width", type=int, default=16, help="rows of a batch")
     parser.add_argument("--ranks", type=int, help="of one process of a row: used by this script itself")

@@ -17,14 +17,13 @@ import numpy as np
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--target", metavar="DIR", help="converted or Hugging Face directory (default: the demo target)")
     model.add_argument("--config", metavar="FILE", help="geometry (JSON, see configs/); weights are random")

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from checkpoints_convert import convert
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--processes", type=int, default=3, help="with one device each (3)")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="T", help="devices of a stage (1)")

@@ -5,19 +5,17 @@ python scripts/measure_startup.py
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from pathlib import Path
 
 from pipedec_jax.analysis.startup import STEPS, measure_startup
-from pipedec_jax.command_line.options import Parser
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Start processes, print a table of medians."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--cold", type=int, default=1, help="processes without kept programs (1)")
     parser.add_argument("--warm", type=int, default=5, help="processes with them (5)")
     options = parser.parse_args(arguments)

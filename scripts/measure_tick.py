@@ -6,18 +6,17 @@ python scripts/measure_tick.py --config configs/llama-3.2-1b.json --layers 4 # a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     """Parse arguments, measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", help="geometry (JSON, see configs/); weights are random")
     parser.add_argument("--layers", type=int, help="with --config: layers in place of the geometry's")
     parser.add_argument("--stages", type=int, default=2, help="ranks, all target stages (default 2)")

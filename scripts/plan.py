@@ -24,8 +24,7 @@ from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
 from pipedec_jax.analysis.prediction import Device, Prediction, Problem, cache_costs, roofline_costs, rows_needed
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import in_words, run_command
+from pipedec_jax.command_line.output import Parser, fail, in_words, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
 from pipedec_jax.tokenizer import Tokenizer, check_same_tokens
@@ -36,7 +35,7 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", required=True, metavar="CONFIG", help="geometry (JSON, see configs/) or a model")
     parser.add_argument("--draft", metavar="CONFIG", help="the same for the draft; left out: methods without one")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices, the draft's rank among them")

@@ -10,7 +10,6 @@ python scripts/plot_closed_forms.py --sweep         # how long thousands of sett
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from pipedec_jax.analysis.cost import speedup_filled_pipe
 from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.analysis.known_words import texts_needed
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 LENGTH = 4096
 """Tokens of a text in the engine."""
@@ -42,7 +41,7 @@ DEEP = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--passes", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--runs", type=int, default=160, help=f"simulated texts of {SIMULATED} tokens (default 160)")

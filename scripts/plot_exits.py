@@ -9,7 +9,6 @@ python scripts/plot_exits.py --out scripts/figures/exits.svg
 
 from __future__ import annotations
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from typing import Any
 import numpy as np
 
 import pipedec_jax
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 VOCAB = 97
 
 
 def main() -> None:
     """Parse arguments, simulate, print a table and draw the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--stages", type=int, default=8, help="of the demo target's 16 layers (8)")
     parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
     parser.add_argument("--draft-lengths", type=int, nargs="+", default=[1, 4, 8], help="of EESD (1 4 8)")

@@ -11,13 +11,12 @@ python scripts/plot_hit_rates.py --out scripts/figures/hit_rates.svg
 
 from __future__ import annotations
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any
 
 import pipedec_jax
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 
 METHODS: dict[str, dict[str, Any]] = {
     "pp": {"method": "pp"},
@@ -33,7 +32,7 @@ DRAWN = ("pp", "stpp, depth 4, 1 draft step", "stpp, best depth, 1 draft step", 
 
 def main() -> None:
     """Parse arguments, simulate, print a table and draw the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99])
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="levels of the static trees (1 to 64)")

@@ -19,8 +19,7 @@ import sys
 from pathlib import Path
 
 from pipedec_jax.analysis.papers import TABLES
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 
 DIRECTORIES = ("draft", "middle", "target", "exit-target")
 SIGNALLED = 128
@@ -28,7 +27,7 @@ SIGNALLED = 128
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     names = [table.name for table in TABLES]
     parser.add_argument("--tables", nargs="+", choices=names, default=names, help="which (default: all)")
     parser.add_argument("--list", action="store_true", help="say what each table needs, and end")

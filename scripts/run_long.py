@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import check_place, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ MIB = 2**20
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--ticks", type=int, default=100_000, help="in all, at least (100000)")
     parser.add_argument("--target", default="middle", help="model of the demo family that is decoded (middle)")
     parser.add_argument("--draft", default="draft", help="that guesses (draft)")

@@ -10,7 +10,6 @@ The orders are schedules written here, outside the package. Ticks are simulated;
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 
@@ -21,7 +20,7 @@ import pipedec_jax
 from pipedec_jax import tree as trees
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.tree import PredictionTree
 
@@ -47,7 +46,7 @@ class Savings(BestFirstSchedule):
 
 def main() -> None:
     """Parse arguments, simulate and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--width", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--draft-steps", type=int, default=2)

@@ -10,20 +10,16 @@ it they are left out, and said to be.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from pipedec_jax.command_line.options import fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.command_line.tracing import trace
 from pipedec_jax.disk_cache import use_compilation_cache
 
 
 def main() -> None:
     """Parse this script's own options; what is left over are generate.py's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     parser.add_argument(
         "--ticks", type=int, nargs=2, default=(1, 40), metavar=("A", "B"), help="of the timeline (1 40)"

@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipedec_jax.command_line.options import Parser, fail
-from pipedec_jax.command_line.output import run_command
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.training import prefer_fast_products
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, made or gone on with")
     stages = "text, target, records, middle, draft, export or evaluate"
     parser.add_argument("--until", default="evaluate", metavar="STAGE", help=f"last stage to run: {stages} (default)")

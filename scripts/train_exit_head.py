@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipedec_jax.command_line.options import fail
-from pipedec_jax.command_line.output import check_place, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.training import prefer_fast_products
 
 HEAD_OPTIONS = ("exit_layer", "head", "width", "feed_forward", "tied")
@@ -24,7 +23,7 @@ TRAINING_OPTIONS = (
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", required=True, metavar="DIR", help="converted checkpoint or Hugging Face directory")
     parser.add_argument(
         "--data", required=True, nargs="+", metavar="FILE",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from pipedec_jax.command_line.output import in_words
+from pipedec_jax.command_line.output import Parser
 from pipedec_jax.decoding import batch
 from pipedec_jax.hierarchy import settings as hierarchy
 from pipedec_jax.hosts.group import PATIENCE, START_PATIENCE
@@ -36,36 +35,9 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 """Methods of an option that others would drop without a word."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports bad arguments in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and exit with status 2."""
-        fail(message)
-
-
-class Failed(SystemExit):
-    """Ends this process with status 2, after `fail` has said why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(2)
-        self.reason = reason
-
-
-def fail(message: object) -> NoReturn:
-    """Say what is wrong with the input, and stop."""
-    reason = in_words(message)
-    print(f"error: {reason}", file=sys.stderr)
-    raise Failed(reason)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of the command's arguments; ends the process where they are wrong."""
-    parser = Parser(
-        description=DESCRIPTION,
-        epilog=STATUSES,
-        allow_abbrev=False,
-    )
+    parser = Parser(description=DESCRIPTION, epilog=STATUSES, formatter_class=argparse.HelpFormatter)
     _add_prompts(parser)
     _add_models(parser)
     _add_exit(parser)

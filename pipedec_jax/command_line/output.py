@@ -1,10 +1,12 @@
-"""Running a command whose reader may go away: `| head` ends it without a word, as Python's documentation has it.
+"""What every command does alike: how it takes options, says what is wrong, and ends when its reader goes away.
 
+`| head` ends it without a word, as Python's documentation has it:
 https://docs.python.org/3/library/signal.html#note-on-sigpipe
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -12,6 +14,34 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows a description as it is written, takes no abbreviated options, and reports bad arguments in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        usual = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**(usual | options))
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with status 2."""
+        fail(message)
+
+
+class Failed(SystemExit):
+    """Ends this process with status 2, after `fail` has said why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(2)
+        self.reason = reason
+
+
+def fail(message: object) -> NoReturn:
+    """Say what is wrong with the input, and stop."""
+    reason = in_words(message)
+    print(f"error: {reason}", file=sys.stderr)
+    raise Failed(reason)
 
 
 def run_command(main: Callable[[], int | None]) -> None:

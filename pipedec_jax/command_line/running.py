@@ -10,8 +10,8 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipedec_jax.command_line.opening import open_decoder
-from pipedec_jax.command_line.options import Failed, fail, parse, paths_as_text, read_prompt, request_options
-from pipedec_jax.command_line.output import discard_output, is_output
+from pipedec_jax.command_line.options import parse, paths_as_text, read_prompt, request_options
+from pipedec_jax.command_line.output import Failed, discard_output, fail, is_output
 from pipedec_jax.command_line.printing import show
 from pipedec_jax.decoding import batch
 from pipedec_jax.decoding.request_options import check_request_options
