@@ -26,6 +26,7 @@ import pipedec_jax
 from pipedec_jax.analysis.accelerator import measure_bandwidth
 from pipedec_jax.analysis.calibration import calibrate, measure_link
 from pipedec_jax.analysis.cost import head_bytes, layer_bytes
+from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
@@ -36,17 +37,8 @@ def geometries(target: str | None, draft: str | None) -> tuple[LlamaConfig, Llam
     """Of a target and a draft; the demo's draft goes with the demo's target only."""
     if target is None:
         demo = {name: pipedec_jax.load_demo(name).config for name in ("target", "draft")}
-        return demo["target"], geometry(draft) if draft else demo["draft"]
-    return geometry(target), geometry(draft) if draft else None
-
-
-def geometry(name: str) -> LlamaConfig:
-    """Of a JSON file, or of a model's directory."""
-    path = Path(name)
-    if path.suffix == ".json":
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return LlamaConfig.from_dict(values.get("model", values))
-    return pipedec_jax.load(path).config
+        return demo["target"], read_geometry(draft, "draft") if draft else demo["draft"]
+    return read_geometry(target, "target"), read_geometry(draft, "draft") if draft else None
 
 
 def exit_head(target: str | None, layer: int | None, name: str | None) -> ExitHeadConfig | None:

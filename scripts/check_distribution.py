@@ -8,10 +8,17 @@ control is not.
 
 from __future__ import annotations
 
+import argparse
+from typing import TYPE_CHECKING
+
 import pipedec_jax
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.sampling import Sampling
+
+if TYPE_CHECKING:
+    from pipedec_jax.model.parameters import Parameters
+    from pipedec_jax.pipeline.engine import Engine
 
 CONFIG = LlamaConfig(vocab_size=32, width=32, feed_forward=48, layers=4, heads=4, kv_heads=2, head_size=8, context=256)
 METHODS = ("pp", "pipedec", "best-first", "stpp", "ppsd", "eesd")
@@ -24,8 +31,7 @@ SAMPLINGS = (
 )
 
 
-def main() -> None:
-    """Parse arguments, draw, test and print a table."""
+def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--draws", type=int, default=40000, help="answers for each setting (default 40000)")
     parser.add_argument("--stages", type=int, default=2, help="stages of the target (default 2)")
@@ -39,13 +45,42 @@ def main() -> None:
     args = parser.parse_args()
     if args.draws < 20000:
         parser.error(f"--draws must be at least 20000 to see a distortion of 0.02, not {args.draws}")
+    return args
 
-    pipedec_jax.use_cpu_devices(args.stages + 1)
-    from pipedec_jax.analysis.distribution import check, pair_of_models
+
+def open_engine(method: str, stages: int, target: Parameters, draft: Parameters) -> Engine:
+    """A method with a small tree, the untrained head where it drafts at an exit."""
     from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
     from pipedec_jax.model.parameters import MemorySource
     from pipedec_jax.pipeline.engine import Engine
     from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
+
+    exits, most = method in EXIT_ONLY, 1 if method == "eesd" else 4
+    settings = EngineSettings(
+        method=method,
+        stages=stages,
+        width=most,
+        children=most,
+        depth=2,
+        exit_layer=EXIT_LAYER if exits else None,
+        draft_length=2,
+        prefill_width=8,
+        capacity=64,
+    )
+    return Engine(
+        MemorySource(CONFIG, target),
+        None if exits or method == "pp" else MemorySource(CONFIG, draft),
+        settings,
+        vocab_size=CONFIG.vocab_size,
+        exit_head=ExitHead(ExitHeadConfig(EXIT_LAYER, "target"), {}) if exits else None,
+    )
+
+
+def main() -> None:
+    """Draw, test and print a table."""
+    args = parse()
+    pipedec_jax.use_cpu_devices(args.stages + 1)
+    from pipedec_jax.analysis.distribution import check, pair_of_models
 
     target, draft = pair_of_models(CONFIG, seed=1)
     seed, failed = args.seed, False
@@ -53,25 +88,7 @@ def main() -> None:
     heads = "method", "temperature", "top k", "top p", "first token", "second", "both", "first, 0.02 off"
     print(f"| {' | '.join(heads)} | second, 0.02 off |\n|{' --- |' * 9}")
     for method in args.methods:
-        exits = method in EXIT_ONLY
-        settings = EngineSettings(
-            method=method,
-            stages=args.stages,
-            width=1 if method == "eesd" else 4,
-            children=1 if method == "eesd" else 4,
-            depth=2,
-            exit_layer=EXIT_LAYER if exits else None,
-            draft_length=2,
-            prefill_width=8,
-            capacity=64,
-        )
-        engine = Engine(
-            MemorySource(CONFIG, target),
-            None if exits or method == "pp" else MemorySource(CONFIG, draft),
-            settings,
-            vocab_size=CONFIG.vocab_size,
-            exit_head=ExitHead(ExitHeadConfig(EXIT_LAYER, "target"), {}) if exits else None,
-        )
+        engine = open_engine(method, args.stages, target, draft)
         for number in args.samplings:
             sampling = SAMPLINGS[number - 1]
             drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed)

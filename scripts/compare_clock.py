@@ -9,6 +9,7 @@ a tick of PP takes beyond its work added to every tick.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
@@ -41,25 +42,22 @@ def methods(layer: int, width: int) -> dict[str, dict[str, Any]]:
     return out
 
 
-def main() -> None:
-    """Parse arguments, measure and print a Markdown table."""
+def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--exit-layer", type=int, default=8, help="of the demo target's 16 (default 8)")
     parser.add_argument("--width", type=int, default=2, help="of the trees (default 2)")
     add_held_out_options(parser, prompts=6)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON to this file")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    pipedec_jax.use_cpu_devices(2)
-    from pipedec_jax.analysis.calibration import calibrate
+
+def measure(args: argparse.Namespace, times: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row of figures for every method."""
     from pipedec_jax.analysis.clock import decode, race
     from pipedec_jax.analysis.simulator import Simulator
     from pipedec_jax.analysis.stage_clock import StageClock, measure_work
-    from pipedec_jax.exit_store import find_exit_head
 
     target = pipedec_jax.load_demo("target")
-    head = find_exit_head(target, args.exit_layer, None)
-    times = calibrate(target.config, None, exit_head=head, rows=(1, 2, 4, 8, 16), ranks=2, exchange=0.0)
     make = functools.partial(pipedec_jax.Decoder, target, calibration=times)
     decoders = {PLAIN: make(method="pp", stages=1), PP: make(method="pp", stages=2)}
     decoders |= {name: make(stages=2, **settings) for name, settings in methods(args.exit_layer, args.width).items()}
@@ -77,24 +75,16 @@ def main() -> None:
     for name, decoder in decoders.items():
         simulator = Simulator.of(decoder)
         ticks[name] = np.concatenate([simulator.rows(*pair) for pair in pairs])
+        assert sum(progress.ticks[-1] for progress in runs[name]) == len(ticks[name])
     work = measure_work(clocks, ticks)
 
-    print(f"{args.prompts} held-out prompts (seed {args.seed}), at most {args.max_new_tokens} tokens, greedy, float32")
-    print(
-        "| method | ticks per token | ms per token, measured | its ticks' work, measured | PP / this, measured |",
-        end="",
-    )
-    print(" predicted, work alone | predicted | plain / this, measured | ms a tick beyond its work |")
-    print("|" + " --- |" * 9)
-    rows = []
     tokens = sum(len(answer) for answer in answers)
     per_token = {name: len(ticks[name]) / tokens for name in decoders}
     alone = {name: 1e3 * work[name] / tokens for name in decoders}
     beyond = {name: (found[name] - alone[name]) / per_token[name] for name in decoders}
     whole = {name: alone[name] + beyond[PP] * per_token[name] for name in decoders}
-    for name in decoders:
-        assert sum(progress.ticks[-1] for progress in runs[name]) == len(ticks[name])
-        row = {
+    return [
+        {
             "method": name,
             "ticks_per_token": per_token[name],
             "ms_per_token": found[name],
@@ -105,12 +95,34 @@ def main() -> None:
             "predicted_speedup_vs_pp": whole[PP] / whole[name],
             "measured_speedup_vs_plain": found[PLAIN] / found[name],
         }
-        rows.append(row)
+        for name in decoders
+    ]
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    args = parse()
+    pipedec_jax.use_cpu_devices(2)
+    from pipedec_jax.analysis.calibration import calibrate
+    from pipedec_jax.exit_store import find_exit_head
+
+    target = pipedec_jax.load_demo("target")
+    head = find_exit_head(target, args.exit_layer, None)
+    times = calibrate(target.config, None, exit_head=head, rows=(1, 2, 4, 8, 16), ranks=2, exchange=0.0)
+    rows = measure(args, times)
+    print(f"{args.prompts} held-out prompts (seed {args.seed}), at most {args.max_new_tokens} tokens, greedy, float32")
+    print(
+        "| method | ticks per token | ms per token, measured | its ticks' work, measured | PP / this, measured |",
+        end="",
+    )
+    print(" predicted, work alone | predicted | plain / this, measured | ms a tick beyond its work |")
+    print("|" + " --- |" * 9)
+    for row in rows:
         print(
-            f"| {name} | {per_token[name]:.2f} | {found[name]:.2f} | {alone[name]:.2f} | "
-            f"{row['measured_speedup_vs_pp']:.2f} | {row['predicted_speedup_vs_pp_by_work']:.2f} | "
-            f"{row['predicted_speedup_vs_pp']:.2f} | {row['measured_speedup_vs_plain']:.2f} | {beyond[name]:.2f} |",
-            flush=True,
+            f"| {row['method']} | {row['ticks_per_token']:.2f} | {row['ms_per_token']:.2f} | "
+            f"{row['work_ms_per_token']:.2f} | {row['measured_speedup_vs_pp']:.2f} | "
+            f"{row['predicted_speedup_vs_pp_by_work']:.2f} | {row['predicted_speedup_vs_pp']:.2f} | "
+            f"{row['measured_speedup_vs_plain']:.2f} | {row['beyond_work_ms_per_tick']:.2f} |",
         )
     if args.out is not None:
         write_whole(args.out, json.dumps({"argv": sys.argv[1:], "seconds": times, "rows": rows}, indent=1) + "\n")

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import pipedec_jax
 from pipedec_jax.checks import check_count
+from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.command_line.output import Parser, fail, run_command
-from plan import geometry
 
 if TYPE_CHECKING:
     from pipedec_jax.config import LlamaConfig
@@ -148,7 +148,7 @@ def show_measured_exit(source: ParameterSource, params: Parameters, options: arg
 
 def published(name: str) -> LlamaConfig:
     """A geometry under `configs/`."""
-    return geometry(str(CONFIGS / f"{name}.json"), "geometry")
+    return read_geometry(str(CONFIGS / f"{name}.json"), "geometry")
 
 
 def main(arguments: list[str] | None = None) -> None:

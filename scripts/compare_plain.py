@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import argparse
 import json
 import statistics
 import time
@@ -12,6 +12,7 @@ import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
 from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.loading import demo_directory
 
 
 def main() -> None:
@@ -20,15 +21,30 @@ def main() -> None:
     add_held_out_options(parser, prompts=6)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args()
+    figures = compare(args)
+    if args.json:
+        print(json.dumps(figures))
+        return
+    print(f"prompts (held-out, {args.max_new_tokens} tokens each): {figures['prompts']}, ", end="")
+    print(f"same tokens in {figures['same_tokens']}")
+    print(f"measured, ms per token, prefill included, median: ours {figures['ours_ms_per_token']:.2f}, ", end="")
+    print(f"Hugging Face torch ({figures['torch_threads']} threads) {figures['torch_ms_per_token']:.2f}")
+    low, high = figures["speedup_spread"]
+    print(
+        f"measured, speedup over Hugging Face torch: {figures['speedup_vs_torch']:.2f} (from {low:.2f} to {high:.2f})"
+    )
 
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Measured figures of both."""
     import torch  # a peer to compare with, never part of the runtime
-    import transformers
+
+    from pipedec_jax.peers.hugging_face import load_torch
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     target = pipedec_jax.load_demo("target")
     decoder = pipedec_jax.Decoder(target, method="pp", stages=1, dtype="float32")
-    with importlib.resources.as_file(importlib.resources.files("pipedec_jax") / "demo" / "target") as directory:
-        peer: Any = transformers.LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    peer = load_torch(demo_directory("target"))
 
     def ours(ids: list[int]) -> list[int]:
         return decoder.generate(ids, max_new_tokens=args.max_new_tokens).token_ids
@@ -46,38 +62,28 @@ def main() -> None:
         )
         return answer[0, len(ids) :].tolist()
 
-    ratios, ours_ms, theirs_ms, same = [], [], [], 0
+    times: list[list[float]] = []
+    same = 0
     for index, prompt in enumerate([prompts[0], *prompts]):  # the first round compiles and warms up
         ids = target.tokenizer.encode(prompt)
-        times, answers = [], []
+        pair, answers = [], []
         for run in (ours, theirs):
             begun = time.perf_counter()
             answers.append(run(ids))
-            times.append(1e3 * (time.perf_counter() - begun) / len(answers[-1]))
+            pair.append(1e3 * (time.perf_counter() - begun) / len(answers[-1]))
         if index:
-            ours_ms.append(times[0])
-            theirs_ms.append(times[1])
-            ratios.append(times[1] / times[0])
+            times.append(pair)
             same += answers[0] == answers[1]
-    figures = {
+    ratios = [their / our for our, their in times]
+    return {
         "prompts": len(prompts),
         "same_tokens": same,
-        "ours_ms_per_token": statistics.median(ours_ms),
-        "torch_ms_per_token": statistics.median(theirs_ms),
+        "ours_ms_per_token": statistics.median(our for our, _ in times),
+        "torch_ms_per_token": statistics.median(their for _, their in times),
         "speedup_vs_torch": statistics.median(ratios),
         "speedup_spread": [min(ratios), max(ratios)],
         "torch_threads": torch.get_num_threads(),
     }
-    if args.json:
-        print(json.dumps(figures))
-        return
-    print(f"prompts (held-out, {args.max_new_tokens} tokens each): {len(prompts)}, same tokens in {same}")
-    print(f"measured, ms per token, prefill included, median: ours {figures['ours_ms_per_token']:.2f}, ", end="")
-    print(f"Hugging Face torch ({figures['torch_threads']} threads) {figures['torch_ms_per_token']:.2f}")
-    low, high = figures["speedup_spread"]
-    print(
-        f"measured, speedup over Hugging Face torch: {figures['speedup_vs_torch']:.2f} (from {low:.2f} to {high:.2f})"
-    )
 
 
 if __name__ == "__main__":

@@ -66,14 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not getattr(jax.config, "jax_platforms", None):  # nothing is run: JAX itself needs no more
         jax.config.update("jax_platforms", "cpu")
     from pipedec_jax.analysis import described
-    from plan import geometry
+    from pipedec_jax.command_line.geometries import read_geometry
 
     try:
         if options.out:
             check_place("--out", options.out)
-        target = geometry(options.target, "target")
-        draft = geometry(options.draft, "draft") if options.draft else None
-        middle = [geometry(name, "middle") for name in options.middle]
+        target = read_geometry(options.target, "target")
+        draft = read_geometry(options.draft, "draft") if options.draft else None
+        middle = [read_geometry(name, "middle") for name in options.middle]
         names = [field.name for field in dataclasses.fields(described.Sizes)]
         devices = described.described_devices(options.topology, options.platform)
         if options.stages is None:

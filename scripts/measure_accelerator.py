@@ -18,12 +18,12 @@ import jax
 
 from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, measure_decoding
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
+from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.whole_files import write_whole
-from plan import geometry
 
 COLUMNS = ("width", "ticks per token", "tick, ms", "layers and head, ms", "fixed, ms", "tokens/s", "GB/s", "of copying")
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = [{"device": device.device_kind, "jax": jax.__version__}]
     rows[0] |= dataclasses.asdict(bandwidth)
     for name in options.target:
-        config = geometry(name, "target")
+        config = read_geometry(name, "target")
         if options.layers:
             config = dataclasses.replace(config, layers=options.layers)
         source = RandomSource(config)

@@ -52,9 +52,9 @@ def read_model(options: argparse.Namespace) -> tuple[str, Any, int, list[list[in
 
     noise = np.random.default_rng(0)
     if options.config is not None:
-        from plan import geometry
+        from pipedec_jax.command_line.geometries import read_geometry
 
-        config = geometry(options.config, "config")
+        config = read_geometry(options.config, "config")
         if options.layers is not None:
             config = dataclasses.replace(config, layers=options.layers)
         name, source, vocab_size = f"{options.config} (random weights)", RandomSource(config), None

@@ -30,16 +30,16 @@ def main() -> None:
 
     pipedec_jax.use_cpu_devices(args.stages)
     from pipedec_jax.analysis.tick_cost import measure_tick_cost
+    from pipedec_jax.command_line.geometries import read_geometry
     from pipedec_jax.model.random_source import RandomSource
     from pipedec_jax.pipeline.settings import EngineSettings
-    from plan import geometry
 
     if args.config is None:
         demo = pipedec_jax.load_demo("target")
         target, vocab_size = demo.source, demo.vocab_size
         prompt = demo.tokenizer.encode(held_out_prompts(1, 0)[0].text)
     else:
-        config = geometry(args.config, "config")
+        config = read_geometry(args.config, "config")
         config = config if args.layers is None else dataclasses.replace(config, layers=args.layers)
         target, vocab_size, prompt = RandomSource(config), config.vocab_size, [1, 2, 3]
     if not args.json:

@@ -16,18 +16,17 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
-import pipedec_jax
 from pipedec_jax.analysis.cost import Costs, calibrated_costs
 from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
 from pipedec_jax.analysis.prediction import Device, Prediction, Problem, cache_costs, roofline_costs, rows_needed
-from pipedec_jax.command_line.output import Parser, fail, in_words, run_command
+from pipedec_jax.command_line.geometries import geometry_and_tokenizer, read_object
+from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
-from pipedec_jax.tokenizer import Tokenizer, check_same_tokens
+from pipedec_jax.tokenizer import check_same_tokens
 
 DEMO_CURVE = Path(__file__).resolve().parent.parent / "configs" / "demo_hit_curve.json"
 GIGA = 1e9
@@ -72,46 +71,16 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def read_object(path: str | Path, what: str) -> dict[str, Any]:
-    """A JSON file's object."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no {what} {path}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{what} {path} cannot be read: {in_words(error)}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{what} {path} must hold a JSON object")
-    return values
-
-
-def geometry(name: str, what: str) -> LlamaConfig:
-    """Of a JSON file, or of a model's directory."""
-    return with_tokenizer(name, what)[0]
-
-
-def with_tokenizer(name: str, what: str) -> tuple[LlamaConfig, Tokenizer | None]:
-    """The same, with the tokenizer of a model's directory."""
-    if not name.endswith(".json"):
-        model = pipedec_jax.load(name)
-        return model.config, model.tokenizer
-    values = read_object(name, what)
-    try:
-        return LlamaConfig.from_dict(values.get("model", values)), None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} {name} is no geometry: {error}") from None
-
-
 def pair(target: str, draft: str | None) -> tuple[LlamaConfig, LlamaConfig | None]:
     """The geometries of a target and of a draft that may guess for it.
 
     Raises:
         ValueError: where they have not the same tokens, as far as can be told.
     """
-    config, tokens = with_tokenizer(target, "target")
+    config, tokens = geometry_and_tokenizer(target, "target")
     if draft is None:
         return config, None
-    other, drafts = with_tokenizer(draft, "draft")
+    other, drafts = geometry_and_tokenizer(draft, "draft")
     if tokens is not None and drafts is not None:
         check_same_tokens(tokens, drafts)
     elif config.vocab_size != other.vocab_size:

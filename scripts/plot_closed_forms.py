@@ -10,6 +10,7 @@ python scripts/plot_closed_forms.py --sweep         # how long thousands of sett
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.analysis.known_words import texts_needed
 from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.plots.closed_forms import LOOKAHEADS, STAGES, draw_closed_forms
+from pipedec_jax.plots.style import save
 
 LENGTH = 4096
 """Tokens of a text in the engine."""
@@ -40,7 +43,7 @@ DEEP = (
 """Acceptances of neighbours and passes, of three and four models."""
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--passes", type=int, nargs="+", default=[2, 4, 8, 16])
@@ -58,7 +61,11 @@ def main() -> None:
     )
     parser.add_argument("--sweep", action="store_true", help="time a sweep, and nothing else")
     parser.add_argument("--out", type=Path, help="write the plots to this file (.svg, .png, .pdf)")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     if args.sweep:
         sweep()
         return
@@ -66,8 +73,19 @@ def main() -> None:
     if args.deep:
         deep(args.deep)
         return
+    chance, tokens, counted = two_models(args)
+    classic, filled = draft_then_verify(args.rates), filled_pipe(args.rates)
+    if args.out is not None:
+        save(draw_closed_forms(args.rates, args.passes, chance, tokens, counted, classic, filled), args.out)
 
-    shape = (len(args.passes), len(args.rates))
+
+def two_models(args: argparse.Namespace) -> list[np.ndarray]:
+    """PipeSpec with two models, as a table.
+
+    Returns:
+        By passes and rates: simulated chances that a pass finds its input valid, tokens per verification, and these
+        as the engine counted them (NaN without it).
+    """
     rates, passes = (grid.ravel() for grid in np.meshgrid(args.rates, args.passes))
     words = draw_words([np.repeat(rates, args.runs)], SIMULATED, args.runs * len(rates), seed=0)
     run = simulate(words, [np.repeat(passes, args.runs)])
@@ -96,32 +114,29 @@ def main() -> None:
         )
     print(f"largest error: simulated {largest(tokens / ticks, expected)}, {largest(verified / ticks, chance)}", end="")
     print(f", engine {largest(counted, expected)}" if args.engine else "")
+    shape = (len(args.passes), len(args.rates))
+    return [found.reshape(shape) for found in (verified / ticks, tokens / ticks, counted)]
 
-    from pipedec_jax.plots import closed_forms as plots
-    from pipedec_jax.plots import style
 
-    texts = draw_words([args.rates], 240_000, len(args.rates), seed=1)
-    rounds = [[simulate_rounds(texts[:, run], count) for run in range(len(args.rates))] for count in plots.LOOKAHEADS]
-    classic = np.asarray([[one.tokens / one.rounds for one in row] for row in rounds])
-    runs = [forms.accepted_run(args.rates, count) for count in plots.LOOKAHEADS]
-    print(f"draft-then-verify, tokens per round: largest error, simulated {largest(classic, np.asarray(runs))}")
-    many = draw_words([np.repeat(args.rates, 20)], 6000, 20 * len(args.rates), seed=1)
-    pipelined = [simulate(many, [1], stages=count) for count in plots.STAGES]
+def draft_then_verify(rates: list[float]) -> np.ndarray:
+    """Simulated tokens per round of draft-then-verify, by lookahead and rate."""
+    texts = draw_words([rates], 240_000, len(rates), seed=1)
+    rounds = [[simulate_rounds(texts[:, run], count) for run in range(len(rates))] for count in LOOKAHEADS]
+    found = np.asarray([[one.tokens / one.rounds for one in row] for row in rounds])
+    expected = np.asarray([forms.accepted_run(rates, count) for count in LOOKAHEADS])
+    print(f"draft-then-verify, tokens per round: largest error, simulated {largest(found, expected)}")
+    return found
+
+
+def filled_pipe(rates: list[float]) -> np.ndarray:
+    """PP's ticks over a filled pipe's, simulated, by stages and rate."""
+    many = draw_words([np.repeat(rates, 20)], 6000, 20 * len(rates), seed=1)
+    pipelined = [simulate(many, [1], stages=count) for count in STAGES]
     sums = [[total.reshape(-1, 20).sum(1) for total in (run.tokens, run.ticks)] for run in pipelined]
-    filled = np.asarray([count * made / took for count, (made, took) in zip(plots.STAGES, sums, strict=True)])
-    pipes = [[speedup_filled_pipe(rate, count) for rate in args.rates] for count in plots.STAGES]
-    print(f"filled pipe, PP's ticks over these: largest error, simulated {largest(filled, np.asarray(pipes))}")
-    if args.out is not None:
-        figure = plots.draw_closed_forms(
-            args.rates,
-            args.passes,
-            (verified / ticks).reshape(shape),
-            (tokens / ticks).reshape(shape),
-            counted.reshape(shape),
-            classic,
-            filled,
-        )
-        style.save(figure, args.out)
+    found = np.asarray([count * made / took for count, (made, took) in zip(STAGES, sums, strict=True)])
+    expected = np.asarray([[speedup_filled_pipe(rate, count) for rate in rates] for count in STAGES])
+    print(f"filled pipe, PP's ticks over these: largest error, simulated {largest(found, expected)}")
+    return found
 
 
 def largest(found: np.ndarray, expected: np.ndarray) -> str:

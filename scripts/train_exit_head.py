@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.training import prefer_fast_products
+
+if TYPE_CHECKING:
+    from pipedec_jax.training.exit_run import ExitRun
+    from pipedec_jax.training.exits import ExitPlan
 
 HEAD_OPTIONS = ("exit_layer", "head", "width", "feed_forward", "tied")
 TRAINING_OPTIONS = (
@@ -68,46 +73,57 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def plan_of(options: argparse.Namespace) -> ExitPlan:
+    """Heads and training, from a file or the options."""
+    from pipedec_jax.training.exits import ExitPlan
+
+    given = [name for name in (*HEAD_OPTIONS, *TRAINING_OPTIONS) if getattr(options, name) is not None]
+    if options.plan:
+        if given:
+            raise ValueError(f"--plan says all about heads and training: leave out --{given[0].replace('_', '-')}")
+        return ExitPlan.read(options.plan)
+    if not options.exit_layer:
+        raise ValueError("say where to exit: --exit-layer E, or --plan FILE")
+    return ExitPlan.simple(**{name: getattr(options, name) for name in given})
+
+
+def open_run(options: argparse.Namespace) -> ExitRun:
+    """The run of the options, all of which are checked before anything is computed."""
+    from pipedec_jax.exit_store import FOLDER
+    from pipedec_jax.training.exit_run import ExitRun
+    from pipedec_jax.training.family import read_portions
+
+    for name in ("every", "save_seconds"):
+        if getattr(options, name) is not None and not getattr(options, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(options, name)}")
+    run = ExitRun(
+        options.target,
+        plan_of(options),
+        options.data,
+        options.held_out,
+        root=options.root,
+        portions=read_portions(options.records) if options.records else (),
+        directory=options.run,
+        store_dtype=options.store_dtype,
+        save_seconds=options.save_seconds,
+    )
+    check_place("--target", Path(run.target.name) / FOLDER / "head")
+    check_place("--run", run.directory / "run")
+    if options.log:
+        check_place("--log", options.log)
+        options.log.parent.mkdir(parents=True, exist_ok=True)
+    return run
+
+
 def main() -> None:
     options = parse()
     prefer_fast_products()
-    from pipedec_jax.exit_store import FOLDER
     from pipedec_jax.training.evaluate import agreement_table
-    from pipedec_jax.training.exit_run import ExitRun, worse_than_untrained
-    from pipedec_jax.training.exits import ExitPlan
-    from pipedec_jax.training.family import read_portions
+    from pipedec_jax.training.exit_run import worse_than_untrained
     from pipedec_jax.training.loop import json_log
 
-    given = [name for name in (*HEAD_OPTIONS, *TRAINING_OPTIONS) if getattr(options, name) is not None]
     try:
-        for name in ("every", "save_seconds"):
-            if getattr(options, name) is not None and not getattr(options, name) >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(options, name)}")
-        if options.plan:
-            if given:
-                raise ValueError(f"--plan says all about heads and training: leave out --{given[0].replace('_', '-')}")
-            plan = ExitPlan.read(options.plan)
-        else:
-            if not options.exit_layer:
-                raise ValueError("say where to exit: --exit-layer E, or --plan FILE")
-            plan = ExitPlan.simple(**{name: getattr(options, name) for name in given})
-        run = ExitRun(
-            options.target,
-            plan,
-            options.data,
-            options.held_out,
-            root=options.root,
-            portions=read_portions(options.records) if options.records else (),
-            directory=options.run,
-            store_dtype=options.store_dtype,
-            save_seconds=options.save_seconds,
-        )
-        # Before anything is computed.
-        check_place("--target", Path(run.target.name) / FOLDER / "head")
-        check_place("--run", run.directory / "run")
-        if options.log:
-            check_place("--log", options.log)
-            options.log.parent.mkdir(parents=True, exist_ok=True)
+        run = open_run(options)
     except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
 
@@ -115,7 +131,7 @@ def main() -> None:
     for folder in run.replaced:
         print(f"at its end, replaces {folder}", flush=True)
     try:
-        every = max(1, plan.training.steps // 10) if options.every is None else options.every
+        every = max(1, run.plan.training.steps // 10) if options.every is None else options.every
         heads = run.train(json_log(options.log), every)
     except ValueError as error:
         fail(error)

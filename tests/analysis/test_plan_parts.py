@@ -6,11 +6,11 @@ import re
 import jax.numpy as jnp
 import pytest
 
-import plan as script
 from pipedec_jax.analysis import device_memory
 from pipedec_jax.analysis.cost import layer_bytes
 from pipedec_jax.analysis.hit_curve import HitCurve, Setting, lines_at, read_hit_curve, ticks_at
 from pipedec_jax.analysis.links import Link, all_reduce_seconds, exchange_seconds, hop_seconds
+from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import parameter_count
 from pipedec_jax.model.tensor_parallel import tensor_share
@@ -56,7 +56,7 @@ def test_a_geometry_has_as_many_parameters_as_are_published(name):
     assert config.tied_embeddings == name.startswith("llama-3.2")
     assert (config.rope_scaling is None) == name.startswith(("llama-2", "llama-3-"))
     assert config.head_size * config.heads == config.width
-    assert script.geometry(str(CONFIGS / f"{name}.json"), "target") == config
+    assert read_geometry(str(CONFIGS / f"{name}.json"), "target") == config
 
 
 # Links.
