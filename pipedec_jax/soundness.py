@@ -65,8 +65,16 @@ def to_bits(bad_W: jax.Array, rank: jax.Array, stages: int) -> jax.Array:
     return jnp.where(mine, jnp.left_shift(jnp.ones((), jnp.int32), rank % BITS), 0)
 
 
-def from_bits(words: jax.Array, stages: int) -> jax.Array:
-    """The places of what all ranks found, `[N, W]` int32: k + 1 or 0 for the rows at stage k."""
+def places(words: jax.Array, log_prob_W: jax.Array, stages: int) -> jax.Array:
+    """Where the rows of the pipe are unsound first in this tick, `[N, W]` int32.
+
+    Args:
+        words: `to_bits` of all ranks, added up.
+        log_prob_W: of what the target chose after each row that leaves, not finite if its logits are not.
+        stages: N.
+    """
     stage = jnp.arange(stages, dtype=jnp.int32)
     bit = jnp.right_shift(words[stage // BITS], (stage % BITS)[:, None]) & 1
-    return bit * (stage + 1)[:, None]
+    place_NW = bit * (stage + 1)[:, None]
+    logits = jnp.where(jnp.isfinite(log_prob_W), 0, stages + 1)
+    return place_NW.at[-1].set(jnp.where(place_NW[-1] > 0, place_NW[-1], logits))

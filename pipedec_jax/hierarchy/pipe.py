@@ -178,7 +178,7 @@ def make_pass(
         choice = weights.at[after].get(mode="clip")
         return append(pipe, state, request, choice, jnp.zeros(choice.shape, jnp.float32)), local
     choice, log_prob, place, local = compute(pipe, pipe.target, weights, request, state, local)
-    state = note_unsound(state, place, log_prob)
+    state = state.replace(unsound=jnp.where(state.unsound > 0, state.unsound, place))
     return append(pipe, state, request, choice, log_prob), local
 
 
@@ -207,7 +207,7 @@ def send(pipe: Pipe, state: State, source: Buffer) -> State:
 def compute(
     pipe: Pipe, target: Target, params: TargetParams, request: Request, state: State, local: Local
 ) -> tuple[jax.Array, jax.Array, jax.Array, Local]:
-    """All stages at once; choices `[W]` of what leaves, their log-probabilities, and what is not finite `[N, W]`."""
+    """All stages at once; choices `[W]` of what leaves, log-probabilities, and where rows are unsound `[N, W]`."""
     W, T = pipe.width, request.prompt.shape[0]
     rank = lax.axis_index(AXIS)
     token = state.fed.at[state.start[0] + jnp.arange(W, dtype=jnp.int32)].get(mode="clip")
@@ -228,14 +228,7 @@ def compute(
     after, live = state.start[-1] + 1 + row, row < state.count[-1]
     part, _ = run_head(target, params, pipe.mode, request.sampling, hidden, after, live, pipe.sizes)
     choice, log_prob = vocabulary.choose(gather_over_devices(part))
-    return choice, log_prob, soundness.from_bits(found, pipe.stages), local
-
-
-def note_unsound(state: State, place_NW: jax.Array, log_prob_W: jax.Array) -> State:
-    """Remember the first place at which each row was not finite: a stage, or the logits of what leaves."""
-    place_NW = jnp.where(state.unsound > 0, state.unsound, place_NW)
-    logits = jnp.where(jnp.isfinite(log_prob_W), 0, place_NW.shape[0] + 1)
-    return state.replace(unsound=place_NW.at[-1].set(jnp.where(place_NW[-1] > 0, place_NW[-1], logits)))
+    return choice, log_prob, soundness.places(found, log_prob, pipe.stages), local
 
 
 def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_prob: jax.Array) -> State:

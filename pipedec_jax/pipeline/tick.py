@@ -83,7 +83,7 @@ def watched_tick(system: System, weights: Weights, shared: Shared, local: Local)
     part, share = gather_over_devices((part, share))
     choice, log_prob = vocabulary.choose(part)
 
-    shared = note_unsound(shared, soundness.from_bits(found, system.stages), log_prob)
+    shared = note_unsound(shared, soundness.places(found, log_prob, system.stages))
     if system.exit:
         nodes, steps = draft_at_exit(system, shared, drafted, share)
     else:
@@ -111,12 +111,9 @@ def record(
     return shared.replace(tree=tree.record(nodes, shared.pipe[-1], choice_W, log_prob_W), cost=cost)
 
 
-def note_unsound(shared: Shared, place_NW: jax.Array, log_prob_W: jax.Array) -> Shared:
+def note_unsound(shared: Shared, place_NW: jax.Array) -> Shared:
     """Remember the first place at which each row of the pipe was not finite: a stage, or the logits of what leaves."""
-    capacity, stages = shared.tree.capacity, shared.pipe.shape[0]
-    logits = jnp.where(jnp.isfinite(log_prob_W), 0, stages + 1)
-    place_NW = place_NW.at[-1].set(jnp.where(place_NW[-1] > 0, place_NW[-1], logits))
-    place_NW = jnp.where(shared.pipe < capacity, place_NW, 0)
+    place_NW = jnp.where(shared.pipe < shared.tree.capacity, place_NW, 0)
 
     def note(unsound: jax.Array) -> jax.Array:
         here = jnp.zeros_like(unsound).at[shared.pipe].max(place_NW, mode="drop")

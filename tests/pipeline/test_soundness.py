@@ -69,9 +69,12 @@ def wide():
 def test_bits_of_all_stages_add_up_to_what_each_found() -> None:
     bad = np.random.default_rng(0).random((40, 5)) < 0.3
     words = sum(np.asarray(soundness.to_bits(jnp.asarray(row), jnp.int32(k), 40)) for k, row in enumerate(bad))
-    places = np.asarray(soundness.from_bits(jnp.asarray(words, jnp.int32), 40))
-    assert np.array_equal(places, bad * np.arange(1, 41)[:, None])
     assert words.shape == (2, 5)
+    log_prob = jnp.array([0.0, jnp.nan, -jnp.inf, -1.0, jnp.nan])
+    places = np.asarray(soundness.places(jnp.asarray(words, jnp.int32), log_prob, 40))
+    stages = bad * np.arange(1, 41)[:, None]
+    assert np.array_equal(places[:-1], stages[:-1])
+    assert np.array_equal(places[-1], np.where(bad[-1], 40, np.where(np.isfinite(log_prob), 0, 41)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
