@@ -17,7 +17,7 @@ from pipedec_jax.hierarchy.program import KnownModel
 from pipedec_jax.plots.passes import draw_passes, pass_events
 from pipedec_jax.soundness import NotFiniteError
 from tests.exactness import check_ticks
-from tests.hierarchy.families import SmallPair, decode, engine, load, plain, settings, sources, x64
+from tests.hierarchy.families import LONGEST, SmallPair, decode, engine, load, plain, settings, sources, x64
 from tests.oracle import GREEDY, Draw
 from tests.plots.test_perfetto import checked
 from tests.random_pairs import VOCAB, as_source, prompt_of, target_weights
@@ -312,6 +312,13 @@ def test_a_round_on_several_stages_gives_the_lookahead_and_a_token() -> None:
         assert progress.costs == [tick / 2 for tick in progress.ticks]
         assert decoder.recording().clock == "turn"
         assert decoder.recording().new_tokens(1) == tuple(map(str, progress.tokens[:tokens]))
+
+
+def test_a_capacity_that_is_given_is_kept_to() -> None:
+    capacity = LONGEST + 2 * TWO.stages[-1] + 2
+    assert engine(TWO).capacity_for(20) == capacity
+    with pytest.raises(ValueError, match=f"but capacity is {capacity}; raise capacity"):
+        engine(TWO).capacity_for(capacity)
 
 
 def test_what_a_hierarchy_has_no_use_for_is_refused() -> None:
