@@ -59,6 +59,13 @@ def test_the_answer_stops_where_its_own_token_is_unsound(form: str) -> None:
     place = expected.index(token)
     assert error.value.progress.tokens == expected[: place + 1]
     assert (error.value.stage, error.value.tick > 0) == (1, True)
+    # Piece by piece, all that was chosen before comes without an error.
+    engine(TWO).start(PROMPT, max_new_tokens=NEW)
+    given = [engine(TWO).run(1).tokens]
+    with pytest.raises(NotFiniteError):
+        while True:
+            given.append(engine(TWO).run(1).tokens)
+    assert given[-1] == expected[: place + 1]
 
 
 def test_prefill_and_logits_are_named() -> None:
