@@ -14,7 +14,9 @@ import pytest
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.program import KnownModel
+from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.plots.passes import draw_passes, pass_events
+from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
 from tests.exactness import check_ticks
 from tests.hierarchy.families import LONGEST, SmallPair, decode, engine, load, plain, settings, sources, x64
@@ -116,7 +118,7 @@ def test_prompts_of_one_capacity_are_compiled_once() -> None:
     run(TWO, DRAWN, 0, 17)
     before = engine(TWO).compile_seconds
     run(TWO, DRAWN, 1, 3)
-    assert engine(TWO).compile_seconds == before > 0
+    assert engine(TWO).compile_seconds == before > max(model.compile_seconds for model in engine(TWO).models)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -310,6 +312,7 @@ def test_a_round_on_several_stages_gives_the_lookahead_and_a_token() -> None:
         assert progress.tokens == text[len(prompt) :].tolist()
         assert progress.ticks == [2 * (1 + place // tokens) for place in range(NEW)]
         assert progress.costs == [tick / 2 for tick in progress.ticks]
+        assert progress.nodes == decoder.figures()[-1].read >= NEW
         assert decoder.recording().clock == "turn"
         assert decoder.recording().new_tokens(1) == tuple(map(str, progress.tokens[:tokens]))
 
@@ -319,6 +322,24 @@ def test_a_capacity_that_is_given_is_kept_to() -> None:
     assert engine(TWO).capacity_for(20) == capacity
     with pytest.raises(ValueError, match=f"but capacity is {capacity}; raise capacity"):
         engine(TWO).capacity_for(capacity)
+
+
+def test_caches_are_of_the_capacity_and_what_is_made_or_compiled_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine(TWO).models[0]
+    programs: dict[Any, Any] = {}
+    monkeypatch.setattr(model, "_programs", programs)
+    sizes, timed = [], []
+    for capacity, new in ((80, 0), (40, 0), (40, 0), (40, 1), (80, 0)):
+        monkeypatch.setattr(
+            model, "_compile", lambda *_, new=new: programs.update({len(programs): None} if new else {})
+        )
+        before = model.compile_seconds
+        model.make_ready(make_request([1], 2, capacity, Sampling()), Sampling().mode, below=False, above=1)
+        sizes.append(sum(model.bytes_per_device()["cache"].values()) / capacity)
+        timed.append(model.compile_seconds > before)
+    assert sizes == [sizes[0]] * 5
+    assert sizes[0] > 0
+    assert timed == [True, True, False, True, True]
 
 
 def test_what_a_hierarchy_has_no_use_for_is_refused() -> None:
