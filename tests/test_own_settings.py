@@ -44,7 +44,8 @@ def test_the_threads_of_a_hierarchy_are_as_free_of_it(models, expected):
     jax.config.update("jax_transfer_guard", "disallow")
     try:
         decoder = pipedec_jax.HierarchyDecoder(models, form="free", stages=(1, 1), passes=(2,))
-        found = decoder.generate(PROMPT, max_new_tokens=TOKENS).token_ids
+        with jax.set_mesh(jax.make_mesh((3,), ("data",))):  # the caller's too
+            found = decoder.generate(PROMPT, max_new_tokens=TOKENS).token_ids
     finally:
         jax.config.update("jax_transfer_guard", before)
     assert found == expected
