@@ -12,6 +12,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import pipedec_jax
+from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.sampling import Sampling
@@ -33,15 +34,15 @@ SAMPLINGS = (
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=40000, help="answers for each setting (default 40000)")
-    parser.add_argument("--stages", type=int, default=2, help="stages of the target (default 2)")
+    parser.add_argument("--draws", type=from_1, default=40000, help="answers for each setting (default 40000)")
+    parser.add_argument("--stages", type=from_1, default=2, help="stages of the target (default 2)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="methods (default: all)")
     numbers = range(1, 1 + len(SAMPLINGS))
     parser.add_argument(
         "--samplings", type=int, nargs="+", choices=numbers, default=numbers, help="which (default: all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="first seed of all (default 0)")
-    parser.add_argument("--alpha", type=float, default=1e-4, help="a law is rejected below this p (default 1e-4)")
+    parser.add_argument("--seed", type=from_0, default=0, help="first seed of all (default 0)")
+    parser.add_argument("--alpha", type=up_to_1, default=1e-4, help="a law is rejected below this p (default 1e-4)")
     args = parser.parse_args()
     if args.draws < 20000:
         parser.error(f"--draws must be at least 20000 to see a distortion of 0.02, not {args.draws}")
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from pipedec_jax.command_line.numbers import amount, from_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,11 +28,11 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="programs whose description has all words"
     )
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth program of the grid")
-    parser.add_argument("--drawn", type=int, metavar="N", help="N settings drawn by hypothesis, in float64")
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--every", type=from_1, default=1, metavar="N", help="only every Nth program of the grid")
+    parser.add_argument("--drawn", type=from_1, metavar="N", help="N settings drawn by hypothesis, in float64")
+    parser.add_argument("--new-tokens", type=from_1, default=32)
     parser.add_argument("--out", type=Path, metavar="FILE", help="keeps outcomes: the same command goes on with it")
-    parser.add_argument("--bound", type=float, help="largest distance of a near tie (default: by dtype)")
+    parser.add_argument("--bound", type=amount, help="largest distance of a near tie (default: by dtype)")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 17)
 
@@ -46,6 +47,8 @@ def main() -> int:
         grid = grids.EXIT_GRID if options.small else grids.all_exits()
     grid = [program for program in grid if all(word in f"{program[0]}, {program[1]}" for word in options.only)]
     grid = grid[:: options.every]
+    if not grid:
+        raise ValueError(f"--only {' '.join(options.only)}: no program's description has all of that")
     begun, everything = time.perf_counter(), []
     try:
         found = grids.run_grid(grid, options.dtype, options.new_tokens, options.out)
@@ -87,4 +90,4 @@ def check_drawn(count: int) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

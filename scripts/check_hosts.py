@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipedec_jax.command_line.numbers import from_1, over_0, process_shape
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.hosts.grid import METHODS, SHAPES, Case, cases, check, decode
 
@@ -23,10 +24,11 @@ SCRIPT = Path(__file__).parent / "generate.py"
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
-    parser.add_argument("--shapes", nargs="+", default=[f"{p}x{d}" for p, d in SHAPES], help="processes x devices")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--new-tokens", type=int, default=40, help="of an answer, of which each case has three")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds of a case")
+    usual = [f"{processes}x{devices}" for processes, devices in SHAPES]
+    parser.add_argument("--shapes", type=process_shape, nargs="+", default=usual, help="processes x devices")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--new-tokens", type=from_1, default=40, help="of an answer, of which each case has three")
+    parser.add_argument("--timeout", type=over_0, default=900, help="seconds of a case")
     options = parser.parse_args()
     shapes = [(int(shape.split("x")[0]), int(shape.split("x")[1])) for shape in options.shapes]
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -64,4 +66,4 @@ def print_table(wanted: list[Case], known: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

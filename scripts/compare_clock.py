@@ -21,7 +21,8 @@ import numpy as np
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.numbers import from_1
+from pipedec_jax.command_line.output import Parser, check_place, run_command
 from pipedec_jax.whole_files import write_whole
 
 PLAIN, PP = "plain, one device", "pp, two ranks"
@@ -44,8 +45,8 @@ def methods(layer: int, width: int) -> dict[str, dict[str, Any]]:
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--exit-layer", type=int, default=8, help="of the demo target's 16 (default 8)")
-    parser.add_argument("--width", type=int, default=2, help="of the trees (default 2)")
+    parser.add_argument("--exit-layer", type=from_1, default=8, help="of the demo target's 16 (default 8)")
+    parser.add_argument("--width", type=from_1, default=2, help="of the trees (default 2)")
     add_held_out_options(parser, prompts=6)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON to this file")
     return parser.parse_args()
@@ -102,6 +103,8 @@ def measure(args: argparse.Namespace, times: dict[str, Any]) -> list[dict[str, A
 def main() -> None:
     """Measure and print a Markdown table."""
     args = parse()
+    if args.out:
+        check_place("--out", args.out)
     pipedec_jax.use_cpu_devices(2)
     from pipedec_jax.analysis.calibration import calibrate
     from pipedec_jax.exit_store import find_exit_head
@@ -129,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

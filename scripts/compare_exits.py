@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.numbers import amount, from_1
+from pipedec_jax.command_line.output import Parser, check_place, run_command
 from pipedec_jax.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def settings(trees: list[int], lengths: list[int]) -> Iterator[dict[str, Any]]:
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--exits", type=from_1, nargs="+", default=[2, 4, 8])
     parser.add_argument("--heads", nargs="+", help="heads by name, such as target for the untrained ones (the best)")
-    parser.add_argument("--trees", type=int, nargs="*", default=[4, 16], help="widths of trees (4 16)")
-    parser.add_argument("--draft-lengths", type=int, nargs="*", default=[1, 2, 4, 8], help="of EESD; the best is shown")
+    parser.add_argument("--trees", type=from_1, nargs="*", default=[4, 16], help="widths of trees (4 16)")
+    parser.add_argument("--draft-lengths", type=from_1, nargs="*", default=[1, 2, 4, 8], help="of EESD: the best")
     add_held_out_options(parser, prompts=4)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
     parser.add_argument("--out", type=Path, help="also write all rows as JSON to this file")
     return parser.parse_args()
@@ -74,11 +75,18 @@ def show(decoder: pipedec_jax.Decoder, row: MethodRow) -> None:
 def main() -> None:
     """Run the grid and print the table."""
     args = parse()
+    if args.out:
+        check_place("--out", args.out)
     pipedec_jax.use_cpu_devices(max(args.stages))
     from pipedec_jax.analysis.method_table import plain_answers, run, simulate
+    from pipedec_jax.exit_store import find_exit_head
 
+    target = pipedec_jax.load_demo("target")
+    for exit_layer in args.exits:
+        for head in args.heads or [None]:
+            find_exit_head(target, exit_layer, head)
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
-    make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"))
+    make = functools.partial(pipedec_jax.Decoder, target)
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
     answers = plain_answers(make, prompts, **options)
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
@@ -111,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

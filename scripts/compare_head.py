@@ -154,10 +154,15 @@ def published(name: str) -> LlamaConfig:
 def main(arguments: list[str] | None = None) -> None:
     """Print all tables."""
     options = parse(arguments)
+    from pipedec_jax.model.exit_head import ExitHeadConfig
+
     try:
         for name in ("stages", "ticks", "repeats", "shrink"):
             check_count(f"--{name}", getattr(options, name))
-    except ValueError as error:
+        small = shrunk(published(options.measured), options.shrink)
+        for variant in options.exit_heads:
+            ExitHeadConfig(1, variant)
+    except (ValueError, OSError) as error:
         fail(error)
     if not options.shared_cores:  # as devices have no others' processors
         flags = os.environ.get("XLA_FLAGS", "")
@@ -169,7 +174,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     show_modeled_head()
     try:
-        small = shrunk(published(options.measured), options.shrink)
         params = initialize(small, jax.random.key(0))
         source = MemorySource(small, params)
         show_measured_head(source, options)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.numbers import amount, from_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 
@@ -33,11 +34,12 @@ SPREAD = (2,)
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_held_out_options(parser, prompts=4)
-    parser.add_argument("--stages", type=int, nargs="+", default=[1, 4], help="of the target, in the table (1 4)")
-    parser.add_argument("--delays", action="store_true", help="with injected delays, in place of all else")
-    parser.add_argument("--depth", action="store_true", help="two, three and four models, in place of all else")
-    parser.add_argument("--delay-ms", type=float, default=10.0, help="mean injected delay of a step (default 10)")
-    parser.add_argument("--noise", type=float, default=0.02, help="of the perturbed copy, in deviations (default 0.02)")
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[1, 4], help="of the target, in the table (1 4)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--delays", action="store_true", help="with injected delays, in place of all else")
+    instead.add_argument("--depth", action="store_true", help="two, three and four models, in place of all else")
+    parser.add_argument("--delay-ms", type=amount, default=10.0, help="mean injected delay of a step (default 10)")
+    parser.add_argument("--noise", type=amount, default=0.02, help="of the perturbed copy, in deviations (0.02)")
     return parser.parse_args()
 
 
@@ -121,4 +123,4 @@ def show_selections(study: Study, stages: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

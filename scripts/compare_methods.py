@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
+from pipedec_jax.command_line.numbers import from_0, from_1
 from pipedec_jax.command_line.output import Parser, fail, run_command
 
 KEPT = ("ranks", "unit", "ticks", "costs", "hits")
@@ -29,13 +30,13 @@ def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--prompts", nargs="+", default=["4"], help="number of held-out prompts, and files of questions (4)")
-    add("--per-category", metavar="Q", type=int, default=2, help="questions of each category of a file (2)")
-    add("--stages", metavar="N", type=int, nargs="+", default=[2, 4, 8, 16], help="of the target (2 4 8 16)")
-    add("--width", metavar="W", type=int, default=16, help="most guesses in a batch (16)")
-    add("--children", metavar="K", type=int, default=16, help="most guesses after each token (16)")
+    add("--per-category", metavar="Q", type=from_1, default=2, help="questions of each category of a file (2)")
+    add("--stages", metavar="N", type=from_1, nargs="+", default=[2, 4, 8, 16], help="of the target (2 4 8 16)")
+    add("--width", metavar="W", type=from_1, default=16, help="most guesses in a batch (16)")
+    add("--children", metavar="K", type=from_1, default=16, help="most guesses after each token (16)")
     add("--only", metavar="METHOD", nargs="+", default=[], help="of these methods (all)")
-    add("--max-new-tokens", metavar="M", type=int, default=128, help="most tokens of an answer (128)")
-    add("--seed", type=int, default=0, help="that draws the held-out prompts (0)")
+    add("--max-new-tokens", metavar="M", type=from_1, default=128, help="most tokens of an answer (128)")
+    add("--seed", type=from_0, default=0, help="that draws the held-out prompts (0)")
     add("--out", metavar="FILE", type=Path, help="every count as a JSON line; the same command goes on with it")
     return parser.parse_args()
 

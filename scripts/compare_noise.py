@@ -7,22 +7,25 @@ first 8, is the token that is drawn. Ticks are simulated, as in compare_schedule
 from __future__ import annotations
 
 import functools
+from typing import get_args
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.numbers import amount, from_0, from_1
 from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.drafters.chances import Noise
 
 
 def main() -> None:
     """Parse arguments, run and print a Markdown table."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--temperature", type=float, nargs="+", default=[0.5, 0.8, 1.0])
-    parser.add_argument("--noise", nargs="+", default=["shared", "independent", "none"])
-    parser.add_argument("--stages", type=int, default=8, help="of the runs whose ticks are counted (default 8)")
-    parser.add_argument("--width", type=int, default=32, help="of the same (default 32)")
-    parser.add_argument("--prompts", type=int, default=8, help="held-out prompts (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them, and the tokens (default 0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    parser.add_argument("--temperature", type=amount, nargs="+", default=[0.5, 0.8, 1.0])
+    parser.add_argument("--noise", nargs="+", default=get_args(Noise), choices=get_args(Noise))
+    parser.add_argument("--stages", type=from_1, default=8, help="of the runs whose ticks are counted (default 8)")
+    parser.add_argument("--width", type=from_1, default=32, help="of the same (default 32)")
+    parser.add_argument("--prompts", type=from_1, default=8, help="held-out prompts (default 8)")
+    parser.add_argument("--seed", type=from_0, default=0, help="seed that draws them, and the tokens (default 0)")
+    parser.add_argument("--max-new-tokens", type=from_1, default=128, help="tokens per prompt (default 128)")
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(args.stages + 1)
@@ -55,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

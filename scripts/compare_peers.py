@@ -22,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 import pipedec_jax
+from pipedec_jax.command_line.numbers import from_0, from_1
 from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.whole_files import write_whole
@@ -32,13 +33,13 @@ PLAIN = "ours: plain, one device"
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--prompts", metavar="Q", type=int, default=6, help="held-out prompts (6)")
-    add("--seed", type=int, default=0, help="that draws them (0)")
-    add("--max-new-tokens", metavar="M", type=int, default=128, help="tokens of each answer (128)")
-    add("--rounds", metavar="R", type=int, default=1, help="over all prompts (1)")
-    add("--threads", metavar="T", type=int, default=usable_cores(), help="of the peers (all cores that it may use)")
+    add("--prompts", metavar="Q", type=from_1, default=6, help="held-out prompts (6)")
+    add("--seed", type=from_0, default=0, help="that draws them (0)")
+    add("--max-new-tokens", metavar="M", type=from_1, default=128, help="tokens of each answer (128)")
+    add("--rounds", metavar="R", type=from_1, default=1, help="over all prompts (1)")
+    add("--threads", metavar="T", type=from_1, default=usable_cores(), help="of the peers (all cores that it may use)")
     add("--only", metavar="TEXT", nargs="+", help="only those whose name holds one of these, and our plain decoding")
-    add("--profile", metavar="K", type=int, default=0, help="also show the K longest operations of ours, a tick (0)")
+    add("--profile", metavar="K", type=from_0, default=0, help="also show the K longest operations of ours, a tick (0)")
     add("--out", metavar="FILE", type=Path, help="also write the rows as JSON")
     return parser.parse_args()
 
@@ -70,6 +71,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         for name, make in entrants(folder, slots, options.threads).items()
         if not options.only or name == PLAIN or any(text in name for text in options.only)
     }
+    if options.only and not any(text in name for name in chosen for text in options.only):
+        raise ValueError(f"--only {' '.join(options.only)}: nobody's name holds any of that")
     peers = {name: make() for name, make in tqdm(chosen.items(), desc="loading", disable=None)}
     turns = len(peers) * (1 + options.rounds * len(prompts))
     with tqdm(total=turns, unit="answer", disable=None) as bar:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.numbers import amount, from_1
+from pipedec_jax.command_line.output import Parser, check_place, run_command
 from pipedec_jax.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--target", help="model directory or hub id (default: the demo target)")
     parser.add_argument("--draft", help="the same for the draft (default: the demo draft)")
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--width", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--static-depths", type=int, nargs="+", help="levels of the static trees (2 to 24)")
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--width", type=from_1, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--static-depths", type=from_1, nargs="+", help="levels of the static trees (2 to 24)")
     parser.add_argument("--trees", type=Path, help="file in which find_static_tree.py kept its trees, to go on from")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="settings whose description has all words"
     )
     add_held_out_options(parser, prompts=4)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--engine", action="store_true", help="run the engine; checks every token")
     parser.add_argument("--out", type=Path, help="also write all rows as JSON to this file")
     return parser.parse_args()
@@ -100,6 +101,8 @@ def show_oracle(
 def main() -> None:
     """Run the grid and print the tables."""
     args = parse()
+    if args.out:
+        check_place("--out", args.out)
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
     from pipedec_jax.analysis import static_trees
@@ -155,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -17,6 +17,7 @@ from typing import Any
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.numbers import from_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 TIMES = Path(__file__).resolve().parents[1] / "configs" / "demo_times_2_core_cpu.json"
@@ -26,18 +27,18 @@ def main() -> None:
     """Parse arguments, simulate and print a table."""
     parser = Parser(description=__doc__)
     parser.add_argument("--calibration", type=Path, default=TIMES, help="seconds of the parts (a CPU's, in configs/)")
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--width", type=int, nargs="+", default=[1, 2, 4, 8, 32])
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8])
+    parser.add_argument("--width", type=from_1, nargs="+", default=[1, 2, 4, 8, 32])
     add_held_out_options(parser, prompts=4)
     args = parser.parse_args()
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
     from pipedec_jax.analysis.method_table import plain_answers, simulate
 
+    given: dict[str, Any] = {"drafter": "model", "calibration": json.loads(args.calibration.read_text())}
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
     answers = plain_answers(make, prompts, max_new_tokens=args.max_new_tokens)
-    given: dict[str, Any] = {"drafter": "model", "calibration": json.loads(args.calibration.read_text())}
 
     print(
         f"best-first, {args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, simulated;"
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

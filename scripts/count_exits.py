@@ -13,19 +13,20 @@ import functools
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     """Parse arguments, count and print a Markdown table."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
-    parser.add_argument("--rates", type=float, nargs="*", default=[0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1])
-    parser.add_argument("--tokens", type=int, default=500, help="tokens of the replayed text (500)")
-    parser.add_argument("--prompts", type=int, default=4, help="held-out prompts of the trained heads; 0 for none (4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws them, and the replayed text (0)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--exits", type=from_1, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
+    parser.add_argument("--rates", type=up_to_1, nargs="*", default=[0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1])
+    parser.add_argument("--tokens", type=from_1, default=500, help="tokens of the replayed text (500)")
+    parser.add_argument("--prompts", type=from_0, default=4, help="held-out prompts of trained heads; 0 for none (4)")
+    parser.add_argument("--seed", type=from_0, default=0, help="seed that draws them, and the replayed text (0)")
+    parser.add_argument("--max-new-tokens", type=from_1, default=128, help="tokens per prompt (default 128)")
     parser.add_argument("--engine", action="store_true", help="run the trained heads in the engine")
     args = parser.parse_args()
 
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -5,23 +5,19 @@ from __future__ import annotations
 import os
 
 import pipedec_jax
+from pipedec_jax.command_line.numbers import from_1, over_0
 from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     """Parse arguments, emulate and print a table."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--stages", type=int, nargs="+", default=[8, 16], help="ranks, all stages (default 8 16)")
-    parser.add_argument("--width", type=int, nargs="+", default=[1], help="rows a tick (default 1)")
-    parser.add_argument("--wait", type=float, default=10.0, help="milliseconds of a stage (default 10)")
-    parser.add_argument("--ticks", type=int, default=60, help="ticks per repeat (default 60)")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats (default 5)")
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[8, 16], help="ranks, all stages (default 8 16)")
+    parser.add_argument("--width", type=from_1, nargs="+", default=[1], help="rows a tick (default 1)")
+    parser.add_argument("--wait", type=over_0, default=10.0, help="milliseconds of a stage (default 10)")
+    parser.add_argument("--ticks", type=from_1, default=60, help="ticks per repeat (default 60)")
+    parser.add_argument("--repeats", type=from_1, default=5, help="repeats (default 5)")
     args = parser.parse_args()
-    for name, least in (("stages", 1), ("width", 1)):
-        if min(getattr(args, name)) < least:
-            parser.error(f"--{name} must be at least {least}, not {min(getattr(args, name))}")
-    if args.wait <= 0 or args.ticks < 1 or args.repeats < 1:
-        parser.error("--wait must be over 0, --ticks and --repeats at least 1")
 
     # A rank has one thread here: a pool for the tiny products of waiting stages would only be in the others' way.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
@@ -46,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

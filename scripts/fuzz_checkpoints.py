@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from checkpoint_trials.fuzzing import Fuzzer, limit_memory
 from checkpoint_trials.synthetic import peak_memory
+from pipedec_jax.command_line.numbers import from_0, from_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first input")
+    parser.add_argument("--inputs", type=from_1, default=10_000)
+    parser.add_argument("--first", type=from_0, default=0, help="seed of the first input")
     parser.add_argument("--directory", type=Path, help="where to work (default: the system's temporary directory)")
     parser.add_argument("--show", action="store_true", help="print what became of each input")
     options = parser.parse_args()
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from checkpoint_trials.killing import Killer
 from checkpoint_trials.synthetic import LLAMA_3_8B, write_synthetic
+from pipedec_jax.command_line.numbers import from_0, from_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
-    parser.add_argument("--kills", type=int, default=100, help="at least")
-    parser.add_argument("--layers", type=int, default=2, help="of width 512, 8 MB each")
-    parser.add_argument("--first", type=int, default=0, help="seed of the first conversion")
+    parser.add_argument("--kills", type=from_1, default=100, help="at least")
+    parser.add_argument("--layers", type=from_1, default=2, help="of width 512, 8 MB each")
+    parser.add_argument("--first", type=from_0, default=0, help="seed of the first conversion")
     options = parser.parse_args()
 
     directory: Path = options.directory
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

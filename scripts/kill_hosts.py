@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipedec_jax.command_line.numbers import from_1, over_0
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.hosts.faults import FAULTS, Seen, answers, job, read_answers, strike, write_prompts
 from pipedec_jax.hosts.group import PATIENCE
@@ -27,10 +28,10 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
     parser.add_argument("--faults", nargs="+", metavar="NAME", help="those whose name holds one of these (all)")
-    parser.add_argument("--patience", type=float, default=PATIENCE, help="of the processes, in seconds")
-    parser.add_argument("--limit", type=float, default=60, help="seconds within which the other process must end")
-    parser.add_argument("--prompts", type=int, default=40, help="of the job")
-    parser.add_argument("--new-tokens", type=int, default=48, help="of an answer")
+    parser.add_argument("--patience", type=over_0, default=PATIENCE, help="of the processes, in seconds")
+    parser.add_argument("--limit", type=over_0, default=60, help="seconds within which the other process must end")
+    parser.add_argument("--prompts", type=from_1, default=40, help="of the job")
+    parser.add_argument("--new-tokens", type=from_1, default=48, help="of an answer")
     options = parser.parse_args()
     # What a shell starts in the background ignores SIGINT, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,4 +80,4 @@ def print_table(found: dict[str, Seen], patience: float) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -19,6 +19,7 @@ import jax
 from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, measure_decoding
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
 from pipedec_jax.command_line.geometries import read_geometry
+from pipedec_jax.command_line.numbers import from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
@@ -31,16 +32,16 @@ COLUMNS = ("width", "ticks per token", "tick, ms", "layers and head, ms", "fixed
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--target", nargs="+", required=True, metavar="CONFIG", help="geometries (JSON, see configs/)")
-    parser.add_argument("--layers", type=int, help="of the model that are run, such as those of one stage (all)")
+    parser.add_argument("--layers", type=from_1, help="of the model that are run, such as those of one stage (all)")
     parser.add_argument("--int8", action="store_true", help="layers of int8")
     parser.add_argument("--method", default="pipedec", help="that decodes at widths over 1 (pipedec)")
-    parser.add_argument("--width", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--children", type=int, help="guesses for each node (the width)")
-    parser.add_argument("--draft-steps", type=int, default=1, help="of best-first")
-    parser.add_argument("--rate", type=float, default=1.0, help="share of guesses that are right (1)")
-    parser.add_argument("--tokens", type=int, default=128, help="of the answer (128)")
-    parser.add_argument("--slots", type=int, help="of the cache (as many as needed)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--width", type=from_1, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--children", type=from_1, help="guesses for each node (the width)")
+    parser.add_argument("--draft-steps", type=from_1, default=1, help="of best-first")
+    parser.add_argument("--rate", type=up_to_1, default=1.0, help="share of guesses that are right (1)")
+    parser.add_argument("--tokens", type=from_1, default=128, help="of the answer (128)")
+    parser.add_argument("--slots", type=from_1, help="of the cache (as many as needed)")
+    parser.add_argument("--repeats", type=from_1, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--profile", action="store_true", help="also print what the profiler sees on the device")
     parser.add_argument("--out", type=Path, help="also write all figures to this file, a JSON object a line")
@@ -50,6 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure every geometry and print a table of each."""
     options = parse(arguments)
+    configs = {name: read_geometry(name, "target") for name in options.target}
     device = jax.devices()[0]
     bandwidth = measure_bandwidth()
     print(
@@ -59,8 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     rows: list[dict[str, Any]] = [{"device": device.device_kind, "jax": jax.__version__}]
     rows[0] |= dataclasses.asdict(bandwidth)
-    for name in options.target:
-        config = read_geometry(name, "target")
+    for name, config in configs.items():
         if options.layers:
             config = dataclasses.replace(config, layers=options.layers)
         source = RandomSource(config)
@@ -135,4 +136,4 @@ def print_profile(width: int, found: DeviceProfile | None, tokens: int, most: in
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic, write_synthetic_meta
 from checkpoints_convert.__main__ import main as convert
+from pipedec_jax.command_line.numbers import from_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.model.parameters import parameter_shapes
 
@@ -26,9 +27,9 @@ from pipedec_jax.model.parameters import parameter_shapes
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
-    parser.add_argument("--layers", type=int, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB; 32: all)")
-    parser.add_argument("--runs", type=int, default=3, help="of each, in turns")
-    parser.add_argument("--meta", type=int, metavar="RANKS", help="Meta's format, split over so many files")
+    parser.add_argument("--layers", type=from_1, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB; 32: all)")
+    parser.add_argument("--runs", type=from_1, default=3, help="of each, in turns")
+    parser.add_argument("--meta", type=from_1, metavar="RANKS", help="Meta's format, split over so many files")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -75,4 +76,4 @@ def timed(command: list[str]) -> tuple[float, int]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

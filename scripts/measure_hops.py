@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pipedec_jax
 from pipedec_jax.analysis.hops import LOOPS, SUMS, Hops, measure_hops
+from pipedec_jax.command_line.numbers import from_1, process_shape
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.disk_cache import use_compilation_cache
 from pipedec_jax.hosts.group import join
@@ -26,8 +27,8 @@ PROMPT = "def quicksort(items):\n"
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="processes x devices of each")
-    parser.add_argument("--width", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--shapes", type=process_shape, nargs="+", default=list(SHAPES), help="processes x devices")
+    parser.add_argument("--width", type=from_1, default=16, help="rows of a batch")
     parser.add_argument("--ranks", type=int, help="of one process of a row: used by this script itself")
     parser.add_argument("--coordinator", help="the same")
     parser.add_argument("--num-processes", type=int, help="the same")
@@ -78,4 +79,4 @@ def print_row(shape: str, row: Hops) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -21,15 +21,16 @@ from pathlib import Path
 
 from checkpoint_trials.synthetic import LLAMA_3_8B, peak_memory, write_synthetic
 from checkpoints_convert import convert
+from pipedec_jax.command_line.numbers import from_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where to work")
-    parser.add_argument("--processes", type=int, default=3, help="with one device each (3)")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="T", help="devices of a stage (1)")
-    parser.add_argument("--layers", type=int, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB)")
+    parser.add_argument("--processes", type=from_1, default=3, help="with one device each (3)")
+    parser.add_argument("--tensor-parallel", type=from_1, default=1, metavar="T", help="devices of a stage (1)")
+    parser.add_argument("--layers", type=from_1, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB)")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -108,4 +109,4 @@ def one_process(address: str, rank: int, count: int, parts: int, checkpoint: str
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -10,14 +10,15 @@ import tempfile
 from pathlib import Path
 
 from pipedec_jax.analysis.startup import STEPS, measure_startup
+from pipedec_jax.command_line.numbers import from_0
 from pipedec_jax.command_line.output import Parser, run_command
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Start processes, print a table of medians."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--cold", type=int, default=1, help="processes without kept programs (1)")
-    parser.add_argument("--warm", type=int, default=5, help="processes with them (5)")
+    parser.add_argument("--cold", type=from_0, default=1, help="processes without kept programs (1)")
+    parser.add_argument("--warm", type=from_0, default=5, help="processes with them (5)")
     options = parser.parse_args(arguments)
     runs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as place:

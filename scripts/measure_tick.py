@@ -11,6 +11,7 @@ import json
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.numbers import from_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 
@@ -18,11 +19,11 @@ def main() -> None:
     """Parse arguments, measure and print a table."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", help="geometry (JSON, see configs/); weights are random")
-    parser.add_argument("--layers", type=int, help="with --config: layers in place of the geometry's")
-    parser.add_argument("--stages", type=int, default=2, help="ranks, all target stages (default 2)")
-    parser.add_argument("--width", type=int, nargs="+", default=[1, 8, 32], help="rows a tick (default 1 8 32)")
-    parser.add_argument("--ticks", type=int, default=200, help="ticks per repeat (default 200)")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats, in turn (default 5)")
+    parser.add_argument("--layers", type=from_1, help="with --config: layers in place of the geometry's")
+    parser.add_argument("--stages", type=from_1, default=2, help="ranks, all target stages (default 2)")
+    parser.add_argument("--width", type=from_1, nargs="+", default=[1, 8, 32], help="rows a tick (default 1 8 32)")
+    parser.add_argument("--ticks", type=from_1, default=200, help="ticks per repeat (default 200)")
+    parser.add_argument("--repeats", type=from_1, default=5, help="repeats, in turn (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of the table")
     args = parser.parse_args()
     if args.layers is not None and args.config is None:
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -22,6 +22,7 @@ from pipedec_jax.analysis.cost import speedup_filled_pipe
 from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.analysis.known_words import texts_needed
+from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.plots.closed_forms import LOOKAHEADS, STAGES, draw_closed_forms
 from pipedec_jax.plots.style import save
@@ -45,19 +46,19 @@ DEEP = (
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
-    parser.add_argument("--passes", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--runs", type=int, default=160, help=f"simulated texts of {SIMULATED} tokens (default 160)")
+    parser.add_argument("--rates", type=up_to_1, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
+    parser.add_argument("--passes", type=from_1, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--runs", type=from_1, default=160, help=f"simulated texts of {SIMULATED} tokens (default 160)")
     parser.add_argument(
         "--engine",
-        type=int,
+        type=from_0,
         default=0,
         metavar="TEXTS",
         help=f"least texts of {LENGTH} tokens a cell to decode; more where their simulated spread says that chance "
         f"could exceed {100 * WITHIN:g} %% (4 standard deviations)",
     )
     parser.add_argument(
-        "--deep", type=int, default=0, metavar="TEXTS", help="the same with deep ones, and nothing else"
+        "--deep", type=from_0, default=0, metavar="TEXTS", help="the same with deep ones, and nothing else"
     )
     parser.add_argument("--sweep", action="store_true", help="time a sweep, and nothing else")
     parser.add_argument("--out", type=Path, help="write the plots to this file (.svg, .png, .pdf)")
@@ -219,4 +220,4 @@ def sweep_trees(method: str, rates: int) -> float:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import pipedec_jax
+from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 VOCAB = 97
@@ -24,12 +25,12 @@ VOCAB = 97
 def main() -> None:
     """Parse arguments, simulate, print a table and draw the plot."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--stages", type=int, default=8, help="of the demo target's 16 layers (8)")
-    parser.add_argument("--exits", type=int, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
-    parser.add_argument("--draft-lengths", type=int, nargs="+", default=[1, 4, 8], help="of EESD (1 4 8)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1])
-    parser.add_argument("--tokens", type=int, default=500, help="tokens of the replayed text (500)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", type=from_1, default=8, help="of the demo target's 16 layers (8)")
+    parser.add_argument("--exits", type=from_1, nargs="+", default=[2, 4, 8], help="layers of the exit path (2 4 8)")
+    parser.add_argument("--draft-lengths", type=from_1, nargs="+", default=[1, 4, 8], help="of EESD (1 4 8)")
+    parser.add_argument("--rates", type=up_to_1, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1])
+    parser.add_argument("--tokens", type=from_1, default=500, help="tokens of the replayed text (500)")
+    parser.add_argument("--seed", type=from_0, default=0)
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
 
@@ -100,4 +101,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

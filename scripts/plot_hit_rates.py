@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pipedec_jax
+from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -33,11 +34,11 @@ DRAWN = ("pp", "stpp, depth 4, 1 draft step", "stpp, best depth, 1 draft step", 
 def main() -> None:
     """Parse arguments, simulate, print a table and draw the plot."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99])
-    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="levels of the static trees (1 to 64)")
-    parser.add_argument("--tokens", type=int, default=500, help="tokens of the replayed text (default 500)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--rates", type=up_to_1, nargs="+", default=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99])
+    parser.add_argument("--depths", type=from_1, nargs="+", default=DEPTHS, help="levels of the static trees (1 to 64)")
+    parser.add_argument("--tokens", type=from_1, default=500, help="tokens of the replayed text (default 500)")
+    parser.add_argument("--seed", type=from_0, default=0)
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
 
@@ -98,4 +99,4 @@ def draw(found: dict[tuple[int, str], list[float]], stages: list[int], rates: li
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -20,6 +20,7 @@ import pipedec_jax
 from pipedec_jax import tree as trees
 from pipedec_jax.analysis.held_out import held_out_prompts
 from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.numbers import from_1, over_0
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.schedules.best_first import BestFirstSchedule
 from pipedec_jax.tree import PredictionTree
@@ -47,10 +48,10 @@ class Savings(BestFirstSchedule):
 def main() -> None:
     """Parse arguments, simulate and print a Markdown table."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--stages", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--width", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--draft-steps", type=int, default=2)
-    parser.add_argument("--sharpness", type=float, default=1.43, help="the calibrated one (default 1.43)")
+    parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--width", type=from_1, nargs="+", default=[8, 32])
+    parser.add_argument("--draft-steps", type=from_1, default=2)
+    parser.add_argument("--sharpness", type=over_0, default=1.43, help="the calibrated one (default 1.43)")
     add_held_out_options(parser, prompts=4)
     args = parser.parse_args()
 
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, refusals=(ValueError, OSError))

@@ -44,11 +44,12 @@ def fail(message: object) -> NoReturn:
     raise Failed(reason)
 
 
-def run_command(main: Callable[[], int | None]) -> None:
+def run_command(main: Callable[[], int | None], refusals: tuple[type[Exception], ...] = ()) -> None:
     """Run a script's main function. Ends the process with the status that it returns, if any; with 1 once nobody reads.
 
     Args:
-        main: prints; what it raises is raised here, but for `BrokenPipeError`.
+        main: prints; what it raises is raised here, but for `BrokenPipeError` and `refusals`.
+        refusals: errors by which it refuses its input: they are printed in a line, and the status is 2.
     """
     try:
         try:
@@ -58,6 +59,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
+    except refusals as error:
+        fail(error)
     if status:
         sys.exit(status)
 

@@ -78,4 +78,5 @@ def test_a_place_that_cannot_be_written_to_is_an_error_also_for_who_may_do_all(t
 def test_every_script_is_run_so():
     for script in SCRIPTS:
         last = script.read_text(encoding="utf-8").rsplit('if __name__ == "__main__":\n', 1)[1]
-        assert last in ("    run_command(main)\n", "    run_command(start)\n"), script.name
+        refusing = "    run_command(main, refusals=(ValueError, OSError))\n"
+        assert last in ("    run_command(main)\n", "    run_command(start)\n", refusing), script.name
