@@ -22,7 +22,7 @@ from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHeadConfig, initialize_head, vocabulary_part
 from pipedec_jax.model.parameters import Parameters
 from pipedec_jax.training.forward import hidden_after, layer, linear, rope_constants
-from pipedec_jax.training.loop import Carry, Checkpoints, Log, run_steps
+from pipedec_jax.training.loop import Carry, Checkpoints, Log, compile_step, run_steps
 from pipedec_jax.training.trainer import Batches, loss_of, make_optimizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -305,7 +305,7 @@ def _compiled_step(plan: ExitPlan, target: LlamaConfig) -> Callable[..., Any]:
             moved[name] = jax.tree.map(lambda value, change: value + fraction * change, params, update)
         return moved, states, losses
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return compile_step(step)
 
 
 def train_exit_heads(

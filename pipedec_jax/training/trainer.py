@@ -20,7 +20,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from pipedec_jax.config import LlamaConfig, check_keys
 from pipedec_jax.model.parameters import Parameters, flatten, nest
 from pipedec_jax.training.forward import forward
-from pipedec_jax.training.loop import Carry, Checkpoints, Log, run_steps
+from pipedec_jax.training.loop import Carry, Checkpoints, Log, compile_step, run_steps
 
 Batch = dict[str, np.ndarray]
 """`token [B, T]` and either `target [B, T]`, or `choice [B, T, K]` with `log_prob [B, T, K]` of the teacher."""
@@ -215,7 +215,7 @@ def make_step(model: LlamaConfig, optimizer: optax.GradientTransformation, hard:
         params = jax.tree.map(lambda value, change: value + fraction * change, params, update)
         return params, state, loss
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return compile_step(step)
 
 
 def train(

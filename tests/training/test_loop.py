@@ -1,9 +1,10 @@
 """Numbered steps: what is logged, saved and refused."""
 
+import jax
 import numpy as np
 import pytest
 
-from pipedec_jax.training.loop import run_steps
+from pipedec_jax.training.loop import compile_step, run_steps
 
 
 class Saved:
@@ -19,6 +20,13 @@ class Saved:
 def count(number, carry):
     params, state = carry
     return (params + 1, [*state, number]), {"loss": np.float32(number)}, 10
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", None), ("gpu", True), ("tpu", None)])
+def test_gpus_and_no_others_are_told_to_add_in_a_fixed_order(platform, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "jit", lambda _, **options: options["compiler_options"])
+    assert (compile_step(count) or {}).get("xla_gpu_deterministic_ops") is expected
 
 
 def test_the_last_step_is_saved_whatever_the_time_and_under_the_number_of_the_next():
