@@ -19,7 +19,7 @@ from pipedec_jax.pipeline.prefill import prefill
 from pipedec_jax.pipeline.progress import Progress
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.state import System
-from pipedec_jax.recording.history import Layout, Recording
+from pipedec_jax.recording.history import Answer, Commit, Layout, Recording, read_history
 from pipedec_jax.recording.tape import record_ticks
 from pipedec_jax.sampling import GREEDY
 from tests.exactness import Shape
@@ -225,3 +225,11 @@ def test_the_stage_that_drafts_too_says_so() -> None:
     at_exit = Layout("ppsd", stages=3, width=1, drafter=False, exit=2)
     assert at_exit.ranks == ["stage 1", "stage 2, exit", "stage 3"]
     assert Layout("pipedec", stages=2, width=1, drafter=True).ranks == ["stage 1", "stage 2", "draft"]
+
+
+@pytest.mark.parametrize(("exit_stage", "lag"), [(0, 1), (1, 1), (3, 3)])
+def test_a_hit_is_late_beyond_the_stages_of_the_exit(exit_stage: int, lag: int) -> None:
+    layout = Layout("ppsd", stages=4, width=1, drafter=False, exit=exit_stage)
+    recording = read_history([], layout, Answer([], [], []))
+    kinds = [recording.kind(Commit(0, 0, delay)) for delay in (None, 0, lag, lag + 1)]
+    assert kinds == ["miss", "hit", "hit", "late hit"]
