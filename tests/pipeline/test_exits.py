@@ -17,8 +17,9 @@ from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayAtExit, ReplayDrafter
-from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.model.parameters import read_tree
+from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.fit import check_fit
 from pipedec_jax.pipeline.placement import OWN, SAME
@@ -62,11 +63,11 @@ def test_a_chain_takes_e_ticks_for_a_hit_and_a_refill_for_a_miss() -> None:
         assert progress.ticks[-1] == ppsd_ticks(5, 2, hits, 59 - hits)
 
 
-def alone(pair: Pair, config: ExitHeadConfig, text: list[int]) -> np.ndarray:
+def alone(pair: Pair, head: ExitHead, text: list[int]) -> np.ndarray:
     """The head's favourite after every token of a text, computed at once with a causal mask."""
     source = as_source(pair.target_config, target_weights(pair))
-    params: Any = jax.tree.map(jnp.asarray, exit_head(pair, config).params)
-    logits = jax.jit(functools.partial(exit_logits, config, source.config))
+    params: Any = jax.tree.map(jnp.asarray, head.params)
+    logits = jax.jit(functools.partial(exit_logits, head.config, source.config))
     padded = np.pad(np.asarray(text, np.int32), (0, 100 - len(text)))
     found = np.asarray(logits(params, read_tree(source), padded)[0])
     return np.argmax(found[: len(text), :VOCAB], axis=-1)
@@ -80,7 +81,7 @@ def test_a_head_with_a_block_guesses_in_the_pipe_what_it_guesses_alone() -> None
         prompt = prompt_of((33, 2, 20)[number], number)  # Several chunks, and one row, of prefill.
         progress = bench(EESD, "float64").decode(pair, prompt, 60)
         with jax.enable_x64(True):
-            favourite = alone(pair, EESD.head, [*prompt, *progress.tokens])[len(prompt) - 1 : -1]
+            favourite = alone(pair, exit_head(pair, EESD.head), [*prompt, *progress.tokens])[len(prompt) - 1 : -1]
         # A round ends after `length` accepted tokens and one more, or with the first that is another.
         accepted = 0
         for token, guess, hit in zip(progress.tokens, favourite, progress.hits, strict=True):
@@ -88,6 +89,28 @@ def test_a_head_with_a_block_guesses_in_the_pipe_what_it_guesses_alone() -> None
             accepted = accepted + 1 if hit else 0
             compared += hit
     assert compared > 40
+
+
+def test_a_head_that_shares_the_vocabulary_guesses_behind_a_norm_of_its_own() -> None:
+    """Its rows go through the target's head in one product with rows behind the target's norm."""
+    assert CHAIN.head is not None
+    pair, shared, prompt = PAIRS[FIVE][0], bench(CHAIN, "float64"), prompt_of(20, 0)
+    engine, target = shared.load(pair), as_source(pair.target_config, target_weights(pair))
+    head = exit_head(pair, CHAIN.head)
+    norm = np.asarray(head.params["final_norm"])
+    other = norm * np.random.default_rng(0).uniform(0.2, 2.0, norm.shape)
+    head = dataclasses.replace(head, params={**head.params, "final_norm": other})
+    with shared.x64():
+        drafter = placement.place_exit_head(engine.mesh, head, target, jnp.dtype("float64"))
+        engine.weights = engine.weights.replace(drafter=drafter)
+    try:
+        progress = shared.decode(pair, prompt, 60, Draw(1e-6))  # greedy in effect, by a program that is compiled
+    finally:
+        shared.pair = None  # the next to use it gets its own weights
+    with shared.x64():
+        favourite = alone(pair, head, [*prompt, *progress.tokens])[len(prompt) - 1 : -1]
+    assert progress.hits == [token == guess for token, guess in zip(progress.tokens, favourite, strict=True)]
+    assert 5 < sum(progress.hits) < 55
 
 
 def products_with_the_vocabulary(engine: Engine, system: System) -> int:

@@ -24,8 +24,8 @@ def told(method: str = "pipespec", form: str = "lockstep") -> PassRecording:
         (1, buffer([], 1)),
         (1, buffer([1, 5], 2)),
         (0, buffer([1, 5, 6], 5, rollbacks=1, undone=2)),
-        (0, buffer([1, 5, 6], 5, rollbacks=2, undone=2)),
         (1, buffer([1, 5], 2)),
+        (0, buffer([1, 5, 6], 5, rollbacks=2, undone=2)),
     ]
     return read_passes(published, method, form, ["small", "large"], len(PROMPT), lambda token: f"<{token}>")
 
