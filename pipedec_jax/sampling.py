@@ -114,12 +114,11 @@ def scale(sampling: SamplingArrays, logit_WV: jax.Array) -> jax.Array:
 
 
 def keep(sampling: SamplingArrays, scaled_WV: jax.Array) -> jax.Array:
-    """Which tokens top-k and top-p leave, `[W, V]` bool, from logits already scaled.
+    """Which tokens top-k and top-p leave, `[W, V]` bool, from logits already scaled, in float32 or wider.
 
     Tokens tied with the k-th most likely all stay, as in Hugging Face's top-k filter. Top-p works on what top-k left:
     a token stays while the tokens before it (most likely first) hold less than p.
     """
-    V = scaled_WV.shape[-1]
     rank_WV = _ranks(scaled_WV)
     none = rank_WV[:, 0] & 0  # every token is over it
 
@@ -127,11 +126,9 @@ def keep(sampling: SamplingArrays, scaled_WV: jax.Array) -> jax.Array:
         return jnp.sum(mask_WV, axis=-1, dtype=jnp.int32)
 
     # No sorting: that of a real vocabulary takes twenty times as long on CPU, and many kernels on a GPU.
-    k = jnp.minimum(sampling.top_k, V)
-    kth = lax.cond(k > 0, lambda: _highest(rank_WV, count, k), lambda: none)
+    kth = lax.cond(sampling.top_k > 0, lambda: _highest(rank_WV, count, sampling.top_k), lambda: none)
     left_WV = rank_WV >= kth[:, None]
-    left = jnp.where(left_WV, scaled_WV, -jnp.inf)
-    probability = jax.nn.softmax(left.astype(jnp.float32) if left.dtype.itemsize < 4 else left, axis=-1)
+    probability = jax.nn.softmax(jnp.where(left_WV, scaled_WV, -jnp.inf), axis=-1)
     p = sampling.top_p.astype(probability.dtype)
 
     def mass(mask_WV: jax.Array) -> jax.Array:

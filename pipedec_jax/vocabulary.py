@@ -65,12 +65,8 @@ class ChoicePart(struct.PyTreeNode):
     """[W] log of the sum of the exponentials of this rank's logits."""
 
 
-def noise_part(
-    mode: SamplingMode, sampling: SamplingArrays, logit_WVr: jax.Array, position_W: jax.Array, vocab_size: int
-) -> jax.Array:
-    """This rank's slice of the noise of the positions at which the tokens are drawn, `[W, Vr]`; zeros when greedy."""
-    if not mode.sampled:
-        return jnp.zeros_like(logit_WVr)
+def noise_part(sampling: SamplingArrays, logit_WVr: jax.Array, position_W: jax.Array, vocab_size: int) -> jax.Array:
+    """This rank's slice of the noise of the positions at which the tokens are drawn, `[W, Vr]`."""
     noise = gumbel_noise(sampling, position_W, vocab_size).astype(logit_WVr.dtype)
     return _my_columns(noise, logit_WVr.shape[-1])
 

@@ -137,8 +137,8 @@ def sharded_choice(rows: int, vocab: int, ranks: int, mode: SamplingMode) -> Any
     def run(sampling: SamplingArrays, logit_WVr: jax.Array, position_W: jax.Array) -> tuple[jax.Array, jax.Array]:
         token = jax.lax.axis_index(AXES) * size + jnp.arange(size, dtype=jnp.int32)
         logit_WVr = jnp.where((token < vocab)[None, :], logit_WVr, -jnp.inf)
-        noise = noise_part(mode, sampling, logit_WVr, position_W, vocab)
-        return choose(gather_over_devices(choice_part(mode, sampling, logit_WVr, noise, vocab, position_W >= 0)))
+        drawn = noise_part(sampling, logit_WVr, position_W, vocab) if mode.sampled else jnp.zeros_like(logit_WVr)
+        return choose(gather_over_devices(choice_part(mode, sampling, logit_WVr, drawn, vocab, position_W >= 0)))
 
     return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P(), P(None, AXES), P()), out_specs=P()))
 
@@ -235,6 +235,9 @@ def test_sampled_tokens_follow_the_filtered_distribution() -> None:
         ({"temperature": 1e-46}, "temperature"),
         ({"temperature": 1e-39}, "temperature"),
         ({"temperature": 1e39}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": True}, "top_p"),
+        ({"temperature": "1"}, "temperature"),
         ({"top_k": 2.5}, "top_k"),
         ({"top_k": True}, "top_k"),
         ({"seed": 1.5}, "seed"),
@@ -263,6 +266,15 @@ def test_a_large_temperature_chooses_no_padding() -> None:
     assert np.isfinite(log_probs).all()
 
 
+def test_a_top_k_of_one_keeps_the_most_likely_token_and_those_tied_with_it() -> None:
+    logits = np.asarray([[1.0, 3.0, 2.0, 3.0]], np.float32)
+    assert np.flatnonzero(kept(Sampling(1.0, top_k=1).arrays(), logits)[0]).tolist() == [1, 3]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Sampling(np.float32(0.5), np.int64(3), np.float64(0.5), np.uint32(7)) == Sampling(0.5, 3, 0.5, 7)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_top_k_over_any_vocabulary_keeps_all_tokens() -> None:
     logits = np.random.default_rng(0).normal(size=(W, V)).astype(np.float32)
     assert np.asarray(kept(Sampling(1.0, top_k=2**40).arrays(), logits)).all()
@@ -272,5 +284,5 @@ def test_the_mode_is_what_must_be_known_to_compile() -> None:
     assert Sampling().mode == MODES["greedy"]
     assert Sampling(top_k=5, top_p=0.5).mode == MODES["greedy"], "filters cannot change a greedy choice"
     assert Sampling(0.7).mode == MODES["sampled"]
-    assert Sampling(0.7, top_k=5).mode == MODES["filtered"]
+    assert Sampling(0.7, top_k=5).mode == Sampling(0.7, top_k=1).mode == MODES["filtered"]
     assert Sampling(0.7, top_p=0.5).mode == MODES["filtered"]

@@ -73,9 +73,7 @@ def likely_part(
         return LikelyPart(none.astype(jnp.int32), none, jnp.sum(none, axis=1), logit_WVr)
     gumbel = None
     if _drawn(view, noise):
-        gumbel = vocabulary.noise_part(
-            view.mode, _sampling(view, noise), logit_WVr, _next_position(view, node_W), vocab_size
-        )
+        gumbel = vocabulary.noise_part(_sampling(view, noise), logit_WVr, _next_position(view, node_W), vocab_size)
     score_WVr = _scores(logit_WVr, gumbel, view, sharpness)
     score, token = lax.top_k(score_WVr, min(children, Vr))
     first = lax.axis_index(vocabulary.AXES) * Vr

@@ -129,7 +129,7 @@ def run_head(
         return None, vocabulary.head_part(target.config, weights, params.output, x, size, least)
 
     def draw(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        return None, vocabulary.noise_part(mode, sampling, *rows, target.vocab_size)
+        return None, vocabulary.noise_part(sampling, *rows, target.vocab_size)
 
     _, logit = over_live_rows(sizes, live, head, None, (x, own))
     noise = jnp.zeros_like(logit[:W])
