@@ -20,7 +20,7 @@ from tqdm import tqdm
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.command_line.numbers import from_0, from_1
-from pipedec_jax.command_line.output import Parser, fail, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 
 KEPT = ("ranks", "unit", "ticks", "costs", "hits")
 """What is kept of a count."""
@@ -55,7 +55,6 @@ def main() -> None:
 
 def run(options: argparse.Namespace, every: Any) -> None:
     models = {name: pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")}
-    known = know_texts(options, every, models["target"])
     layers = models["target"].config.layers
     shape = (options.width, options.children)
     wanted = [
@@ -66,6 +65,9 @@ def run(options: argparse.Namespace, every: Any) -> None:
     ]
     if not wanted:
         raise ValueError(f"--only {' '.join(options.only)}: there is no such method")
+    if options.out:
+        check_place("--out", options.out)
+    known = know_texts(options, every, models["target"])
     head = {"prompts": [[one.corpus, list(one.prompt), list(one.answer)] for one in known], "shape": list(shape)}
     kept = open_kept(options.out, head) if options.out else None
     done = {row["name"]: row for row in kept.rows[1:]} if kept is not None else {}

@@ -116,6 +116,13 @@ def main() -> None:
     def chosen(settings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         return [setting for setting in settings if all(word in str(list(setting.values())) for word in args.only)]
 
+    trees_of_drafters = [{"method": "stpp", "drafter": drafter} for drafter in DRAFTERS]
+    if not any(chosen([*trees_of_drafters, *others(width)]) for width in args.width):
+        raise ValueError(f"--only {' '.join(args.only)}: no setting's description has all of that")
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    about = static_trees.about(args.target, args.draft, args.prompts, args.seed, **options)
+    kept = static_trees.TreeFile(args.trees, about)
+
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each, ", end="")
     print(f"temperature {args.temperature}; {'run' if args.engine else 'simulated'}. Draft steps of stpp: its depth;")
     print("free: its drafting is not charged")
@@ -123,13 +130,9 @@ def main() -> None:
     print(" late hits per token | ticks lost to them | ticks: PP / this | modeled time: PP / this |")
     print("|" + " --- |" * 12)
     rows = []
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
     answers = plain_answers(make, prompts, **options)
     how = run if args.engine else simulate
     free = static_trees.with_free_drafting(make)
-
-    about = static_trees.about(args.target, args.draft, args.prompts, args.seed, **options)
-    kept = static_trees.TreeFile(args.trees, about)
 
     def tree(drafter: str, width: int, depth: int) -> MethodRow:
         (shape,) = static_trees.shapes([width], [depth], [drafter])
@@ -143,7 +146,7 @@ def main() -> None:
 
     for stages in args.stages:
         for width in args.width:
-            for static in chosen({"method": "stpp", "drafter": drafter} for drafter in DRAFTERS):
+            for static in chosen(trees_of_drafters):
                 depths = args.static_depths or static_trees.DEPTHS
                 trees = [tree(static["drafter"], width, depth) for depth in depths]
                 for note, maker in (("", make), (", free", free)):

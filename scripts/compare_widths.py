@@ -38,6 +38,8 @@ def main() -> None:
     given: dict[str, Any] = {"drafter": "model", "calibration": json.loads(args.calibration.read_text())}
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
+    for stages in args.stages:
+        make(stages=stages, width=max(args.width), **given)  # says what is wrong, before any work
     answers = plain_answers(make, prompts, max_new_tokens=args.max_new_tokens)
 
     print(

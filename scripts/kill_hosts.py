@@ -36,6 +36,8 @@ def main() -> None:
     # What a shell starts in the background ignores SIGINT, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     chosen = [f for f in FAULTS if not options.faults or any(part in f.name for part in options.faults)]
+    if not chosen:
+        raise ValueError(f"--faults {' '.join(options.faults)}: no fault's name holds any of that")
     directory: Path = options.directory
     directory.mkdir(parents=True, exist_ok=True)
     prompts, out, one = (directory / name for name in ("prompts.jsonl", "answers.jsonl", "one.jsonl"))

@@ -2,10 +2,14 @@
 
 import pytest
 
+import check_hosts
 import compare_head
 import kill_batches
+import kill_hosts
+import measure_accelerator
 import measure_context
 import run_long
+from pipedec_jax.command_line.output import run_command
 
 
 @pytest.mark.parametrize(
@@ -26,3 +30,26 @@ def test_no_number_of_something_is_refused(script, given, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert (stopped.value.code, shown.out) == (2, "")
     assert shown.err == f"error: {given[-2]} must be a whole number of at least 1, not 0\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "message"),
+    [
+        (check_hosts, ["nowhere", "--shapes", "2"], "argument --shapes: must be processes x devices of each, such as"),
+        (check_hosts, ["nowhere", "--timeout", "-1"], "argument --timeout: must be a number over 0, not '-1'"),
+        (compare_head, ["--measured", "none"], "there is no geometry "),
+        (compare_head, ["--exit-heads", "none"], "exit head 'none' is not known; choose one of target, norm-linear"),
+        (kill_hosts, ["nowhere", "--faults", "none"], "--faults none: no fault's name holds any of that"),
+        (measure_accelerator, ["--target", "none"], "none does not exist: give a converted checkpoint"),
+    ],
+)
+def test_what_there_is_not_is_refused(script, given, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["script", *given])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run_command(script.main, refusals=(ValueError, OSError))
+    shown = capsys.readouterr()
+    assert (stopped.value.code, shown.out) == (2, "")
+    assert shown.err.startswith(f"error: {message}")
+    assert shown.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
