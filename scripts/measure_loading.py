@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--processes", type=from_1, default=3, help="with one device each (3)")
     parser.add_argument("--tensor-parallel", type=from_1, default=1, metavar="T", help="devices of a stage (1)")
     parser.add_argument("--layers", type=from_1, default=14, help="layers of LLaMA 3 8B's shape (14: 8.2 GB)")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
