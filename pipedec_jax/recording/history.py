@@ -311,7 +311,7 @@ class _Teller:
             place = min(children)[1]
             child = self.here[place]
             below = {child.number}
-            for node in sorted(self.here.values(), key=lambda node: node.position):
+            for node in self.here.values():  # by their positions, as `read_tree` has found them
                 if node.parent in below:
                     below.add(node.number)
             before, self.here = self.here, {at: node for at, node in self.here.items() if node.number in below}
