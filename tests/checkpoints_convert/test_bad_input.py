@@ -82,6 +82,10 @@ BAD = {
     "unknown tensor": (
         shape(model__layers__0__self_attn__q_proj__bias=np.ones(24, np.float32)),
         r"unknown tensors 'model\.layers\.0\.self_attn\.q_proj\.bias'"),
+    "buffer of no rotary embedding": (
+        shape(model__layers__0__mlp__inv_freq=np.ones(3, np.float32)), r"unknown tensors 'model\.layers\.0\.mlp\.inv"),
+    "buffer of another name": (
+        shape(model__rotary_emb__inv_freq_2=np.ones(3, np.float32)), r"unknown tensors 'model\.rotary_emb\.inv_freq_"),
     "layer too many": (
         lambda source: edit_json(source / "config.json", num_hidden_layers=1),
         r"unknown tensors 'model\.layers\.1\..* and 5 more"),
@@ -177,6 +181,14 @@ def test_what_is_not_finite_in_the_source_is_kept_in_any_dtype():
         np.testing.assert_array_equal(conversion.cast(array, "x", dtype).astype(np.float32), array)
     with pytest.raises(ValueError, match="'x' has values too large for float16"):
         conversion.cast(np.asarray([np.inf, 70000.0], np.float32), "x", "float16")
+
+
+def test_a_tied_head_of_another_dtype_differs(source, tmp_path):
+    edit_json(source / "config.json", tie_word_embeddings=True)
+    embedding = load_file(source / SINGLE)["model.embed_tokens.weight"]
+    edit_tensors(source, lm_head__weight=embedding.astype(np.float16))
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' differs from 'model\.embed_tokens\.weight'"):
+        convert(source, tmp_path / "converted", "float32")
 
 
 def test_values_too_large_for_float16_are_refused(source, tmp_path, others):

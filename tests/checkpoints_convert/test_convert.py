@@ -213,7 +213,10 @@ def test_a_tied_head_that_equals_the_embedding_is_not_stored(tmp_path):
 
 
 def test_rotary_buffers_of_old_files_are_ignored(source, tmp_path):
-    edit_tensors(source, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(3, np.float64))
+    buffer = np.ones(3, np.float64)
+    edit_tensors(
+        source, model__layers__0__self_attn__rotary_emb__inv_freq=buffer, model__rotary_emb__inv_freq=buffer.copy()
+    )
     convert(source, tmp_path / "converted")
 
 
