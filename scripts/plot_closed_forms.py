@@ -23,7 +23,7 @@ from pipedec_jax.analysis.draft_then_verify import simulate_rounds
 from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.analysis.known_words import texts_needed
 from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.output import Parser, check_picture, run_command
 from pipedec_jax.plots.closed_forms import LOOKAHEADS, STAGES, draw_closed_forms
 from pipedec_jax.plots.style import save
 
@@ -67,6 +67,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    if args.out:
+        check_picture("--out", args.out)
     if args.sweep:
         sweep()
         return

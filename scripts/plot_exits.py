@@ -17,7 +17,7 @@ import numpy as np
 
 import pipedec_jax
 from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.output import Parser, check_picture, run_command
 
 VOCAB = 97
 
@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--seed", type=from_0, default=0)
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
+    if args.out:
+        check_picture("--out", args.out)
 
     from pipedec_jax.analysis import closed_forms
     from pipedec_jax.analysis.simulator import Simulator

@@ -17,7 +17,7 @@ from typing import Any
 
 import pipedec_jax
 from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.output import Parser, check_picture, run_command
 
 METHODS: dict[str, dict[str, Any]] = {
     "pp": {"method": "pp"},
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--seed", type=from_0, default=0)
     parser.add_argument("--out", type=Path, help="write the plot to this file (.svg, .png, .pdf)")
     args = parser.parse_args()
+    if args.out:
+        check_picture("--out", args.out)
 
     from pipedec_jax.analysis.simulator import Simulator
     from pipedec_jax.analysis.static_trees import REPLAYED_VOCABULARY, replayed_rounds, ticks_with_drafting

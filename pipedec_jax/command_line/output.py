@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+PICTURES = (".svg", ".png", ".pdf")
+"""What a picture's name may end in."""
+
 
 class Parser(argparse.ArgumentParser):
     """Shows a description as it is written, takes no abbreviated options, and reports bad arguments in one line."""
@@ -91,6 +94,17 @@ def check_place(option: str, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be written: {error.strerror or error}") from error
+
+
+def check_picture(option: str, path: Path) -> None:
+    """The same of a picture, whose kind its name says.
+
+    Raises:
+        ValueError: naming the option, when it cannot be written, or is of another kind than `PICTURES`.
+    """
+    if path.suffix not in PICTURES:
+        raise ValueError(f"{option} must end in one of {', '.join(PICTURES)}, not {str(path)!r}")
+    check_place(option, path)
 
 
 def is_output(path: Path) -> bool:

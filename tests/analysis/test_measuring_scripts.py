@@ -8,6 +8,8 @@ import kill_batches
 import kill_hosts
 import measure_accelerator
 import measure_context
+import plot_exits
+import plot_hit_rates
 import run_long
 from pipedec_jax.command_line.output import run_command
 
@@ -40,6 +42,8 @@ def test_no_number_of_something_is_refused(script, given, monkeypatch, capsys):
         (compare_head, ["--measured", "none"], "there is no geometry "),
         (compare_head, ["--exit-heads", "none"], "exit head 'none' is not known; choose one of target, norm-linear"),
         (kill_hosts, ["nowhere", "--faults", "none"], "--faults none: no fault's name holds any of that"),
+        (plot_exits, ["--out", "plot.jpeg"], "--out must end in one of .svg, .png, .pdf, not 'plot.jpeg'"),
+        (plot_hit_rates, ["--out", "/dev/null/plot.svg"], "--out /dev/null/plot.svg cannot be written: "),
         (measure_accelerator, ["--target", "none"], "none does not exist: give a converted checkpoint"),
     ],
 )
