@@ -254,7 +254,7 @@ def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_pr
     new &= position < border
     # What was read beyond a wrong token is dropped at once, and a choice that is not appended made again: were the
     # token rolled back to what had been read, later rows would choose for places that the buffer does not reach yet.
-    wrong = new & (token != state.fed) & (position < state.sent)
+    wrong = new & (token != state.fed)
     unused = jnp.min(jnp.where(undecided & ~new, position, T)) - 1
     delay = jnp.where(agrees, state.entered - jnp.roll(state.entered, 1), MISS)
     return state.replace(
