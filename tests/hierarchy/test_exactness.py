@@ -352,6 +352,7 @@ def test_what_a_hierarchy_has_no_use_for_is_refused() -> None:
 
 def test_of_a_target_on_two_stages_the_first_one_that_is_unsound_is_named() -> None:
     decoder, pair = known(3), SmallPair(seed=0)
+    decoder.settings = dataclasses.replace(decoder.settings, passes=(3, 3), lead=None)  # several words a tick
     text = plain(0, prompt_of(9, 0), NEW)
     token, last = next(token for token in text[5:] if token not in prompt_of(9, 0)), "model.layers.2.mlp.down_proj"
     read = text[: text.index(token) + 1]
@@ -364,14 +365,21 @@ def test_of_a_target_on_two_stages_the_first_one_that_is_unsound_is_named() -> N
         weights = {name: array.copy() for name, array in target_weights(pair).items()}
         weights[f"{name}.weight"][row] = np.nan
         decoder.models[-1].place_weights(as_source(pair.target_config, weights), VOCAB)
-        wrong = (np.asarray([*prompt, *text], np.int32) + 1) % VOCAB  # so that a token is read after it was chosen
-        for model in decoder.models[:-1]:
-            model.place_weights(KnownModel(wrong), VOCAB)
-        with pytest.raises(NotFiniteError, match=f"stage {stage} of 2") as error:
-            decode(decoder, prompt, NEW)
-        progress = error.value.progress
-        assert progress.tokens == tokens
-        assert error.value.tick == (progress.ticks[-1] + 1 if tokens else 0 if length > 1 else 2)
+        right = np.asarray([*prompt, *text], np.int32)
+        # Where words are wrong a token is read after it was chosen, else before, behind others.
+        for words in ((right + 1) % VOCAB, right):
+            for model in decoder.models[:-1]:
+                model.place_weights(KnownModel(words), VOCAB)
+            with pytest.raises(NotFiniteError, match=f"stage {stage} of 2") as error:
+                decode(decoder, prompt, NEW)
+            progress = error.value.progress
+            assert progress.tokens == tokens
+            if not tokens:
+                assert error.value.tick == (0 if length > 1 else 2)
+            elif words is right:
+                assert 1 < error.value.tick <= progress.ticks[-1]
+            else:
+                assert error.value.tick == progress.ticks[-1] + 1
 
 
 def test_no_device_holds_another_models_weights() -> None:
