@@ -78,7 +78,7 @@ def test_a_profile_counts_what_overlaps_once():
 
 
 def test_operations_on_the_host_are_added_up_without_their_numbers():
-    matrices = [jnp.ones((64, 64), jnp.float32) for _ in range(2)]
+    matrices = [jnp.ones((64, 64), jnp.float32, device=jax.devices("cpu")[0]) for _ in range(2)]
     run = jax.jit(lambda one, two: jnp.sin(one @ two) @ two)
     jax.block_until_ready(run(*matrices))
     found = profile_host(lambda: run(*matrices))
