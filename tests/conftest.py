@@ -1,5 +1,6 @@
 """Shared by all tests: many virtual CPU devices, strict promotion, and small tokenizers."""
 
+import gc
 import json
 import os
 import re
@@ -82,6 +83,20 @@ def pytest_unconfigure() -> None:
     """Remove the compiled programs."""
     if COMPILED is not None:
         COMPILED.cleanup()
+
+
+MOST_MAPS = 25_000
+"""Of a process's memory; Linux allows 65,530, each compiled program takes some, and LLVM dies where none is left."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Forget compiled programs after a module, where a process has very many of them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 CHAT_TEMPLATE = (
