@@ -1,9 +1,11 @@
 """Shared by all tests: many virtual CPU devices, strict promotion, and small tokenizers."""
 
+import functools
 import gc
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -85,16 +87,20 @@ def pytest_unconfigure() -> None:
         COMPILED.cleanup()
 
 
-MOST_MAPS = 25_000
+MOST_MAPS = 20_000
 """Of a process's memory; Linux allows 65,530, each compiled program takes some, and LLVM dies where none is left."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
-    """Forget compiled programs after a module, where a process has very many of them."""
+    """Forget compiled programs after a module, and what tests keep with them, where a process has very many."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        for module in [module for name, module in sys.modules.items() if name.startswith("tests.")]:
+            for kept in vars(module).values():
+                if isinstance(kept, functools._lru_cache_wrapper):
+                    kept.cache_clear()
         jax.clear_caches()
         gc.collect()
 
