@@ -152,6 +152,8 @@ def _in_window(values: Json, family: Family, context: int) -> int:
         if not _flag(values, "use_sliding_window"):
             return context
         kinds = values.get("layer_types")
+        if kinds is not None and not isinstance(kinds, list):
+            raise ValueError(f"layer_types must be a list, a kind for each layer, or null, not {kinds!r}")
         slides = whole(values, "num_hidden_layers") > number(values, "max_window_layers")
         if not (slides if kinds is None else "sliding_attention" in kinds):
             return context

@@ -44,9 +44,13 @@ def reference_logits(source: SourceCheckpoint, prompt: np.ndarray, dtype: str) -
         for name, info in source.weights.tensors.items()
         if info.dtype in DTYPES and not HARMLESS.fullmatch(name)
     }
-    config = transformers.AutoConfig.from_pretrained(source.directory)
-    found: Any = getattr(transformers, source.family.architecture).from_pretrained(
-        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+    theirs: Any = getattr(transformers, source.family.architecture)
+    found: Any = theirs.from_pretrained(
+        None,
+        config=theirs.config_class.from_pretrained(source.directory),
+        state_dict=weights,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     model, loaded = found
     if unlike := {kind: sorted(names) for kind, names in loaded.items() if names}:

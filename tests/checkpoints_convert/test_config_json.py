@@ -149,6 +149,11 @@ def test_the_context_ends_where_a_window_begins_to_slide(values, context):
     assert llama_config(values).context == context
 
 
+def test_kinds_of_layers_that_are_no_list_are_refused():
+    with pytest.raises(ValueError, match="layer_types must be a list, a kind for each layer, or null, not 5"):
+        llama_config(QWEN2 | {"use_sliding_window": True, "layer_types": 5})
+
+
 def test_biases_that_a_family_has_not_are_not_asked_for():
     config = llama_config(MISTRAL | {"attention_bias": True, "mlp_bias": True})
     assert (config.attention_bias, config.feed_forward_bias) == (False, False)
