@@ -174,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
         benchmark, settings, reports = prepare(options, questions, chosen)
     except (ValueError, OSError, ImportError) as error:  # the last where pickled files need torch
         fail(error)
-    from pipedec_jax.analysis.clock import TokensDifferError
+    from pipedec_jax.clock import TokensDifferError
 
     try:
         benchmark.run()

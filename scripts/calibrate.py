@@ -25,11 +25,11 @@ from tqdm import tqdm
 import pipedec_jax
 from pipedec_jax.analysis.accelerator import measure_bandwidth
 from pipedec_jax.analysis.calibration import calibrate, measure_link
-from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
+from pipedec_jax.modeled.cost import head_bytes, layer_bytes
 from pipedec_jax.whole_files import write_whole
 
 

@@ -54,9 +54,9 @@ def parse() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, times: dict[str, Any]) -> list[dict[str, Any]]:
     """A row of figures for every method."""
-    from pipedec_jax.analysis.clock import decode, race
     from pipedec_jax.analysis.simulator import Simulator
     from pipedec_jax.analysis.stage_clock import StageClock, measure_work
+    from pipedec_jax.clock import decode, race
 
     target = pipedec_jax.load_demo("target")
     make = functools.partial(pipedec_jax.Decoder, target, calibration=times)

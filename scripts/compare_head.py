@@ -72,8 +72,8 @@ def shrunk(config: LlamaConfig, times: int) -> LlamaConfig:
 
 def show_modeled_head() -> None:
     """Where the LM head stands, in bytes, for all of `MODELED`."""
-    from pipedec_jax.analysis.cost import byte_costs
     from pipedec_jax.analysis.head_place import modeled_ticks
+    from pipedec_jax.modeled.cost import byte_costs
 
     print(
         "The LM head\nmodeled, GiB of weights that the slowest stage reads in a tick (all stages busy, links left out)"
@@ -92,8 +92,8 @@ def show_modeled_head() -> None:
 
 def show_measured_head(source: ParameterSource, options: argparse.Namespace) -> None:
     """The same in seconds, of one small model."""
-    from pipedec_jax.analysis.cost import byte_costs
     from pipedec_jax.analysis.head_place import measure_places, modeled_ticks
+    from pipedec_jax.modeled.cost import byte_costs
 
     modeled = modeled_ticks(byte_costs(source.config, None, 4), source.config.layers, options.stages)
     print(

@@ -17,7 +17,6 @@ import math
 import sys
 from pathlib import Path
 
-from pipedec_jax.analysis.cost import Costs, calibrated_costs
 from pipedec_jax.analysis.hit_curve import HitCurve, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.plan import Plan, make_plan
@@ -26,6 +25,7 @@ from pipedec_jax.command_line.geometries import geometry_and_tokenizer, read_obj
 from pipedec_jax.command_line.output import Parser, fail, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import VARIANTS
+from pipedec_jax.modeled.cost import Costs, calibrated_costs
 from pipedec_jax.tokenizer import check_same_tokens
 
 DEMO_CURVE = Path(__file__).resolve().parent.parent / "configs" / "demo_hit_curve.json"

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 import pipedec_jax
-from pipedec_jax.analysis import closed_forms as forms
-from pipedec_jax.analysis.cost import speedup_filled_pipe
-from pipedec_jax.analysis.draft_then_verify import simulate_rounds
-from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.analysis.known_words import texts_needed
 from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, check_picture, run_command
+from pipedec_jax.modeled import closed_forms as forms
+from pipedec_jax.modeled.cost import speedup_filled_pipe
+from pipedec_jax.modeled.draft_then_verify import simulate_rounds
+from pipedec_jax.modeled.hierarchy import draw_words, simulate
 from pipedec_jax.plots.closed_forms import LOOKAHEADS, STAGES, draw_closed_forms
 from pipedec_jax.plots.style import save
 

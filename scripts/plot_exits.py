@@ -1,6 +1,6 @@
 """PPSD and EESD over the acceptance rate: where drafting first and verifying then falls below plain decoding.
 
-Lines are closed forms (`pipedec_jax.analysis.closed_forms`), in ticks: PP's over the method's. Dots are counted: the
+Lines are closed forms (`pipedec_jax.modeled.closed_forms`), in ticks: PP's over the method's. Dots are counted: the
 replay drafter stands at the exit and is right with the given rate, ticks are simulated. The same for any model, and for
 equal stages PPSD's is L / (a E + (1 - a) L) in layers. Needs the extra `plots` (matplotlib) for the picture.
 
@@ -36,9 +36,9 @@ def main() -> None:
     if args.out:
         check_picture("--out", args.out)
 
-    from pipedec_jax.analysis import closed_forms
     from pipedec_jax.analysis.simulator import Simulator
     from pipedec_jax.drafters.replay import ReplayAtExit, random_text
+    from pipedec_jax.modeled import closed_forms
     from pipedec_jax.pipeline.settings import EngineSettings
 
     target = pipedec_jax.load_demo("target").config

@@ -48,6 +48,13 @@ def test_every_dependency_is_pinned_by_range_and_installed():
         assert importlib.metadata.version(name)
 
 
+def test_nothing_that_decodes_imports_what_measures_it():
+    """`pipedec_jax.analysis` stands above the rest of the package."""
+    for path in (ROOT / "pipedec_jax").rglob("*.py"):
+        imports = re.findall(r"^ *(?:from|import) pipedec_jax(?:\.| import )analysis", path.read_text(), re.M)
+        assert not imports or "analysis" in path.parts, f"{path} imports analysis"
+
+
 def ci():
     path = ROOT / ".ci" / "run"
     if not path.is_file():

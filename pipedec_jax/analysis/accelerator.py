@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.analysis.tick_cost import compute_program, replay, replay_engine
+from pipedec_jax.clock import run_timed
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement

@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line
-from pipedec_jax.analysis.clock import TokensDifferError
 from pipedec_jax.analysis.questions import Question
+from pipedec_jax.clock import TokensDifferError
 from pipedec_jax.decoding.hierarchy import AnyDecoder, HierarchyDecoder
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.exit_store import description_path

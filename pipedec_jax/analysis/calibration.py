@@ -250,7 +250,7 @@ def calibrate(
     exchange: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `analysis.cost.calibrated_costs` takes: seconds of the target's parts, of a draft step, of an exit head.
+    """What `modeled.cost.calibrated_costs` takes: seconds of the target's parts, of a draft step, of an exit head.
 
     Args:
         target: its geometry.

@@ -12,10 +12,10 @@ import math
 
 import jax.numpy as jnp
 
-from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
 from pipedec_jax.model.tensor_parallel import part_config
+from pipedec_jax.modeled.cost import head_bytes, layer_bytes
 from pipedec_jax.pipeline.fit import cache_slots
 from pipedec_jax.pipeline.parts import make_split
 from pipedec_jax.pipeline.settings import EngineSettings

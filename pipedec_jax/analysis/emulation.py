@@ -19,8 +19,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.analysis.tick_cost import replay
+from pipedec_jax.clock import run_timed
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.replay import ReplayDrafter
 from pipedec_jax.exchange import AXIS, gather_over_devices, pass_on, sum_over_devices

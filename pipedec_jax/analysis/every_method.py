@@ -1,7 +1,7 @@
 """Every method over the same known answers, simulated: ticks and modeled time, all ranks counted.
 
 The answers are plain decoding's. Methods of the engine are counted by `analysis.simulator`, hierarchies by
-`analysis.hierarchy` on what their models say along the answers. Where a method has a choice that the text decides
+`modeled.hierarchy` on what their models say along the answers. Where a method has a choice that the text decides
 (depth, draft length, passes), a few are tried and the best one by modeled time is a text's row.
 """
 
@@ -16,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipedec_jax.analysis.benchmark import conversation
-from pipedec_jax.analysis.hierarchy import most_tokens_per_pass
-from pipedec_jax.analysis.hierarchy import simulate as simulate_hierarchy
 from pipedec_jax.analysis.questions import Question
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.decoding.decoder import Decoder
@@ -26,6 +24,8 @@ from pipedec_jax.hierarchy.choice import labels
 from pipedec_jax.loading import Model
 from pipedec_jax.model.llama import forward
 from pipedec_jax.model.parameters import Parameters, read_tree
+from pipedec_jax.modeled.hierarchy import most_tokens_per_pass
+from pipedec_jax.modeled.hierarchy import simulate as simulate_hierarchy
 
 CAPACITY = 4096
 """Cache slots of everything that is simulated, so that a setting is compiled once."""

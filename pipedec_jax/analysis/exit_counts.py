@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipedec_jax.analysis.closed_forms import ppsd_speedup
-from pipedec_jax.analysis.exit_cost import ppsd_ticks
 from pipedec_jax.analysis.method_table import MethodRow
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.replay import ReplayAtExit, random_text
+from pipedec_jax.modeled.closed_forms import ppsd_speedup
+from pipedec_jax.modeled.exit_cost import ppsd_ticks
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit
 

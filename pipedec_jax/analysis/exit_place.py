@@ -9,11 +9,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from pipedec_jax.analysis.clock import medians_in_turn
-from pipedec_jax.analysis.closed_forms import ppsd_ticks_per_token
-from pipedec_jax.analysis.cost import Costs, byte_costs
-from pipedec_jax.analysis.exit_cost import cycle, exit_tick_costs
 from pipedec_jax.cache import Rows
+from pipedec_jax.clock import medians_in_turn
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, Proposals, View
 from pipedec_jax.drafters.chances import most_likely
@@ -21,6 +18,9 @@ from pipedec_jax.drafters.exit import ExitDrafter, ExitParams, ExitState
 from pipedec_jax.model import llama
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig, step_weights
 from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.modeled.closed_forms import ppsd_ticks_per_token
+from pipedec_jax.modeled.cost import Costs, byte_costs
+from pipedec_jax.modeled.exit_cost import cycle, exit_tick_costs
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings

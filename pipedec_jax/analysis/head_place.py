@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pipedec_jax import vocabulary
-from pipedec_jax.analysis.clock import medians_in_turn
-from pipedec_jax.analysis.cost import Costs, at_rows, stage_cost
 from pipedec_jax.cache import Rows
+from pipedec_jax.clock import medians_in_turn
 from pipedec_jax.exchange import AXIS, broadcast, gather_over_devices, leads, to_next_stage, vary
 from pipedec_jax.model import llama
 from pipedec_jax.model.parameters import ParameterSource
+from pipedec_jax.modeled.cost import Costs, at_rows, stage_cost
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.placement import OWN
 from pipedec_jax.pipeline.split import split_layers

@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipedec_jax.analysis import clock
+from pipedec_jax import clock
 from pipedec_jax.analysis import hierarchy_table as table
-from pipedec_jax.analysis.hierarchy import most_tokens_per_pass
 from pipedec_jax.hierarchy import choice as choices
 from pipedec_jax.hierarchy.choice import Choice
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.measure import Measured, Workload, measure
 from pipedec_jax.hierarchy.settings import HierarchySettings
 from pipedec_jax.model.parameters import MemorySource, ParameterSource, nest, parameter_shapes
+from pipedec_jax.modeled.hierarchy import most_tokens_per_pass
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from pipedec_jax.analysis.clock import decode
+from pipedec_jax.clock import decode
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from pipedec_jax.analysis.clock import run_timed
+from pipedec_jax.clock import run_timed
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.exchange import pass_on, sum_over_devices, to_next_stage, vary
 from pipedec_jax.pipeline import placement

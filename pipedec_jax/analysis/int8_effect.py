@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipedec_jax.analysis.clock import decode
+from pipedec_jax.clock import decode
 from pipedec_jax.decoding.devices import pick_devices
 from pipedec_jax.model import llama
 from pipedec_jax.model.int8 import Int8Source

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.program import KnownModel
 from pipedec_jax.hierarchy.settings import HierarchySettings
 from pipedec_jax.model.parameters import MemorySource, initialize
+from pipedec_jax.modeled.hierarchy import draw_words, simulate
 
 VOCAB = 97
 

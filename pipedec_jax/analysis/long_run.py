@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pipedec_jax.analysis.clock import first_difference
+from pipedec_jax.clock import first_difference
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.fit import tree_slots
 from pipedec_jax.sampling import Sampling

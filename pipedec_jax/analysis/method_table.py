@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipedec_jax.analysis.bound import every_guess, guessed
-from pipedec_jax.analysis.clock import TokensDifferError, first_difference
 from pipedec_jax.analysis.simulator import Simulator
+from pipedec_jax.clock import TokensDifferError, first_difference
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.transcript import MISS
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from pipedec_jax.analysis.closed_forms import ppsd_ticks_per_token
-from pipedec_jax.analysis.cost import pp_token_cost
 from pipedec_jax.analysis.device_memory import engine_bytes
-from pipedec_jax.analysis.exit_cost import exit_tick_costs
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, exchange_seconds
 from pipedec_jax.analysis.plan_alternatives import alternative_predictions
@@ -32,6 +29,9 @@ from pipedec_jax.analysis.prediction import (
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import divides, tensor_share
+from pipedec_jax.modeled.closed_forms import ppsd_ticks_per_token
+from pipedec_jax.modeled.cost import pp_token_cost
+from pipedec_jax.modeled.exit_cost import exit_tick_costs
 from pipedec_jax.pipeline.fit import MOST_PLACES, cache_slots, tree_slots
 from pipedec_jax.pipeline.parts import make_split
 from pipedec_jax.pipeline.settings import EngineSettings

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipedec_jax.analysis.cost import Costs
 from pipedec_jax.analysis.device_memory import tensor_bytes
 from pipedec_jax.analysis.hit_curve import Setting, lines_at
 from pipedec_jax.analysis.links import all_reduce_seconds, hop_seconds
@@ -23,6 +22,7 @@ from pipedec_jax.analysis.prediction import (
 )
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.tensor_parallel import divides, tensor_share
+from pipedec_jax.modeled.cost import Costs
 
 
 def _costs(problem: Problem) -> Costs:

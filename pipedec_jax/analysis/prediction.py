@@ -9,13 +9,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pipedec_jax.analysis.cost import ByRows, Costs, at_rows, head_bytes, layer_bytes, roofline_seconds
 from pipedec_jax.analysis.device_memory import cache_bytes
 from pipedec_jax.analysis.hit_curve import HitCurve, Setting
 from pipedec_jax.analysis.links import Link, exchange_seconds
 from pipedec_jax.checks import check_count
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.exit_head import ExitHeadConfig, step_weights
+from pipedec_jax.modeled.cost import ByRows, Costs, at_rows, head_bytes, layer_bytes, roofline_seconds
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 

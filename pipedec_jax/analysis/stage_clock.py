@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 
 from pipedec_jax import tree
-from pipedec_jax.analysis.clock import medians_in_turn
 from pipedec_jax.cache import Rows
+from pipedec_jax.clock import medians_in_turn
 from pipedec_jax.exchange import AXIS, sum_over_devices, vary
 from pipedec_jax.pipeline.drafting import draft, head_rows, share_at_exit
 from pipedec_jax.pipeline.engine import Engine, make_request

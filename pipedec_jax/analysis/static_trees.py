@@ -106,7 +106,7 @@ def shape_of(row: MethodRow) -> dict[str, Any]:
 
 def with_free_drafting(make: Callable[..., Decoder]) -> Callable[..., Decoder]:
     """Makes the same decoders, which charge nothing for the draft: bytes of the target's weights alone."""
-    from pipedec_jax.analysis.cost import byte_costs
+    from pipedec_jax.modeled.cost import byte_costs
 
     decoder = make(method="pp", stages=1)
     costs = dataclasses.asdict(byte_costs(decoder.target.config, None, decoder.dtype.itemsize))

@@ -20,8 +20,8 @@ from jax import lax
 from tqdm import tqdm
 
 from pipedec_jax import vocabulary
-from pipedec_jax.analysis.clock import run_timed
 from pipedec_jax.cache import Rows
+from pipedec_jax.clock import run_timed
 from pipedec_jax.drafters.replay import Replay, ReplayDrafter
 from pipedec_jax.exchange import AXIS, vary
 from pipedec_jax.model.parameters import ParameterSource

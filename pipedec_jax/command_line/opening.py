@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pipedec_jax
-from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line.options import METHOD_NAMES, check_options, read_calibration
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.hierarchy import settings as hierarchy
+from pipedec_jax.modeled.cost import head_bytes, layer_bytes
 from pipedec_jax.pipeline.settings import EXIT_ONLY, EXIT_TOO, METHODS
 
 if TYPE_CHECKING:

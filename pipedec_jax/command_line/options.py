@@ -214,7 +214,7 @@ def read_prompt(options: argparse.Namespace) -> str:
 
 
 def read_calibration(path: Path | None) -> dict[str, float] | None:
-    """The times that `analysis.cost.Costs` names, or `None`."""
+    """The times that `modeled.cost.Costs` names, or `None`."""
     if path is None:
         return None
     try:

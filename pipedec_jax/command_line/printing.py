@@ -7,8 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
-from pipedec_jax.analysis.exit_cost import Cycle
 from pipedec_jax.command_line.options import paths_as_text
+from pipedec_jax.modeled.exit_cost import Cycle
 from pipedec_jax.pipeline.settings import OPTIONS_OF
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from pipedec_jax.analysis import cost
-from pipedec_jax.analysis.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
 from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices
@@ -24,6 +22,8 @@ from pipedec_jax.exit_store import given_exit_head, load_exit_head
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import tensor_share
+from pipedec_jax.modeled import cost
+from pipedec_jax.modeled.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.fit import check_fit, check_request, has_places
 from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
@@ -81,7 +81,7 @@ class Decoder(BaseDecoder[Engine]):
         drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
             drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
             `eesd`.
-        calibration: measured seconds for modeled times (`analysis.cost.Costs`), in place of bytes: what
+        calibration: measured seconds for modeled times (`modeled.cost.Costs`), in place of bytes: what
             `analysis.calibration.calibrate` gives, or the JSON that `scripts/calibrate.py` writes, read. Where they
             grow with a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         schedule: what a tick sends and extends, by a schedule of your own in place of best-first's (see

@@ -9,7 +9,6 @@ from typing import Any, Literal, Unpack, get_args
 
 import jax
 
-from pipedec_jax.analysis import cost
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room
@@ -24,6 +23,7 @@ from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.hierarchy.together import measure_together
 from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model, short_names
+from pipedec_jax.modeled import cost
 from pipedec_jax.own_settings import own_settings
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings

@@ -62,7 +62,7 @@ class Generation:
     modeled_cost: float
     """What its ticks cost: bytes of weights that the slowest ranks read, or the calibration's seconds; not measured."""
     modeled_speedup_vs_pp: float
-    """Modeled time of PP on as many stages over this answer's (`pipedec_jax.analysis.cost`); not measured."""
+    """Modeled time of PP on as many stages over this answer's (`pipedec_jax.modeled.cost`); not measured."""
     compile_s: float
     """Seconds spent on compiling and on making the caches; 0 when both were there. Not part of the two below."""
     ttft_s: float

@@ -2,7 +2,7 @@
 
 `measure` gives the seconds of a pass of each model, plain decoding's own, and what each model says along a piece of the
 target's text. Every selection of models, passes, widths and stages is then simulated on those words
-(`pipedec_jax.analysis.hierarchy`), a tick charged what was measured of the rows that it computes, and the least time
+(`pipedec_jax.modeled.hierarchy`), a tick charged what was measured of the rows that it computes, and the least time
 per token wins. So a model in the middle is left out where it does not pay, a verification is as wide as pays, and a
 model is spread over as many stages as pay.
 """
@@ -17,11 +17,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from pipedec_jax.analysis.draft_then_verify import simulate_rounds
-from pipedec_jax.analysis.hierarchy import simulate
 from pipedec_jax.hierarchy.measure import WIDTHS, Measured
 from pipedec_jax.hierarchy.settings import MOST_PASSES
 from pipedec_jax.hosts.processes import process_count
+from pipedec_jax.modeled.draft_then_verify import simulate_rounds
+from pipedec_jax.modeled.hierarchy import simulate
 
 MOST_TRIED = 24
 """Most passes of a model in a tick that are tried, for each of its stages."""

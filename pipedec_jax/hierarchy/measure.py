@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from pipedec_jax.analysis.clock import decode
+from pipedec_jax.clock import decode
 from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.program import ModelProgram
 from pipedec_jax.model.parameters import ParameterSource

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from pipedec_jax.analysis.clock import AnyEngine, decode, first_difference
+from pipedec_jax.clock import AnyEngine, decode, first_difference
 from pipedec_jax.hierarchy.choice import Choice, placed_all
 from pipedec_jax.hierarchy.measure import Measured
 from pipedec_jax.hierarchy.settings import Form

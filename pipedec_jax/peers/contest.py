@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from pipedec_jax.analysis.clock import first_difference
+from pipedec_jax.clock import first_difference
 from pipedec_jax.peers.answer import Answer, Peer
 
 

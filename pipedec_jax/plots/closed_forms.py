@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipedec_jax.analysis import closed_forms as forms
-from pipedec_jax.analysis.cost import speedup_filled_pipe
+from pipedec_jax.modeled import closed_forms as forms
+from pipedec_jax.modeled.cost import speedup_filled_pipe
 from pipedec_jax.plots.style import pyplot
 
 STAGES = (4, 8, 16)

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipedec_jax.analysis.cost import Costs
 from pipedec_jax.analysis.hit_curve import HitCurve, Setting, read_hit_curve
 from pipedec_jax.analysis.links import Link
 from pipedec_jax.analysis.prediction import Problem
 from pipedec_jax.config import LlamaConfig
+from pipedec_jax.modeled.cost import Costs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

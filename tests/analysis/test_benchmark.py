@@ -12,8 +12,8 @@ import pytest
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
 from pipedec_jax.analysis.benchmark import Benchmark, conversation, figures, open_run, save_run
-from pipedec_jax.analysis.clock import TokensDifferError
 from pipedec_jax.analysis.questions import Question
+from pipedec_jax.clock import TokensDifferError
 from tests.analysis.asked import NAMES, QUESTIONS
 
 OPTIONS = {"max_new_tokens": 10}

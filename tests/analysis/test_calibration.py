@@ -10,8 +10,8 @@ import pytest
 
 from calibrate import geometries, show
 from pipedec_jax.analysis import calibration
-from pipedec_jax.analysis.cost import at_rows, calibrated_costs
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.modeled.cost import at_rows, calibrated_costs
 from tests.analysis.test_tick_cost import CONFIG
 from tests.progress_bars import Bars
 

@@ -2,10 +2,10 @@
 
 import jax
 
-from pipedec_jax.analysis.cost import Costs
 from pipedec_jax.analysis.head_place import measure_places, modeled_ticks
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import MemorySource, initialize
+from pipedec_jax.modeled.cost import Costs
 
 TINY = LlamaConfig(
     vocab_size=101,

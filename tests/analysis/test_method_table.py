@@ -5,8 +5,8 @@ import functools
 import pytest
 
 import pipedec_jax
-from pipedec_jax.analysis.clock import TokensDifferError
 from pipedec_jax.analysis.method_table import plain_answers, run, simulate, sweep
+from pipedec_jax.clock import TokensDifferError
 
 OPTIONS = {"max_new_tokens": 10}
 PROMPTS = ["def quicksort(items):", "class Stack:"]

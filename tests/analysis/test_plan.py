@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from pipedec_jax.analysis import plan, prediction
-from pipedec_jax.analysis.cost import Costs, byte_costs, layer_bytes, speedup_filled_pipe
 from pipedec_jax.analysis.hit_curve import HitCurve
 from pipedec_jax.analysis.links import Link, exchange_seconds
 from pipedec_jax.analysis.plan_alternatives import pass_seconds, split_draft_step
 from pipedec_jax.analysis.prediction import Device, Problem, cache_costs, roofline_costs, useful_stages
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import tensor_share
+from pipedec_jax.modeled.cost import Costs, byte_costs, layer_bytes, speedup_filled_pipe
 from pipedec_jax.pipeline.fit import MOST_PLACES
 from tests.analysis.planning import (
     FREE,

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from pipedec_jax.analysis import device_memory
-from pipedec_jax.analysis.cost import layer_bytes
 from pipedec_jax.analysis.hit_curve import HitCurve, Setting, lines_at, read_hit_curve, ticks_at
 from pipedec_jax.analysis.links import Link, all_reduce_seconds, exchange_seconds, hop_seconds
 from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import parameter_count
 from pipedec_jax.model.tensor_parallel import tensor_share
+from pipedec_jax.modeled.cost import layer_bytes
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 import pipedec_jax
-from pipedec_jax.analysis.cost import head_bytes, layer_bytes
 from pipedec_jax.command_line import running
 from pipedec_jax.command_line.options import parse
 from pipedec_jax.command_line.printing import counted
 from pipedec_jax.decoding.result import FIGURES
 from pipedec_jax.hosts.group import Alone
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.modeled.cost import head_bytes, layer_bytes
 from pipedec_jax.pipeline import engine
 from pipedec_jax.soundness import NotFiniteError
 from tests.command_line.commands import OPTIONS, SCRIPT, SIZES, expect_error

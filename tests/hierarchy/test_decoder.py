@@ -10,10 +10,10 @@ import jax
 import pytest
 
 import pipedec_jax
-from pipedec_jax.analysis import cost
 from pipedec_jax.decoding import hierarchy as decoding
 from pipedec_jax.hierarchy.choice import choose, choose_in_turns, selections
 from pipedec_jax.hierarchy.race import Entry, candidates
+from pipedec_jax.modeled import cost
 from pipedec_jax.tokenizer import Tokenizer
 from tests.conftest import write_byte_level
 from tests.hierarchy.test_choice import made_up

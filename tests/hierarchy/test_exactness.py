@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from pipedec_jax.analysis.hierarchy import draw_words, simulate
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.program import KnownModel
+from pipedec_jax.modeled.hierarchy import draw_words, simulate
 from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.plots.passes import draw_passes, pass_events
 from pipedec_jax.sampling import Sampling

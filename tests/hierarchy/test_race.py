@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipedec_jax.analysis.clock import first_difference
+from pipedec_jax.clock import first_difference
 from pipedec_jax.hierarchy import race as racing
 from pipedec_jax.hierarchy.choice import Choice
 from pipedec_jax.hierarchy.race import race

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints_convert.hugging_face import tensor_name, to_hugging_face
-from pipedec_jax.analysis.cost import layer_bytes
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model import int8, llama
 from pipedec_jax.model.int8 import DequantizedSource, Int8Source, channel_scales, dequantize, quantize
 from pipedec_jax.model.parameters import initialize, input_axes, nest, parameter_count, parameter_shapes
+from pipedec_jax.modeled.cost import layer_bytes
 from tests import oracle, random_pairs
 
 PAIR = random_pairs.PAIRS[random_pairs.FIVE][0]

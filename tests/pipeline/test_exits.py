@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipedec_jax.analysis.exit_cost import ppsd_ticks
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.drafters.combined import CombinedDrafter
 from pipedec_jax.drafters.ngram import NGramDrafter
 from pipedec_jax.drafters.replay import ReplayAtExit, ReplayDrafter
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
 from pipedec_jax.model.parameters import read_tree
+from pipedec_jax.modeled.exit_cost import ppsd_ticks
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine, make_request
 from pipedec_jax.pipeline.fit import check_fit

@@ -14,10 +14,10 @@ import pytest
 import safetensors.numpy
 
 import pipedec_jax
-from pipedec_jax.analysis.exit_cost import ppsd_ticks
 from pipedec_jax.exit_store import load_exit_head
 from pipedec_jax.hierarchy.engine import HierarchyEngine
 from pipedec_jax.hierarchy.settings import HierarchySettings
+from pipedec_jax.modeled.exit_cost import ppsd_ticks
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipedec_jax.analysis import cost
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.parameters import parameter_count
+from pipedec_jax.modeled import cost
 
 
 def config(**changes) -> LlamaConfig:

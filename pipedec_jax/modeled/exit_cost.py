@@ -1,6 +1,6 @@
 """Drafting at an exit (PPSD and EESD, arXiv 2509.19368): how many ticks an answer takes, and what a tick costs.
 
-The exit path has e of N stages. By rates of acceptance, in the long run: `analysis.closed_forms`.
+The exit path has e of N stages. By rates of acceptance, in the long run: `modeled.closed_forms`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from pipedec_jax.analysis.cost import ByRows, Costs, at_rows, pp_token_cost
+from pipedec_jax.modeled.cost import ByRows, Costs, at_rows, pp_token_cost
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.tick_costs import Curve, TickCosts
 

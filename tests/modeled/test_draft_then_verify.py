@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipedec_jax.analysis.closed_forms import accepted_run
-from pipedec_jax.analysis.draft_then_verify import simulate_rounds
-from pipedec_jax.analysis.hierarchy import draw_words
+from pipedec_jax.modeled.closed_forms import accepted_run
+from pipedec_jax.modeled.draft_then_verify import simulate_rounds
+from pipedec_jax.modeled.hierarchy import draw_words
 
 
 @given(right=st.lists(st.booleans(), min_size=1, max_size=40), lookahead=st.integers(1, 6))

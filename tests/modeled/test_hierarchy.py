@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipedec_jax.analysis.hierarchy import draw_words, most_tokens_per_pass, simulate
+from pipedec_jax.modeled.hierarchy import draw_words, most_tokens_per_pass, simulate
 
 
 def played(words: list[list[int]], passes: list[int], width: int, stages: list[int]) -> tuple[int, list[int]]:

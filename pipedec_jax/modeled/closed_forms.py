@@ -3,12 +3,12 @@
 All arguments may be arrays; they broadcast. Letters: `a` acceptance, the chance that a guess is what its verifier would
 have given after the same text, each guess independent of the others; `c` passes of the draft for each pass of the
 verifier; `g` guesses that a verification finds. Speedups name their baseline. The formula of a filled pipe (PipeDec,
-arXiv 2504.04104) is `pipedec_jax.analysis.cost.speedup_filled_pipe`.
+arXiv 2504.04104) is `pipedec_jax.modeled.cost.speedup_filled_pipe`.
 
 Where a form's assumption fails, the corrected form stands beside it: PipeSpec and classic speculative decoding both
 take a verification for as long as a plain step, which the PipeSpec paper's own data contradict (3.5 plain steps with
 its 70B target); `pipespec_speedup` and `speculative_speedup` take its cost as an argument. No closed form is known for
-more than two models, where what a verification finds varies: `pipedec_jax.analysis.hierarchy` simulates.
+more than two models, where what a verification finds varies: `pipedec_jax.modeled.hierarchy` simulates.
 """
 
 from __future__ import annotations

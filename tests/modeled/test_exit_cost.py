@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipedec_jax.analysis import closed_forms as forms
-from pipedec_jax.analysis import exit_cost
-from pipedec_jax.analysis.cost import Costs, byte_costs, head_bytes, layer_bytes, pp_token_cost
-from pipedec_jax.analysis.exit_cost import Cycle
 from pipedec_jax.analysis.simulator import Simulator
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.replay import Replay, ReplayAtExit
 from pipedec_jax.model.exit_head import ExitHeadConfig
+from pipedec_jax.modeled import closed_forms as forms
+from pipedec_jax.modeled import exit_cost
+from pipedec_jax.modeled.cost import Costs, byte_costs, head_bytes, layer_bytes, pp_token_cost
+from pipedec_jax.modeled.exit_cost import Cycle
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.tick_costs import Curve, TickCosts

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipedec_jax.analysis import closed_forms as forms
-from pipedec_jax.analysis.hierarchy import draw_words, simulate
+from pipedec_jax.modeled import closed_forms as forms
+from pipedec_jax.modeled.hierarchy import draw_words, simulate
 
 ACCEPTANCE = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 PASSES = (2, 4, 8, 16)
