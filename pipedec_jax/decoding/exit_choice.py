@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from pipedec_jax.modeled.closed_forms import eesd_ticks_per_token, ppsd_ticks_per_token
-from pipedec_jax.modeled.cost import byte_costs, layer_bytes, split_over
-from pipedec_jax.modeled.exit_cost import eesd_tick_costs, exit_tick_costs
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.exit_store import find_exit_head, fitting_heads, stored_agreement, stored_exit_heads
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
+from pipedec_jax.modeled.closed_forms import eesd_ticks_per_token, ppsd_ticks_per_token
+from pipedec_jax.modeled.cost import byte_costs, layer_bytes, split_over
+from pipedec_jax.modeled.exit_cost import eesd_tick_costs, exit_tick_costs
 from pipedec_jax.pipeline.fit import check_places
 from pipedec_jax.pipeline.parts import make_split
 from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
