@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 TREES = ("stpp", "pipedec", "best-first")
 """Methods that --width is for; the others send one token at a time, or what their passes give."""
 
+SOME = (
+    *("width", "drafter", "children", "draft_steps", "depth", "exit_layer", "exit_head", "draft_length"),
+    *("passes", "form", "calibration"),
+)
+"""Options that are of some methods only."""
+
 REPORT = "report"
 """Of what a run keeps of a decoder's choices: lines that say why; the rest are options of `generate.py`."""
 
@@ -97,7 +103,7 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
     target = options.target or (models[-1] if models else None)
     draft = options.draft or (models[0] if models and options.target is None else None)
     shared = {name: getattr(options, name) for name in ("dtype", "int8")}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for stages in options.stages:
         for method in options.methods:
             name, used = f"{method}-{stages}", {**shared, "method": method, "stages": stages}
@@ -110,28 +116,29 @@ def contenders(options: argparse.Namespace) -> dict[str, argparse.Namespace]:
                 used["models"] = pair
                 if method == "pipespec":
                     used |= {"form": options.form, "passes": options.passes}
-                found[name] = overlaid(used)
+                found[name] = used
                 continue
             used |= {"target": target, "calibration": options.calibration}
             if method in EXIT_ONLY:
                 exits = ("exit_layer", "exit_head", *(["draft_length"] if method == "eesd" else []))
-                found[name] = overlaid(used | {key: getattr(options, key) for key in exits})
+                found[name] = used | {key: getattr(options, key) for key in exits}
             elif method in TREES:
-                own = ("drafter", "children", *(["depth"] if method == "stpp" else []))
-                used |= {key: getattr(options, key) for key in own}
+                own = {"stpp": ["depth"], "best-first": ["draft_steps"]}.get(method, [])
+                used |= {key: getattr(options, key) for key in ("drafter", "children", *own)}
                 used["draft"] = None if options.drafter == "ngram" else draft
-                used["draft_steps"] = options.draft_steps if method == "best-first" else None
                 for width in options.width:
-                    found[f"{name}x{width}"] = overlaid(used | {"width": width})
+                    found[f"{name}x{width}"] = used | {"width": width}
             elif method in METHODS:
-                found[name] = overlaid(used)
+                found[name] = used
             else:
                 raise ValueError(f"method must be one of {METHOD_NAMES}, not {method!r}")
     if options.plain and "pp-1" not in found:
-        found["pp-1"] = overlaid(
-            {**shared, "method": "pp", "stages": 1, "target": target, "calibration": options.calibration}
-        )
-    return found
+        found["pp-1"] = {**shared, "method": "pp", "stages": 1, "target": target, "calibration": options.calibration}
+    plain = vars(parse(["--prompts", ""]))
+    for name in SOME:
+        if getattr(options, name) != plain[name] and not any(name in used for used in found.values()):
+            raise ValueError(f"--{name.replace('_', '-')} is of no use to --methods {' '.join(options.methods)}")
+    return {name: overlaid(used) for name, used in found.items()}
 
 
 def overlaid(used: dict[str, Any]) -> argparse.Namespace:

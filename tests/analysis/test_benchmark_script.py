@@ -168,3 +168,11 @@ def test_settings_take_the_options_of_their_methods():
     assert pair["pipespec-4"].models == ["d", "t"]
     ngram = ["--prompts", "p", "--target", "t", "--draft", "d", "--drafter", "ngram", "--methods", "pipedec"]
     assert script.contenders(script.parse(ngram))["pipedec-4x16"].draft is None
+
+
+def test_an_option_that_no_method_has_is_refused():
+    for option, methods in (("--width", "ppsd"), ("--passes", "best-first"), ("--draft-steps", "pipedec")):
+        with pytest.raises(ValueError, match=f"{option} is of no use to --methods pp {methods}"):
+            script.contenders(script.parse(["--prompts", "p", "--methods", "pp", methods, option, "3"]))
+    used = ["--prompts", "p", "--methods", "pp", "eesd", "--draft-length", "3"]
+    assert script.contenders(script.parse(used))["eesd-4"].draft_length == 3
