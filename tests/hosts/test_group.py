@@ -1,5 +1,6 @@
 """What processes of a group share and compare, when they wait for each other, and how they come together."""
 
+import contextlib
 import signal
 import threading
 import types
@@ -78,6 +79,9 @@ def test_of_much_that_differs_the_first_is_told_and_of_long_values_the_ends(memb
     first.check_same("five", dict.fromkeys("abcde", 1))
     with pytest.raises(ValueError, match="d 2 and not 1, e 2 and not 1 as process 0"):
         second.check_same("five", dict.fromkeys("abcde", 2))
+    first.check_same("six", dict.fromkeys("abcdef", 1))
+    with pytest.raises(ValueError, match="e 2 and not 1, 1 more as process 0"):
+        second.check_same("six", dict.fromkeys("abcdef", 2))
 
 
 def test_processes_wait_for_each_other_after_weights_are_read_and_whenever_one_compiles(member, store):
@@ -96,6 +100,39 @@ def test_none_leaves_before_all_have_done_their_part(member, store, monkeypatch)
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: store.barriers.append("shut down"))
     one.leave()
     assert store.barriers == ["pipedec_jax/meet/1", "shut down"]
+    assert one._watch._over.is_set(), "nobody is watched any more"
+
+
+def test_each_patience_is_that_of_its_own_waits_and_a_step_of_an_answer_is_one(member):
+    one = member(1)
+    assert (one._watch.patience, one._watch.start_patience) == (30, 600)
+
+    def pieces():
+        assert one._watch._doing == watch.DECODING
+        yield "a piece"
+        raise RuntimeError("reset by peer")
+
+    steps = one.steps(pieces())
+    assert next(steps) == "a piece"
+    assert one._watch._doing == watch.BETWEEN, "what is done with a piece may last"
+    with pytest.raises(watch.LostProcessError, match="reset by peer"):
+        next(steps)
+
+
+def test_one_that_stops_tells_why_and_ends_at_once(member, store, monkeypatch):
+    """An ordinary exit would wait for the others at JAX's own barrier."""
+    one, ended = member(1), []
+    monkeypatch.setattr(group.os, "_exit", ended.append)
+    one.stop("interrupted", 130)
+    assert (store.held["pipedec_jax/stop/1"], ended) == ("interrupted", [130])
+
+
+def test_what_another_has_said_explains_a_fault(member, store):
+    one = member(1)
+    store.key_value_dir_get = lambda key: [item for item in store.held.items() if item[0].startswith(key)]
+    assert one.explain(RuntimeError("reset")) == "decoding failed, perhaps because another process is gone: reset"
+    store.held["pipedec_jax/stop/0"] = "no memory"
+    assert one.explain(RuntimeError("reset")) == "process 0 has stopped: no memory"
 
 
 @pytest.mark.parametrize(
@@ -128,14 +165,15 @@ def test_the_alarm_for_those_that_do_not_come_ends_with_the_joining(monkeypatch,
 
     def initialize(*arguments, **limits):
         assert not alarm.is_set()
+        assert said == {"kept": True, "jax_enable_preemption_service": False}, "SIGTERM is not kept by JAX"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "Ctrl-C is not left to Python, which is not asked"
         said.update(limits, arguments=arguments)
         if error is not None:
             raise error
 
     monkeypatch.setattr(group, "_alarm", lambda *_: alarm)
-    monkeypatch.setattr(group, "_keep_standard_output", lambda: None)
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(group, "_keep_standard_output", lambda: said.update(kept=True))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: said.update({name: value}))
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     if error is None:
         assert join("there:1", 1, 0).count == 1
@@ -154,4 +192,59 @@ def test_patience_without_end_is_refused():
     for value in (float("inf"), float("nan"), 0.5, 1e9):
         with pytest.raises(ValueError, match=r"--patience must be 1 to 1,000,000 seconds, not"):
             join(patience=value)
+    with pytest.raises(ValueError, match=r"--start-patience must be 1 to 1,000,000 seconds, not"):
+        join(start_patience=0)
     assert join(patience=1, start_patience=1_000_000).count == 1
+
+
+@pytest.mark.parametrize("where", ["ignored", "in a thread"])
+def test_who_must_not_or_cannot_change_what_an_interrupt_does_joins_all_the_same(monkeypatch, where):
+    found = []
+    monkeypatch.setattr(group, "_keep_standard_output", lambda: None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: found.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(group, "_alarm", lambda *_: threading.Event())
+    monkeypatch.setattr(group, "process_count", lambda: 2)
+    monkeypatch.setattr(group, "Group", lambda *patience: found.append(patience))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if where == "ignored" else signal.default_int_handler)
+    try:
+        joining = threading.Thread(target=join, args=("there:1", 2, 0), kwargs={"patience": 3, "start_patience": 9})
+        if where == "ignored":
+            joining.run()
+        else:
+            joining.start()
+            joining.join()
+        expected = signal.SIG_IGN if where == "ignored" else signal.default_int_handler
+        assert found == [expected, (3, 9)]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_alarm_ends_the_process_with_a_word(monkeypatch, capfd):
+    ended = []
+
+    class AtOnce(threading.Thread):
+        start = threading.Thread.run
+
+    monkeypatch.setattr(group.threading, "Thread", AtOnce)
+    monkeypatch.setattr(group.os, "_exit", ended.append)
+    group._alarm(0, "process 1: not all processes have come")
+    assert ended == [watch.STATUS]
+    assert "error: process 1: not all processes have come within 0 s (--start-patience)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "processes", "index", "message"),
+    [
+        ("[::1]:65535", 2, 1, None),
+        (None, None, None, None),  # with hosts
+        ("there:1", 2, -1, "--process-id must be 0 to 1 for --num-processes 2, not -1"),
+        ("there:0", 2, 1, "--coordinator must be HOST:PORT"),
+        ("there:65536", 2, 1, "--coordinator must be HOST:PORT"),
+        ("there:²", 2, 1, "--coordinator must be HOST:PORT"),
+    ],
+)
+def test_what_is_given_to_find_the_others_by_is_looked_at_first(coordinator, processes, index, message):
+    refused = pytest.raises(ValueError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        group._check_given(coordinator, processes, index, None if coordinator else "auto")

@@ -30,13 +30,15 @@ class Store:
 
 
 class Beats:
-    """An event that lets so many waits pass before it is set."""
+    """An event that lets so many waits pass before it is set; they take their time by a clock, if one is given."""
 
-    def __init__(self, count):
-        self.left = count
+    def __init__(self, count, clock=None):
+        self.left, self.clock = count, clock
 
     def wait(self, seconds):
         self.left -= 1
+        if self.clock is not None:
+            self.clock.now += seconds
         return self.left < 0
 
     def is_set(self):
@@ -198,15 +200,37 @@ def test_what_lasts_too_long_ends_the_process(watched, monkeypatch):
     assert ended[1] == watch.STATUS
 
 
-def test_a_process_that_wakes_late_judges_nobody_by_that(watched, monkeypatch):
+@pytest.mark.parametrize("nap", [16, 40])
+def test_a_process_that_wakes_late_judges_nobody_by_that(watched, monkeypatch, nap):
+    """Nor one that was away for less than its patience: what it heard before may be old already."""
     one, ended = watched
-    clock = Clock(step=40)
+    clock = Clock(step=nap)
     monkeypatch.setattr(watch, "time", clock)
     hear(one, 0.0)
     one._over = Beats(1)
     JUDGE(one)
-    assert clock.now == 80
+    assert clock.now == 2 * nap > one.patience
     assert not ended
+
+
+@pytest.mark.parametrize("patience", [1, 30])
+def test_both_threads_work_often_enough_for_the_patience_and_not_all_the_time(watched, monkeypatch, patience):
+    started, ended, clock = [], [], Clock()
+    for work in ("_talk", "_judge"):
+        monkeypatch.setattr(Watch, work, lambda _, work=work: started.append(work))
+    monkeypatch.setattr(watch, "time", clock)
+    one = Watch(patience, 600, say=ended.append, end=ended.append)
+    for thread in one._threads:
+        thread.join()
+    assert sorted(started) == ["_judge", "_talk"]
+    for work in (TALK, JUDGE):
+        before, one._over = clock.now, Beats(3, clock)
+        work(one)
+        assert 0 < (clock.now - before) / 4 <= min(1, patience / 10)
+    assert not ended
+    one._answered, one._over = clock.now, Beats(40, clock)
+    JUDGE(one)
+    assert "nothing was heard of process 0" in ended[0], "no beat is so long that it seems to be a pause"
 
 
 def test_the_coordinator_stays_until_the_others_know_why_it_stops(watched, store, monkeypatch):
@@ -232,10 +256,55 @@ def test_one_that_stops_says_why(watched, store):
     assert not ended
 
 
+def test_telling_why_one_stops_is_waited_for_but_not_for_long(watched, store, monkeypatch):
+    one, _ = watched
+    waited = []
+
+    class Telling:
+        def __init__(self, target, args, daemon):
+            assert daemon, "a coordinator that hangs keeps no process"
+            self.tell = lambda: target(*args)
+
+        def start(self):
+            pass
+
+        def join(self, timeout=float("inf")):
+            waited.append(timeout)
+            self.tell()
+
+    monkeypatch.setattr(watch.threading, "Thread", Telling)
+    one.tell_stop("no memory")
+    assert store.held["pipedec_jax/stop/1"] == "no memory"
+    assert len(waited) == 1
+    assert waited[0] <= 5
+
+
+def test_a_fault_is_said_once_on_standard_error_and_ends_the_process_where_nobody_reads_that(
+    watched, monkeypatch, capfd
+):
+    one, ended = watched
+
+    def said(message):
+        watch._say(message)
+        one._stop("what the other thread finds meanwhile")
+
+    one._say = said
+    one._stop("no memory")
+    assert capfd.readouterr() == ("", "\nerror: process 1 of 3: no memory\n")
+    assert ended == [watch.STATUS]
+
+    def closed(*_):
+        raise OSError
+
+    monkeypatch.setattr(watch.os, "write", closed)
+    watch._say("no memory")
+
+
 def test_errors_of_the_devices_in_a_step_are_those_of_a_lost_process(watched):
     one, _ = watched
-    with pytest.raises(LostProcessError, match="Gloo"), one.step():
-        raise ValueError("Gloo all-reduce failed")
+    for kind in (ValueError, RuntimeError):
+        with pytest.raises(LostProcessError, match="Gloo"), one.step():
+            raise kind("Gloo all-reduce failed")
     with pytest.raises(FloatingPointError), one.step():
         raise FloatingPointError("not finite")
     assert json.dumps(one._doing) == '"between two steps"'
