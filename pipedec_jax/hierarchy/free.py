@@ -83,9 +83,7 @@ class _FreeRun:
                 self._steps(index)
         except BaseException as error:
             self.errors.append(error)
-        finally:
-            if self.errors or self._is_target(index):
-                self.stop()
+            self.stop()
 
     def _steps(self, index: int) -> None:
         made = -1

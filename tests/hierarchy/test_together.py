@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipedec_jax.hierarchy import together
-from pipedec_jax.hierarchy.exchange import TOLD, BufferExchange, pack_told, put, told, unpack_told
+from pipedec_jax.hierarchy.exchange import TOLD, BufferExchange, is_here, pack_told, put, told, unpack_told
 from pipedec_jax.hierarchy.pipe import Pipe, begin
 from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.pipeline.placement import make_mesh, replicate
@@ -80,3 +80,12 @@ def test_what_the_host_knows_of_a_model_is_the_same_in_every_process() -> None:
         np.testing.assert_array_equal(found.log_prob, state.log_prob)
     with pytest.raises(AttributeError, match="width"):
         _ = found.width
+
+
+@pytest.mark.parametrize(
+    ("kind", "local", "here"), [("cpu", 0, False), ("cpu", 1, True), ("compile_only_runtime", 0, True)]
+)
+def test_a_model_is_here_with_a_device_of_its_own_or_described(kind: str, local: int, here: bool) -> None:
+    device = types.SimpleNamespace(client=types.SimpleNamespace(runtime_type=kind))
+    mesh: Any = types.SimpleNamespace(devices=np.array([device]), local_devices=[device] * local)
+    assert is_here(mesh) == here
