@@ -52,13 +52,12 @@ class HuggingFaceCheckpoint(SourceCheckpoint):
     def check_tied_head(self) -> None:
         """Compare a stored head that the config calls tied with the embedding; `ValueError` when they differ."""
         head, embedding = TOP_NAMES["head"], TOP_NAMES["embedding"]
-        if self.config.tied_embeddings and head in self.weights.tensors:
-            same = self.weights.tensors[head].dtype == self.weights.tensors[embedding].dtype
-            if not same or not same_bits(self.weights.view(head), self.weights.view(embedding)):
-                raise ValueError(
-                    f"{self.directory}: tensor {head!r} differs from {embedding!r} though config.json says "
-                    "tie_word_embeddings; set it to false if the model has a head of its own, or remove the tensor"
-                )
+        stored = self.config.tied_embeddings and head in self.weights.tensors
+        if stored and not same_bits(self.weights.view(head), self.weights.view(embedding)):
+            raise ValueError(
+                f"{self.directory}: tensor {head!r} differs from {embedding!r} though config.json says "
+                "tie_word_embeddings; set it to false if the model has a head of its own, or remove the tensor"
+            )
 
 
 def open_hugging_face(directory: str | Path) -> HuggingFaceCheckpoint:

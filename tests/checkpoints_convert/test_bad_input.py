@@ -12,6 +12,7 @@ import pipedec_jax
 from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import conversion, convert, open_checkpoint, open_hugging_face
 from checkpoints_convert.__main__ import main
+from checkpoints_convert.hugging_face import tensor_name
 from checkpoints_convert.safetensors_reader import SafetensorsDirectory
 from tests.checkpoints_convert.sources import TINY, edit_json, tiny_source
 
@@ -244,11 +245,25 @@ def test_a_pointer_of_git_lfs_is_said_to_be_one(name, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_tensors_that_are_wrong_are_named_with_their_directory(tmp_path):
+def test_what_is_wrong_is_named_with_its_directory(tmp_path):
     source = tiny_source(tmp_path / "source")
     edit_tensors(source, extra=np.ones(3, np.float32))
     with pytest.raises(ValueError, match=f"^{source}: the checkpoint has unknown tensors 'extra'"):
         open_hugging_face(source)
+    edit_json(source / "config.json", hidden_act="gelu")
+    with pytest.raises(ValueError, match=f"^{source}: hidden_act is 'gelu'"):
+        open_hugging_face(source)
+
+
+def test_tensors_are_read_as_they_lie_in_their_files(tmp_path):
+    source = tiny_source(tmp_path / "source")
+    split(source)
+    checkpoint = open_hugging_face(source)
+    places = [checkpoint.weights.tensors[tensor_name(path)] for path in checkpoint.reading_order()]
+    read = [(place.file, place.offset) for place in places]
+    assert read == sorted(read)
+    assert len(read) == len(checkpoint.weights.tensors)
+    assert {file.name for file, _ in read} == {"a.safetensors", "b.safetensors"}
 
 
 @pytest.mark.parametrize("address", ["https://huggingface.co/org/name", "file:///models/llama"])

@@ -32,7 +32,9 @@ SCALING = {key: value for key, value in LLAMA3_ROPE.items() if key not in ("rope
         {"rope_theta": 500000.0, "rope_scaling": SCALING | {"rope_type": "llama3"}},
         {"rope_theta": 500000, "rope_scaling": SCALING | {"type": "llama3"}},
         {"rope_parameters": LLAMA3_ROPE},
+        {"rope_theta": 500000.0, "rope_scaling": SCALING | {"rope_type": "llama3", "type": "linear"}},
         {"rope_parameters": LLAMA3_ROPE, "rope_theta": 500000.0, "rope_scaling": None},
+        {"rope_parameters": LLAMA3_ROPE, "rope_scaling": LLAMA3_ROPE},
         {"rope_parameters": LLAMA3_ROPE, "num_key_value_heads": 4, "head_dim": 16, "mlp_bias": False},
         {"rope_parameters": LLAMA3_ROPE, "num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": False},
     ],
@@ -47,7 +49,8 @@ def test_old_and_new_spellings_mean_the_same(spelling):
 @pytest.mark.parametrize("spelling", [{}, {"rope_theta": 1e4}, {"rope_scaling": None}, {"rope_scaling": {}},
                                       {"rope_scaling": {"type": "linear", "factor": 1.0}}, {"hidden_act": "swish"},
                                       {"rope_parameters": {"rope_type": "default", "rope_theta": 10000}},
-                                      {"partial_rotary_factor": 1}, {"architectures": None}])  # fmt: skip
+                                      {"partial_rotary_factor": 1}, {"architectures": None},
+                                      {"architectures": ["LLaMAForCausalLM"]}])  # fmt: skip
 def test_plain_rope_in_all_spellings(spelling):
     config = llama_config(OLD | spelling)
     assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
@@ -76,6 +79,8 @@ def test_linear_scaling_in_all_spellings(spelling):
         ({"mscale": 1.0, "mscale_all_dim": 1.0}, {"original_max_position_embeddings": 32}, YarnScaling(16.0, 32, 1.0)),
         ({"original_max_position_embeddings": 64, "attention_factor": 1.0}, {"original_max_position_embeddings": 32},
          YarnScaling(16.0, 32, 1.0)),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, {},
+         YarnScaling(16.0, 4096, (0.2 * math.log(16) + 1) / (0.05 * math.log(16) + 1))),
         ({"mscale": 2.0, "beta_fast": 0}, {}, YarnScaling(16.0, 4096, 0.1 * math.log(16) + 1)),
         ({"factor": 0.5}, {}, YarnScaling(0.5, 4096, 1.0)),
     ],
@@ -131,6 +136,9 @@ def test_what_models_of_other_families_leave_out_is_what_hugging_face_takes(kind
 
 MISTRAL = OLD | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "num_key_value_heads": 4}
 QWEN2 = OLD | {"model_type": "qwen2", "architectures": None, "num_key_value_heads": None, "max_window_layers": 1}
+LONG_QWEN2 = {key: value for key, value in QWEN2.items() if key != "max_window_layers"}
+LONG_QWEN2 |= {"max_position_embeddings": 40000, "use_sliding_window": True}
+MIXED = ["full_attention", "sliding_attention"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,10 @@ QWEN2 = OLD | {"model_type": "qwen2", "architectures": None, "num_key_value_head
         (QWEN2 | {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 2}, 4096),
         (QWEN2 | {"sliding_window": 100, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, 4096),
         (QWEN2 | {"sliding_window": 5000, "use_sliding_window": True}, 4096),
+        (QWEN2 | {"sliding_window": 100, "use_sliding_window": True, "layer_types": MIXED}, 100),
+        # What is not said: layers from the 29th on have a window, of 4096.
+        (LONG_QWEN2 | {"num_hidden_layers": 28}, 40000),
+        (LONG_QWEN2 | {"num_hidden_layers": 29}, 4096),
         (MISTRAL | {"sliding_window": 100}, 100),
         (OLD | {"sliding_window": 100}, 4096),
     ],
@@ -196,6 +208,7 @@ def test_what_we_export_is_read_by_transformers(rope, tmp_path):
     assert ("type" in exported["rope_scaling"]) == (rope["rope_type"] == "linear")
     theirs = Theirs.from_pretrained(tmp_path)
     assert {key: value for key, value in theirs.rope_parameters.items() if key != "type"} == rope
+    assert theirs.architectures == ["LlamaForCausalLM"]
     assert (theirs.head_dim, str(theirs.dtype), theirs.rms_norm_eps) == (10, "torch.bfloat16", 1e-5)
 
 
@@ -208,6 +221,7 @@ configs = st.builds(
     heads=st.integers(1, 64), groups=st.integers(1, 8), half=st.integers(1, 256),
     vocab_size=whole, width=whole, feed_forward=whole, layers=st.integers(1, MOST_LAYERS), context=whole,
     rope_theta=st.floats(1.1, 1e9), norm_eps=positive, tied_embeddings=st.booleans(),
+    attention_bias=st.booleans(), feed_forward_bias=st.booleans(),
     scaling=st.none()
     | st.builds(Llama3Scaling, positive, st.floats(0.1, 1), st.floats(2, 8), whole)
     | st.builds(LinearScaling, positive.filter(lambda factor: factor != 1))
@@ -266,9 +280,11 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
         ({"model_type": ...}, "model_type is None"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"architectures": ["LlamaForCausalLM", "LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
+        ({"architectures": 5}, "architectures is 5; only 'LlamaForCausalLM'"),
         ({"attention_bias": "no"}, "attention_bias must be true or false, not 'no'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*'gptq'"),
+        ({"quantization_config": {}}, "quantization_config is present"),
         ({"quantization_config": "awq"}, "quantization_config is present .*'awq'"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -302,7 +318,9 @@ def test_a_bad_scaling_in_a_manifest_is_named(scaling, message):
         ({"num_attention_heads": 3}, r"hidden_size \(64\) is no multiple of num_attention_heads \(3\)"),
         ({"num_key_value_heads": 3}, r"kv_heads \(3\) must divide heads \(4\)"),
         ({"rope_theta": 10**400}, "rope_theta must be a number"),
+        ({"rope_theta": -(10**400)}, "rope_theta must be a number"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
+        ({"rms_norm_eps": True}, "rms_norm_eps must be a number, not True"),
     ],
 )
 def test_refused_settings_are_named(change, message):
@@ -318,7 +336,13 @@ def test_damaged_json_is_an_error_that_names_the_file(text, tmp_path):
         read_json(tmp_path / "config.json")
 
 
+def test_a_configuration_that_is_not_there_is_said_to_belong_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; a Hugging Face LLaMA directory has a"):
+        read_json(tmp_path / "config.json")
+
+
 def test_token_ids_are_one_or_several():
+    assert token_ids({"eos_token_id": 0}, "eos_token_id") == [0]
     assert token_ids({"eos_token_id": 2}, "eos_token_id") == [2]
     assert token_ids({"eos_token_id": [2, 3]}, "eos_token_id") == [2, 3]
     assert token_ids({"eos_token_id": None}, "eos_token_id") == token_ids({}, "eos_token_id") == []

@@ -220,6 +220,12 @@ def test_rotary_buffers_of_old_files_are_ignored(source, tmp_path):
     convert(source, tmp_path / "converted")
 
 
+def test_pickled_files_beside_safetensors_are_not_opened(source):
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        (source / name).write_text("anything")
+    assert open_hugging_face(source).format == "huggingface-safetensors"
+
+
 def test_several_stored_dtypes_need_a_choice(source, tmp_path):
     edit_tensors(source, model__norm__weight=np.ones(TINY.width, np.float16))
     with pytest.raises(ValueError, match=r"several dtypes \(float16, float32\); choose one with --dtype"):
