@@ -21,9 +21,14 @@ def take_interrupts() -> None:
     told = sys.unraisablehook
 
     def again(dropped: sys.UnraisableHookArgs) -> None:
-        if issubclass(dropped.exc_type, KeyboardInterrupt):
-            threading.Timer(AGAIN_S, _thread.interrupt_main).start()
-        else:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
             told(dropped)
+            return
+        while True:
+            try:
+                threading.Timer(AGAIN_S, _thread.interrupt_main).start()
+                return
+            except KeyboardInterrupt:  # on a busy machine it comes before `start` returns, to be dropped here as well
+                continue
 
     sys.unraisablehook = again

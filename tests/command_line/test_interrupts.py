@@ -4,6 +4,7 @@ import gc
 import itertools
 import signal
 import sys
+import threading
 import weakref
 
 import pytest
@@ -27,6 +28,25 @@ def told(monkeypatch):
 
 
 def test_an_interrupt_that_python_drops_comes_again(told):
+    expect_it_again(told)
+
+
+def test_it_comes_again_where_it_came_while_its_return_was_prepared(told, monkeypatch):
+    class Busy(threading.Timer):
+        def start(self):
+            super().start()
+            if not begun:
+                begun.append(None)
+                self.cancel()
+                signal.raise_signal(signal.SIGINT)
+
+    begun = []
+    monkeypatch.setattr(threading, "Timer", Busy)
+    expect_it_again(told)
+    assert begun
+
+
+def expect_it_again(told):
     def interrupted(*_):
         if not calls:
             calls.append(None)
