@@ -188,6 +188,11 @@ def test_end_tokens_fall_back_to_config_json(source, generation, expected):
     assert open_hugging_face(source).eos_token_ids == expected
 
 
+def test_of_several_tokens_that_begin_a_text_the_first_is_taken(source):
+    edit_json(source / "generation_config.json", bos_token_id=[4, 9])
+    assert open_hugging_face(source).bos_token_id == 4
+
+
 def test_source_and_converted_read_alike(source, tmp_path):
     theirs, ours = open_any(source), open_any(convert(source, tmp_path / "converted"))
     for name in ("config", "dtype", "bos_token_id", "eos_token_ids", "nbytes"):
@@ -228,6 +233,8 @@ def test_pickled_files_beside_safetensors_are_not_opened(source):
 
 def test_several_stored_dtypes_need_a_choice(source, tmp_path):
     edit_tensors(source, model__norm__weight=np.ones(TINY.width, np.float16))
+    checkpoint = open_hugging_face(source)
+    assert (checkpoint.stored_dtypes, checkpoint.dtype) == (("float16", "float32"), "float32"), "none is rounded"
     with pytest.raises(ValueError, match=r"several dtypes \(float16, float32\); choose one with --dtype"):
         convert(source, tmp_path / "converted")
     assert open_checkpoint(convert(source, tmp_path / "converted", "float32")).dtype == "float32"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from checkpoints_convert import convert, open_checkpoint
+from checkpoints_convert import convert, open_checkpoint, open_hugging_face
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import differences
@@ -48,6 +48,9 @@ def test_links_that_lead_elsewhere_are_refused(file, in_cache, place, source, tm
     (directory / file).symlink_to(elsewhere / file)
     with pytest.raises(ValueError, match=rf"{file} is a link to .*{place}.*, outside of "):
         convert(directory, tmp_path / "converted")
+    if file != "tokenizer.json":
+        with pytest.raises(ValueError, match=rf"{file} is a link to .*{place}.*, outside of "):
+            open_hugging_face(directory)
     assert not (tmp_path / "converted").exists()
 
 
