@@ -246,11 +246,11 @@ def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_pr
     # Rows read to catch up with the models above choose what is long decided.
     undecided = chosen & (position >= length)
     ends = jnp.any(token[:, None] == request.end_token[None, :], axis=1)
-    last = undecided & (~agrees | ends | (position == state.start[-1] + state.count[-1]))
+    last = undecided & (~agrees | ends)
     new = undecided & (position <= jnp.min(jnp.where(last, position, T))) & (position < request.limit)
     place = state.unsound[-1][row]
     border = jnp.min(jnp.where(new & (place > 0), position, T))
-    stuck = (border < T) & (state.stuck == 0)
+    stuck = border < T
     new &= position < border
     # What was read beyond a wrong token is dropped at once, and a choice that is not appended made again: were the
     # token rolled back to what had been read, later rows would choose for places that the buffer does not reach yet.
