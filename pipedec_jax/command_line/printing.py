@@ -88,7 +88,7 @@ def print_table(result: pipedec_jax.Generation, decoder: AnyDecoder, basis: str)
     """An answer's figures, each with what it is; `basis` says what the modeled one is from."""
     virtual = " (virtual devices share this machine's cores)" if decoder.devices[0].platform == "cpu" else ""
     lag = "a tick" if result.lag == 1 else f"{result.lag} ticks"
-    rest = "" if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
+    rest = None if result.tpot_s is None else f"{result.tpot_s * 1e3:.1f} ms"
     hierarchy = isinstance(decoder, pipedec_jax.HierarchyDecoder)
     hit = "the smaller models had said" if hierarchy else "were in the pipe"
     lost = "the target said itself" if hierarchy else "were not, so that the pipe was refilled"

@@ -70,6 +70,14 @@ def test_stages_and_devices_are_named_as_many_as_they_are():
     assert [counted(number, "stage") for number in (1, 2)] == ["1 stage", "2 stages"]
 
 
+def test_a_single_token_has_no_time_per_token_after_it(script, family, capsys):
+    options = ["--target", str(family["target"]), "--method", "pp", "--stages", "2", "--prompt", "Hi"]
+    script.main([*options, "--max-new-tokens", "1"])
+    rows = capsys.readouterr().out.splitlines()
+    assert any("first token" in row for row in rows)
+    assert not any("per token" in row and "TPOT" in row for row in rows)
+
+
 def test_pp_needs_no_draft_and_stops_at_a_string(script, family, capsys):
     options = ["--target", str(family["target"]), "--method", "pp", "--stages", "2", "--max-new-tokens", "20"]
     script.main([*options, "--chat", "--prompt", "Hi", "--json"])
