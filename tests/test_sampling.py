@@ -16,10 +16,12 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import PartitionSpec as P
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pipedec_jax.exchange import AXES, gather_over_devices
+from pipedec_jax.config import LlamaConfig
+from pipedec_jax.exchange import AXES, gather_over_devices, sum_over_devices
+from pipedec_jax.model import llama
 from pipedec_jax.pipeline import placement
 from pipedec_jax.sampling import Sampling, SamplingArrays, SamplingMode, gumbel_noise, keep, scale
-from pipedec_jax.vocabulary import choice_part, choose, noise_part, shard_size
+from pipedec_jax.vocabulary import choice_part, choose, embed_part, head_part, noise_part, shard_size
 from tests import oracle
 from tests.oracle import Draw
 
@@ -203,6 +205,36 @@ def test_choice_over_shards_equals_the_choice_over_the_whole_vocabulary(
             np.testing.assert_allclose(log_probs[row], exact[tokens[row]], rtol=1e-5, atol=1e-5)
 
     check()
+
+
+@pytest.mark.parametrize(("rows", "vocab", "ranks"), [(12, 11, 4), (13, 13, 3)])
+def test_embeddings_and_logits_over_shards_are_those_of_the_whole(rows: int, vocab: int, ranks: int) -> None:
+    """Of every token, those at the borders of shards as well, for rows with norms of their own."""
+    config = LlamaConfig(
+        vocab_size=rows, width=4, feed_forward=4, layers=1, heads=1, kv_heads=1, head_size=4, context=8
+    )
+    random = np.random.default_rng(0)
+    table, norm = (random.normal(size=(rows, 4)).astype(np.float32) for _ in range(2))
+    mesh = placement.make_mesh(ranks)
+    shards = placement.place_rows(mesh, rows, 4, np.float32, lambda part: table[part])
+
+    def run(shard: jax.Array, norm: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        embedded = sum_over_devices(embed_part(shard, jnp.arange(rows, dtype=jnp.int32)))
+        logit = head_part(config, norm, shard, embedded, vocab, least_rows=rows + 3)
+        # Where some rows are dead, filters hold for the others: the noise alone would choose the least likely token.
+        noise, live = jnp.where(jnp.isfinite(logit), -3 * logit, 0), jnp.arange(rows) == 2
+        part = choice_part(MODES["filtered"], Sampling(1.0, top_k=1).arrays(), logit, noise, vocab, live)
+        return embedded, logit, choose(gather_over_devices(part))[0]
+
+    spread = jax.shard_map(run, mesh=mesh, in_specs=(P(AXES), P()), out_specs=(P(), P(None, AXES), P()))
+    embedded, logits, tokens = jax.device_get(jax.jit(spread)(shards, norm))
+    np.testing.assert_array_equal(embedded, table)
+    expected = np.asarray(llama.logits(config, jnp.asarray(norm), jnp.asarray(table), jnp.asarray(table)))[:, :vocab]
+    np.testing.assert_allclose(logits[:, :vocab], expected, rtol=1e-6)
+    assert np.all(logits[:, vocab:] == -np.inf)
+    assert tokens[2] == np.argmax(expected[2])
+    assert f"f32[{rows + 3},4]" in str(jax.make_jaxpr(spread)(shards, norm)), "as many rows as the device wants"
+    assert [shard_size(size, 4) for size in (9, 12, 13)] == [3, 3, 4], "no row too many"
 
 
 def test_sampled_tokens_follow_the_filtered_distribution() -> None:
