@@ -18,6 +18,7 @@ from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.parameters import parameter_shapes
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
+from pipedec_jax.pipeline.progress import NOTHING
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.vocabulary import shard_size
@@ -382,3 +383,7 @@ def test_the_default_capacity_holds_prompt_answer_and_everything_in_flight() -> 
         capacity = engine.capacity_for(length)
         assert capacity > length + 4 * 16 + 16
         assert capacity & (capacity - 1) == 0, "a power of two, so that few programs serve all lengths"
+
+
+def test_what_came_in_its_parents_batch_or_late_is_a_hit_as_well() -> None:
+    assert dataclasses.replace(NOTHING, delays=[0, 1, 5, -1]).hits == [True, True, True, False]

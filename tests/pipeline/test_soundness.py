@@ -66,6 +66,12 @@ def wide():
         yield
 
 
+def test_infinity_is_found_as_nan_is_in_living_rows_alone() -> None:
+    rows = jnp.array([[1.0, jnp.inf], [-jnp.inf, 0.0], [0.0, jnp.nan], [1.0, 2.0], [jnp.nan, jnp.inf]])
+    found = soundness.not_finite(rows, jnp.array([True, True, True, True, False]))
+    assert found.tolist() == [True, True, True, False, False]
+
+
 def test_bits_of_all_stages_add_up_to_what_each_found() -> None:
     bad = np.random.default_rng(0).random((40, 5)) < 0.3
     words = sum(np.asarray(soundness.to_bits(jnp.asarray(row), jnp.int32(k), 40)) for k, row in enumerate(bad))
