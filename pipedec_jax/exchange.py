@@ -53,12 +53,10 @@ def broadcast(parts: Sequence[tuple[Any, jax.Array]]) -> list[Any]:
     """Pytrees that one device each knows, to all: one collective for them together, exact to the bit.
 
     Args:
-        parts: each a pytree and whether this device is the one that knows it.
+        parts: each a pytree and whether this device is the one that knows it; one array at least in all of them.
     """
     leaves, structure = jax.tree.flatten([tree for tree, _ in parts])
     known = [knows for tree, knows in parts for _ in jax.tree.leaves(tree)]
-    if not leaves:
-        return [tree for tree, _ in parts]
     words = [jnp.where(knows, _to_words(leaf), 0) for leaf, knows in zip(leaves, known, strict=True)]
     everyone = lax.psum(_packed(words), AXES)
     return jax.tree.unflatten(structure, _unpacked(everyone, words, leaves))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from pipedec_jax import soundness
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.engine import Engine
-from pipedec_jax.pipeline.progress import Progress
+from pipedec_jax.pipeline.progress import NOTHING, Progress, not_finite_error
+from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.sampling import Sampling
 from pipedec_jax.soundness import NotFiniteError
 from tests.exactness import Shape, bench
@@ -174,3 +177,12 @@ def run_whole(engine: Engine) -> Progress:
 def test_a_stage_of_one_layer_is_named_so():
     progress = Progress([], [], [], [], [], 0, False)
     assert "stage 3 of 3 (layer 5) is not finite" in str(NotFiniteError(3, 3, (5, 5), 1, progress))
+
+
+def test_layers_of_stages_of_different_lengths_are_counted_one_after_the_other():
+    target = types.SimpleNamespace(split=StageSplit((1, 3, 2)))
+    told = [str(not_finite_error(target, place, 7, NOTHING)) for place in (1, 2, 3, 4)]
+    for text, part in zip(told, ("(layer 1)", "(layers 2 to 4)", "(layers 5 to 6)", "logits"), strict=True):
+        assert part in text
+    assert "in tick 7" in told[2]
+    assert "in tick 6" in told[3], "the logits share the last stage's"
