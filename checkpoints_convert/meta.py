@@ -45,8 +45,9 @@ split along the width in LLaMA 1 and 2, along the vocabulary since)."""
 SENTENCEPIECE_BEGIN, SENTENCEPIECE_END = 1, 2
 """`<s>` and `</s>` in LLaMA 1 and 2."""
 
-IGNORED = ("rope.freqs",)
-"""A buffer of old checkpoints that the config determines."""
+IN_EVERY_LAYER = "layers.0.attention.inner_attention.rope.freqs"
+IGNORED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")
+"""Buffers of old checkpoints that the config determines: one in LLaMA 2, in LLaMA 1 one in every layer too."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,8 +241,9 @@ def _config(values: Json, ranks: tuple[PickledFiles, ...], tied: bool) -> LlamaC
     if scaled:
         scaling = Llama3Scaling(number(values, "rope_scaling_factor", 32.0 if tied else 8.0), 1.0, 4.0, 8192)
     norm_eps = number(values, "norm_eps", 1e-5)
-    # LLaMA 1 is told from 2 by its epsilon.
-    before_3 = {10000.0: 2048 if norm_eps < 5e-6 else 4096, 1000000.0: 16384}
+    # LLaMA 1 is told from 2 by its epsilon (that of 65B is 1e-5 too), or by its buffers.
+    is_first = norm_eps < 5e-6 or IN_EVERY_LAYER in ranks[0].tensors
+    before_3 = {10000.0: 2048 if is_first else 4096, 1000000.0: 16384}
     context = 131072 if scaled else before_3.get(theta, 8192)
     return LlamaConfig(
         vocab_size=vocab_size,
@@ -299,7 +301,7 @@ def _check(config: LlamaConfig, ranks: tuple[PickledFiles, ...]) -> tuple[str, .
                     expected,
                     rank.tensors,
                     optional=[head] if config.tied_embeddings else [],
-                    ignored=[name for name in rank.tensors if name in IGNORED],
+                    ignored=[name for name in rank.tensors if IGNORED.fullmatch(name)],
                     described_in=PARAMS,
                 )
             )
