@@ -11,13 +11,16 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from checkpoints_convert.checkpoint import DTYPES
 from checkpoints_convert.shard_index import check_index, weight_files
 from checkpoints_convert.tensor_files import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE = "pytorch_model.bin"
 
@@ -58,7 +61,7 @@ class PickledFiles:
         tensor = self._load(info.file).get(name)
         if tensor is None or tuple(tensor.shape) != info.shape or str(tensor.dtype) != f"torch.{info.dtype}":
             raise ValueError(f"cannot read tensor {name!r}: {info.file} has changed since it was opened")
-        self._touched += tensor.nbytes
+        self._touched += _span(tensor)
         import torch
 
         # NumPy knows no bfloat16 of torch's, so the bits travel as integers.
@@ -110,12 +113,21 @@ def _load_tensors(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise ValueError(f"{file} must hold a dictionary of named tensors, not a {type(loaded).__name__}")
     for name, tensor in loaded.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_neg():
             raise ValueError(f"{file} holds something other than a plain tensor under {name!r}")
         # A view that repeats its data could be of any size.
-        if not tensor.is_contiguous() or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{file}: tensor {name!r} is not stored in one piece; save it with .contiguous()")
+        if tensor.nbytes > _span(tensor):
+            raise ValueError(f"{file}: tensor {name!r} repeats what is stored; save it with .contiguous()")
     return loaded
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Bytes of the file from a tensor's first element to its last; more than its own where it is a view with gaps."""
+    if tensor.numel() == 0:
+        return 0
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (steps + 1) * tensor.element_size()
 
 
 def _check_archive(file: Path) -> None:

@@ -173,6 +173,19 @@ def test_what_params_json_leaves_out_is_known_from_the_release(params, context, 
     assert found.rope_theta == params.get("rope_theta", 1e4)
 
 
+def test_llama_1_has_a_buffer_in_every_layer(tmp_path):
+    # That of 65B has LLaMA 2's epsilon.
+    geometry = {"vocab_size": EVEN, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+    model = hugging_face_model(GEOMETRIES[LLAMA_1] | geometry)
+    source = save_as_meta(model, tmp_path / "meta", 2, llama3=False, norm_eps=1e-5)
+    assert open_source(source).config.context == 4096
+    for rank in range(2):
+        buffers = {f"layers__{layer}__attention__inner_attention__rope__freqs": torch.ones(8) for layer in range(2)}
+        edit_rank(source, rank, **buffers)
+    assert open_source(source).config.context == 2048
+    assert same_arrays(open_source(source), open_source(save(model, tmp_path / "hugging_face")))
+
+
 def test_special_tokens_of_metas_files(tmp_path):
     model = hugging_face_model(GEOMETRIES[LLAMA_1])
     newer = open_source(save_as_meta(model, tmp_path / "3"))
@@ -307,7 +320,9 @@ BAD_PICKLES = {
     "a list": (lambda file: torch.save([torch.ones(2)], file), "must hold a dictionary of named tensors, not a list"),
     "numbers": (lambda file: torch.save({"model.norm.weight": 3}, file), "other than a plain tensor under 'model.norm"),
     "repeated data": (
-        lambda file: torch.save({"a": torch.ones(1).expand(10**6)}, file), "tensor 'a' is not stored in one piece"),
+        lambda file: torch.save({"a": torch.ones(1).expand(10**6)}, file), "tensor 'a' repeats what is stored"),
+    "to be negated": (
+        lambda file: torch.save({"a": torch._neg_view(torch.ones(2))}, file), "other than a plain tensor under 'a'"),
     "sparse": (lambda file: torch.save({"a": torch.ones(2, 2).to_sparse()}, file), "plain tensor|refused"),
     "compressed": (lambda file: compress(file), "is compressed"),
 }  # fmt: skip
@@ -330,6 +345,24 @@ def test_bad_pickles_are_named(name, pickled, tmp_path):
     spoil(source / "pytorch_model.bin")
     with pytest.raises(ValueError, match=message):
         open_source(source)
+
+
+def test_tensors_of_pickled_files_need_not_lie_in_one_piece(pickled, tmp_path):
+    source = shutil.copytree(pickled, tmp_path / "source")
+    tensors = torch.load(source / "pytorch_model.bin")
+    matrices = [name for name, tensor in tensors.items() if tensor.dim() == 2]
+    changed = {name: tensors[name].t().contiguous().t() for name in matrices[::3]}
+    for name in matrices[1::3]:
+        wide = torch.zeros(*tensors[name].shape, 3)
+        changed[name] = wide[..., 1].copy_(tensors[name])
+    # All others are slices of one storage.
+    rest = [name for name in tensors if name not in changed]
+    whole = torch.cat([tensors[name].flatten() for name in rest])
+    sizes = [tensors[name].numel() for name in rest]
+    changed |= {name: part.view(tensors[name].shape) for name, part in zip(rest, whole.split(sizes), strict=True)}
+    torch.save(changed, source / "pytorch_model.bin")
+    assert same_arrays(open_source(source), open_source(pickled))
+    assert same_arrays(open_checkpoint(convert(source, tmp_path / "converted")), open_source(pickled))
 
 
 def test_pages_of_pickled_files_are_let_go(pickled, monkeypatch):
