@@ -26,11 +26,14 @@ def describe(path: str | Path) -> Json:
         files = {name: checkpoint.directory / name for name in checkpoint.manifest.files}
     else:
         files = tokenizer_files(path)
+    model = checkpoint.config.to_dict()
+    if (scaling := checkpoint.config.rope_scaling) is not None:
+        model["rope_scaling"] = {"kind": scaling.kind} | model["rope_scaling"]
     return facts | {
         "parameters": parameter_count(checkpoint.config),
         "dtype": checkpoint.dtype,
         "bytes": checkpoint.nbytes,
-        "model": checkpoint.config.to_dict(),
+        "model": model,
         "bos_token_id": checkpoint.bos_token_id,
         "eos_token_ids": checkpoint.eos_token_ids,
         "tokens": _tokens(files, checkpoint.directory),

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -8,7 +9,9 @@ import pytest
 from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import convert
 from checkpoints_convert.__main__ import main
+from checkpoints_convert.report import describe
 from checkpoints_convert.verify import damage, differences, logit_difference
+from pipedec_jax.config import LinearScaling, Llama3Scaling, LlamaConfig
 from pipedec_jax.model.parameters import parameter_count, parameter_shapes
 from tests.checkpoints_convert.sources import (
     FAMILIES,
@@ -208,6 +211,13 @@ def test_rows_without_a_token_are_said_to_be_padding(source, tmp_path, capsys):
     assert "the tokenizer cannot be read" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scaling", [Llama3Scaling(8.0, 1.0, 4.0, 32), LinearScaling(4.0), None])
+def test_inspect_names_the_kind_of_rope_scaling(scaling, tmp_path):
+    source = tiny_source(tmp_path / "source", dataclasses.replace(TINY, rope_scaling=scaling))
+    found = describe(source)["model"]["rope_scaling"]
+    assert found == (None if scaling is None else {"kind": scaling.kind} | dataclasses.asdict(scaling))
+
+
 def test_inspect_works_on_both_sides(pristine, capsys):
     facts = []
     for path in map(str, pristine):
@@ -223,4 +233,4 @@ def test_inspect_works_on_both_sides(pristine, capsys):
     assert converted.pop("tool").startswith("pipedec_jax ")
     assert source == converted
     assert source["bytes"] == 4 * source["parameters"] == 4 * parameter_count(TINY)
-    assert source["model"] == TINY.to_dict()
+    assert LlamaConfig.from_dict(source["model"]) == TINY
