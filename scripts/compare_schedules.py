@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stages", type=from_1, nargs="+", default=[4, 8, 16])
     parser.add_argument("--width", type=from_1, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--static-depths", type=from_1, nargs="+", help="levels of the static trees (2 to 24)")
-    parser.add_argument("--trees", type=Path, help="file in which find_static_tree.py kept its trees, to go on from")
+    parser.add_argument("--trees", type=Path, help="file in which find_static_tree.py kept its trees; others are added")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="settings whose description has all words"
     )
@@ -103,6 +103,8 @@ def main() -> None:
     args = parse()
     if args.out:
         check_place("--out", args.out)
+    if args.trees and not args.trees.is_file():
+        raise ValueError(f"--trees {args.trees}: there is no such file; find_static_tree.py --out FILE makes one")
 
     pipedec_jax.use_cpu_devices(max(args.stages) + 1)  # the decoders that are simulated ask for them as well
     from pipedec_jax.analysis import static_trees

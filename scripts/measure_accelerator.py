@@ -20,7 +20,8 @@ from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, meas
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
 from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.command_line.numbers import from_1, up_to_1
-from pipedec_jax.command_line.output import Parser, run_command
+from pipedec_jax.command_line.output import Parser, check_place, run_command
+from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
 from pipedec_jax.pipeline.settings import EngineSettings
@@ -51,7 +52,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure every geometry and print a table of each."""
     options = parse(arguments)
-    configs = {name: read_geometry(name, "target") for name in options.target}
+    if options.out is not None:
+        check_place("--out", options.out)
+    configs = {name: cut(read_geometry(name, "target"), options.layers, name) for name in options.target}
+    settings = [
+        EngineSettings(
+            method=options.method if width > 1 else "pipedec",
+            stages=1,
+            width=width,
+            children=options.children or width,
+            draft_steps=options.draft_steps if width > 1 else 1,
+            dtype=options.dtype,
+            capacity=options.slots,
+        )
+        for width in options.width
+    ]
     device = jax.devices()[0]
     bandwidth = measure_bandwidth()
     print(
@@ -62,8 +77,6 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = [{"device": device.device_kind, "jax": jax.__version__}]
     rows[0] |= dataclasses.asdict(bandwidth)
     for name, config in configs.items():
-        if options.layers:
-            config = dataclasses.replace(config, layers=options.layers)
         source = RandomSource(config)
         print(f"\n{name}, {config.layers} layers, {options.dtype}{', int8 layers' if options.int8 else ''}, medians")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
@@ -72,18 +85,6 @@ def main(arguments: list[str] | None = None) -> None:
         def profile(settings: EngineSettings, decode: Any, found: dict[int, Any] = profiles) -> None:
             found[settings.width] = profile_device(decode)
 
-        settings = [
-            EngineSettings(
-                method=options.method if width > 1 else "pipedec",
-                stages=1,
-                width=width,
-                children=options.children or width,
-                draft_steps=options.draft_steps if width > 1 else 1,
-                dtype=options.dtype,
-                capacity=options.slots,
-            )
-            for width in options.width
-        ]
         measured = measure_decoding(
             Int8Source(source) if options.int8 else source,
             settings,
@@ -100,6 +101,15 @@ def main(arguments: list[str] | None = None) -> None:
             print_profile(width, seen, options.tokens)
     if options.out is not None:
         write_whole(options.out, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def cut(config: LlamaConfig, layers: int | None, name: str) -> LlamaConfig:
+    """The same geometry with so many of its layers; `ValueError` where it has fewer."""
+    if layers is None:
+        return config
+    if layers > config.layers:
+        raise ValueError(f"--layers must be at most {config.layers}, the layers of {name}, not {layers}")
+    return dataclasses.replace(config, layers=layers)
 
 
 def row(found: DecodeTime, copy: float) -> str:

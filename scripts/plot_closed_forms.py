@@ -103,18 +103,15 @@ def two_models(args: argparse.Namespace) -> list[np.ndarray]:
         texts = np.asarray([max(args.engine, texts_needed(each, SIMULATED, LENGTH, WITHIN)) for each in spread])
         counted = decode(rates, passes, texts)
     print("tokens per verification of PipeSpec with two models, and the chance that a pass finds its input valid")
-    print(
-        "| acceptance | passes | closed form | simulated | error | texts | engine (counted) | error | "
-        "chance | simulated | error |"
-    )
-    print("|" + " --- |" * 11)
+    engine = ["texts", "engine (counted)", "error"] if args.engine else []
+    headings = ["acceptance", "passes", "closed form", "simulated", "error", *engine, "chance", "simulated", "error"]
+    print(f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
     for row in zip(rates, passes, expected, tokens / ticks, texts, counted, chance, verified / ticks, strict=True):
-        rate, count, form, found, many, engine, valid, seen = row
-        errors = [f"{100 * (one / other - 1):+.2f} %" for one, other in ((found, form), (engine, form), (seen, valid))]
-        print(
-            f"| {rate} | {count} | {form:.3f} | {found:.3f} | {errors[0]} | {many} | {engine:.3f} | {errors[1]} | "
-            f"{valid:.3f} | {seen:.3f} | {errors[2]} |"
-        )
+        rate, count, form, found, many, own, valid, seen = row
+        errors = [f"{100 * (one / other - 1):+.2f} %" for one, other in ((found, form), (own, form), (seen, valid))]
+        cells = [f"{rate}", f"{count}", f"{form:.3f}", f"{found:.3f}", errors[0]]
+        cells += [f"{many}", f"{own:.3f}", errors[1]] if args.engine else []
+        print(f"| {' | '.join([*cells, f'{valid:.3f}', f'{seen:.3f}', errors[2]])} |")
     print(f"largest error: simulated {largest(tokens / ticks, expected)}, {largest(verified / ticks, chance)}", end="")
     print(f", engine {largest(counted, expected)}" if args.engine else "")
     shape = (len(args.passes), len(args.rates))

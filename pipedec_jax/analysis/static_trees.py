@@ -172,9 +172,9 @@ class TreeFile:
             same = content["about"] == about
             self.rows = [MethodRow(**row) for row in content["trees"]]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no file of static trees ({error}): choose another for --out") from error
+            raise ValueError(f"{path} is no file of static trees ({error}): choose another") from error
         if not same:
-            raise ValueError(f"{path} was made with {content['about']}, not {about}: choose another file for --out")
+            raise ValueError(f"{path} was made with {content['about']}, not {about}: choose another file")
 
     def find(self, shape: dict[str, Any]) -> MethodRow | None:
         """The row of a shape, if it is there."""

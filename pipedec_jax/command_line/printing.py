@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pipedec_jax
 from pipedec_jax.command_line.options import paths_as_text
 from pipedec_jax.modeled.exit_cost import Cycle
-from pipedec_jax.pipeline.settings import OPTIONS_OF
+from pipedec_jax.pipeline.settings import GUESSING, OPTIONS_OF
 
 if TYPE_CHECKING:
     from pipedec_jax.decoding.hierarchy import AnyDecoder
@@ -46,18 +46,21 @@ def described(options: argparse.Namespace, decoder: AnyDecoder, prompt: str) -> 
             "passes": [] if decoder.plain else decoder.settings.passes,
             "stages_by_model": [1] if decoder.plain else decoder.settings.stages,
             "width": 1 if decoder.plain else decoder.settings.widths[-1],
+            "tensor_parallel": 1,
         }
     else:
         settings = decoder.settings
+        guesses = decoder.method in GUESSING
         of_method = (name for name in DEFAULTED if decoder.method in OPTIONS_OF[name])
         used = {
             **{name: getattr(settings, name) for name in of_method},
             "tensor_parallel": settings.tensor_parallel,
             "draft": decoder.draft.name if decoder.draft else None,
             "draft_steps": settings.steps,
-            "width": decoder.width,
-            "children": decoder.children,
-            "drafter": decoder.drafter,
+            # PP sends the root alone, whatever its settings hold of these.
+            "width": decoder.width if guesses else 1,
+            "children": decoder.children if guesses else 0,
+            "drafter": decoder.drafter if guesses else None,
             "exit_layer": settings.exit_layer,
             "exit_head": decoder.exit_head.config.name if decoder.exit_head else None,
             "layers_by_stage": decoder.split.count,

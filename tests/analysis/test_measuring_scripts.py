@@ -1,9 +1,12 @@
 """Scripts that measure or check refuse what cannot be, in one line, before anything is computed."""
 
+from pathlib import Path
+
 import pytest
 
 import check_hosts
 import compare_head
+import compare_schedules
 import kill_batches
 import kill_hosts
 import measure_accelerator
@@ -12,6 +15,8 @@ import plot_exits
 import plot_hit_rates
 import run_long
 from pipedec_jax.command_line.output import run_command
+
+DRAFT = str(Path(__file__).parents[2] / "configs" / "llama-3.2-1b.json")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,10 @@ def test_no_number_of_something_is_refused(script, given, monkeypatch, capsys):
         (plot_exits, ["--out", "plot.jpeg"], "--out must end in one of .svg, .png, .pdf, not 'plot.jpeg'"),
         (plot_hit_rates, ["--out", "/dev/null/plot.svg"], "--out /dev/null/plot.svg cannot be written: "),
         (measure_accelerator, ["--target", "none"], "none does not exist: give a converted checkpoint"),
+        (measure_accelerator, ["--target", DRAFT, "--layers", "99"], "--layers must be at most 16, the layers of "),
+        (measure_accelerator, ["--target", DRAFT, "--method", "none"], "method must be one of pp, stpp, "),
+        (measure_accelerator, ["--target", DRAFT, "--out", "/dev/null/rows"], "--out /dev/null/rows cannot be written"),
+        (compare_schedules, ["--trees", "none.json"], "--trees none.json: there is no such file; find_static_tree.py"),
     ],
 )
 def test_what_there_is_not_is_refused(script, given, message, monkeypatch, capsys, tmp_path):

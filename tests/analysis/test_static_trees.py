@@ -80,7 +80,7 @@ def test_rows_are_kept_and_found_again(tmp_path):
     again = TreeFile(path, {"seed": 1})
     assert again.find(shape_of(ROW)) == ROW
     assert again.find(shape_of(ROW) | {"depth": 4}) is None
-    with pytest.raises(ValueError, match="choose another file for --out"):
+    with pytest.raises(ValueError, match="choose another file"):
         TreeFile(path, {"seed": 2})
     path.write_text('{"trees": [1]}')
     with pytest.raises(ValueError, match="no file of static trees"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import pipedec_jax
-from pipedec_jax.command_line import running
+from pipedec_jax.command_line import opening, printing, running
 from pipedec_jax.command_line.options import parse
 from pipedec_jax.command_line.printing import counted
 from pipedec_jax.decoding.result import FIGURES
@@ -76,6 +76,21 @@ def test_a_single_token_has_no_time_per_token_after_it(script, family, capsys):
     rows = capsys.readouterr().out.splitlines()
     assert any("first token" in row for row in rows)
     assert not any("per token" in row and "TPOT" in row for row in rows)
+
+
+def test_values_that_were_used_are_given_also_where_a_method_ignores_what_it_was_told(models, family):
+    """PP sends a row at a time; a hierarchy splits no stage."""
+    alone = ["--target", str(family["target"]), "--stages", "2"]
+    pair = ["--method", "pipespec", "--models", str(family["draft"]), str(family["target"]), "--passes", "2"]
+    expected = [
+        ([*models, *SIZES], {"width": 4, "children": 2, "drafter": "both", "tensor_parallel": 1}),
+        ([*alone, "--method", "pp"], {"width": 1, "children": 0, "drafter": None, "tensor_parallel": 1}),
+        (pair, {"tensor_parallel": 1}),
+    ]
+    for arguments, values in expected:
+        options = parse(arguments)
+        found = printing.described(options, opening.open_decoder(options), "x")
+        assert {name: found[name] for name in values} == values
 
 
 def test_pp_needs_no_draft_and_stops_at_a_string(script, family, capsys):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 
+import plot_closed_forms
 from pipedec_jax.modeled import closed_forms as forms
 from pipedec_jax.modeled.hierarchy import draw_words, simulate
 
@@ -108,3 +111,15 @@ def test_verifying_while_drafting_is_never_slower_than_plain_decoding(acceptance
     speedup = forms.ppsd_speedup(acceptance, exit_layers, layers)
     assert 1 - 1e-9 <= speedup <= layers / exit_layers * (1 + 1e-9)
     assert speedup >= forms.eesd_speedup(acceptance, data.draw(st.integers(1, 16)), exit_layers, layers) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_the_table_has_the_engines_columns_only_where_it_was_run(engine, monkeypatch, capsys):
+    monkeypatch.setattr(plot_closed_forms, "decode", lambda rates, *_: np.full(len(rates), 1.5))
+    options = argparse.Namespace(rates=[0.5, 0.8], passes=[2], runs=4, engine=int(engine))
+    *_, counted = plot_closed_forms.two_models(options)
+    np.testing.assert_array_equal(counted, [[1.5, 1.5]] if engine else [[np.nan, np.nan]])
+    _, *table, _ = capsys.readouterr().out.splitlines()
+    assert {line.count("|") for line in table} == {12 if engine else 9}
+    assert ("| engine (counted) |" in table[0]) == engine
+    assert "nan" not in "".join(table)
