@@ -30,7 +30,7 @@ from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.settings import EXIT_ONLY, DrafterName, EngineSettings, Method, check_used
 from pipedec_jax.recording.history import Recording
 from pipedec_jax.schedules.base import Schedule
-from pipedec_jax.tick_costs import TickCosts
+from pipedec_jax.tick_costs import Curve, TickCosts
 from pipedec_jax.tokenizer import check_same_tokens
 
 USUAL = 16
@@ -195,6 +195,8 @@ class Decoder(BaseDecoder[Engine]):
         if self.split.exit:
             return exit_tick_costs(self._costs, self.split, settings.width)
         layers, width = self.target.config.layers, make_schedule(settings).width
+        if settings.method == "pp":  # a stage at a time: what a token costs, however unevenly, is spread over its ticks
+            return TickCosts(Curve((cost.pp_token_cost(self._costs, layers, settings.stages) / settings.stages,)))
         return cost.tick_costs(self._costs, layers, settings.stages, draft_ranks, width)
 
     def __repr__(self) -> str:

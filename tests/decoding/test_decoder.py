@@ -12,6 +12,7 @@ import pipedec_jax
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.replay import ReplayDrafter
 from pipedec_jax.model.parameters import MemorySource, nest, parameter_shapes
+from pipedec_jax.modeled import cost
 from tests.conftest import DEVICES
 
 PROMPTS = ["def quicksort(items):\n    if len", "for index, value", "x"]
@@ -144,6 +145,15 @@ def test_modeled_time_follows_the_ticks(pipedec):
     assert 0 < answer.modeled_cost < answer.ticks * (costs.stage.cost[-1] + costs.head.cost[-1]) * (1 + 1e-5)
     assert answer.modeled_speedup_vs_pp == pipedec.modeled_speedup_vs_pp(answer.modeled_cost / 16)
     assert pipedec.modeled_speedup_vs_pp(1.0) == pytest.approx(2 * pipedec.modeled_speedup_vs_pp(2.0))
+
+
+def test_pp_costs_what_it_is_charged_as_the_baseline_also_where_stages_are_uneven(target):
+    decoder = Decoder(target, method="pp", stages=3)  # of 2, 1 and 1 layers
+    answer = decoder.generate(PROMPTS[0], max_new_tokens=4)
+    sizes = target.config
+    token = sizes.layers * cost.layer_bytes(sizes, 4) + cost.head_bytes(sizes, 4) / 3
+    assert answer.modeled_cost == pytest.approx(4 * token, rel=1e-5)
+    assert answer.modeled_speedup_vs_pp == 1
 
 
 def test_calibration_takes_the_place_of_bytes(target, draft):
