@@ -32,3 +32,13 @@ def take_interrupts() -> None:
                 continue
 
     sys.unraisablehook = again
+
+
+def ignore_interrupts() -> None:
+    """Ctrl-C does nothing any more: for a process that is about to end, and must not be interrupted in that."""
+    while True:
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return
+        except KeyboardInterrupt:  # one that had come before
+            continue

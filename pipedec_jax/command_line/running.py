@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipedec_jax.command_line.interrupts import ignore_interrupts
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import parse, paths_as_text, read_prompt, request_options
 from pipedec_jax.command_line.output import Failed, discard_output, fail, is_output
@@ -40,23 +41,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     group = Alone()
     try:
-        group = join_others(options)
-        status = run(options, group)
-        group.leave()
-        return status
-    except Failed as error:
-        group.stop(error.reason, 2)
-        raise
-    except KeyboardInterrupt:
+        try:
+            group = join_others(options)
+            status = run(options, group)
+            group.leave()
+            return status
+        except Failed as error:
+            group.stop(error.reason, 2)
+            raise
+        except BrokenPipeError:
+            discard_output()
+            group.stop("nobody reads its output any more", 1)
+            sys.exit(1)
+        except Exception as error:
+            lost(group, error)
+    except KeyboardInterrupt:  # also one that comes while an error is told
+        if group.count > 1:
+            ignore_interrupts()  # a second one would leave this process at JAX's own barrier
         print("\ninterrupted", file=sys.stderr)
         group.stop("interrupted", 130)
         sys.exit(130)
-    except BrokenPipeError:
-        discard_output()
-        group.stop("nobody reads its output any more", 1)
-        sys.exit(1)
-    except Exception as error:
-        lost(group, error)
 
 
 def join_others(options: argparse.Namespace) -> Alone:

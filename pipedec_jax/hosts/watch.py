@@ -145,7 +145,8 @@ class Watch:
                 for key, value in told:
                     self._hear(int(key.rsplit("/", 1)[1]), *json.loads(value))
             reason = self.reason()
-            if reason is not None:
+            # The first process prints: after Ctrl-C everywhere its main thread may come back, with what was committed.
+            if reason is not None and not (self._index == 0 and self._over.wait(5 * self._every)):
                 self._stop(reason)
 
     def _hear(self, index: int, count: int, doing: str) -> None:

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from pipedec_jax.command_line.interrupts import take_interrupts
+from pipedec_jax.command_line.interrupts import ignore_interrupts, take_interrupts
 
 
 class Thing:
@@ -77,3 +77,14 @@ def test_any_other_exception_that_python_drops_is_told(told):
     del thing
     assert reference() is None
     assert told == [ValueError]
+
+
+def test_one_that_ends_is_interrupted_no_more(monkeypatch):
+    def pending(number, action):
+        monkeypatch.undo()
+        signal.raise_signal(number)
+        return signal.signal(number, action)
+
+    monkeypatch.setattr(signal, "signal", pending)
+    ignore_interrupts()
+    signal.raise_signal(signal.SIGINT)

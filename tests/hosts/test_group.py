@@ -8,6 +8,7 @@ import types
 import jax
 import pytest
 
+from pipedec_jax.command_line import running
 from pipedec_jax.command_line.running import lost
 from pipedec_jax.hosts import group, watch
 from pipedec_jax.hosts.group import Group, join
@@ -148,6 +149,26 @@ def test_a_fault_of_this_program_is_told_with_its_place(member, monkeypatch, cap
     shown = capsys.readouterr().err
     assert f"error: process 1 of 2: {error}\n" in shown
     assert (type(error).__name__ in shown) == own
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_second_interrupt_does_not_stop_one_from_telling_of_the_first(member, monkeypatch, capsys):
+    one, ended = member(1), []
+    monkeypatch.setattr(one, "stop", lambda *why: signal.raise_signal(signal.SIGINT) or ended.append(why))
+    monkeypatch.setattr(running, "join_others", lambda _: one)
+    monkeypatch.setattr(running, "lost", lambda *_: signal.raise_signal(signal.SIGINT))
+    for error in (KeyboardInterrupt, RuntimeError):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(running, "run", fail)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(SystemExit) as stopped:
+            running.main([])
+        assert stopped.value.code == 130
+    assert ended == [("interrupted", 130)] * 2
+    assert capsys.readouterr().err == "\ninterrupted\n" * 2
 
 
 @pytest.fixture

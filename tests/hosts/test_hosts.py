@@ -1,6 +1,8 @@
 """Real processes over the loopback address: the tokens of one process, settings that differ, and a fault."""
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from pipedec_jax.command_line.running import main
 from pipedec_jax.hosts.faults import FAULTS, answers, job, read_answers, strike, write_prompts
 from pipedec_jax.hosts.grid import cases, check, decode
 from pipedec_jax.hosts.launch import finish, launch
+from pipedec_jax.loading import demo_directory
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "generate.py"
 
@@ -142,3 +145,24 @@ def test_after_a_fault_of_one_the_other_ends_and_the_job_goes_on(fault, tmp_path
     assert [status for status, _, _ in finish(launch(2, 1, arguments, script=SCRIPT), 600)] == [0, 0]
     assert [line for line, _ in read_answers(out)] == list(range(1, 21))
     assert before < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupt_of_all_ends_all_with_what_was_committed(times):
+    arguments = ["--target", str(demo_directory("draft")), "--method", "pp", "--stages", "2", "--max-new-tokens", "400"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started inherits it
+    try:
+        started = launch(2, 1, [*arguments, "--prompt", "for x in"], script=SCRIPT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    shown = started[0].stdout.read(len("for x in") + 8)
+    for _ in range(times):
+        for process in started:
+            process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    found = finish(started, 120)
+    assert [status for status, _, _ in found] == [130, 130], found
+    assert all("Traceback" not in errors and "interrupted" in errors for _, _, errors in found), found
+    if times == 1:
+        assert "ended by interrupted" in shown + found[0][1]

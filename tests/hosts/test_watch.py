@@ -175,6 +175,19 @@ def test_every_beat_tells_that_one_lives_and_hears_the_others(watched, store):
     assert ended == ["process 1 of 3: process 0 has stopped: interrupted", watch.STATUS]
 
 
+def test_the_first_process_may_end_in_its_own_way_when_another_has_stopped(watched, store):
+    one, ended = watched
+    one._index, clock = 0, Clock()
+    store.held["pipedec_jax/stop/2"] = "interrupted"
+    one._over = Beats(1, clock)  # set while it waits
+    TALK(one)
+    assert not ended
+    one._over, before = Beats(2, clock), clock.now
+    TALK(one)
+    assert 1 < clock.now - before < one.patience / 2
+    assert ended == ["process 0 of 3: process 2 has stopped: interrupted", watch.STATUS]
+
+
 def test_an_error_of_the_coordinator_is_its_silence(watched, store):
     one, ended = watched
 
