@@ -10,7 +10,7 @@ from pathlib import Path
 from checkpoints_convert.config_json import Json, read_json
 from checkpoints_convert.detection import is_source, open_any
 from checkpoints_convert.paths import inside, is_cloud
-from checkpoints_convert.report import binary
+from checkpoints_convert.report import binary, printable
 from checkpoints_convert.source import SourceCheckpoint, tokenizer_files
 from checkpoints_convert.store import ARRAYS, ConvertedCheckpoint, first_missing, is_converted
 from checkpoints_convert.workplace import SUFFIX
@@ -82,8 +82,7 @@ def table(entries: list[Entry]) -> str:
                 ", ".join(drafts(entry, entries)),
             )
         )
-    # A name may hold line breaks and what steers a terminal.
-    rows = [tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

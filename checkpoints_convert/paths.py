@@ -49,10 +49,17 @@ def any_path(path: str | os.PathLike[str]) -> Path:
 
 
 def key_value_store(directory: Path) -> str | dict[str, Any]:
-    """TensorStore's description of a directory."""
+    """TensorStore's description of a directory.
+
+    Raises:
+        ValueError: when its path is not valid UTF-8, which TensorStore takes alone.
+    """
     if is_cloud(directory):
         return f"{os.fspath(directory)}/"
-    return {"driver": "file", "path": f"{os.path.abspath(directory)}/"}  # noqa: PTH100  (no link may be followed)
+    path = os.path.abspath(directory)  # noqa: PTH100  (no link may be followed)
+    if os.fsencode(path).decode(errors="ignore") != path:
+        raise ValueError(f"the path {os.fsencode(path)!r} is not valid UTF-8; choose another name")
+    return {"driver": "file", "path": f"{path}/"}
 
 
 def file_size(file: Path) -> int:

@@ -173,10 +173,11 @@ def _table_bytes(file: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """The line of torch's message that says what is wrong; the others advise to load the file unsafely."""
+    """The part of torch's message that says what is wrong; the others advise to load the file unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     unsafe = [line for line in lines if "nsupported" in line or "GLOBAL" in line]
     first = (unsafe or lines or [type(error).__name__])[0]
     if unsafe:
-        return f"it would run code or holds more than tensors ({first[:200]})"
+        first = first.split(" Please use")[0][:200]
+        return f"it would run code or holds more than tensors ({first})"
     return first[:300]

@@ -60,7 +60,13 @@ def as_text(facts: Json) -> str:
         lines["source"] = f"{facts['source']['format']} {facts['source']['name']}"
     model = {f"  {name}": value for name, value in lines.pop("model").items()}
     width = max(map(len, (*lines, *model)))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in (*lines.items(), ("model", ""), *model.items()))
+    rows = (*lines.items(), ("model", ""), *model.items())
+    return "\n".join(f"{name:<{width}}  {printable(str(value))}" for name, value in rows)
+
+
+def printable(text: str) -> str:
+    """`text` in one line of a terminal: a name may hold line breaks and what steers one."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def binary(size: float) -> str:

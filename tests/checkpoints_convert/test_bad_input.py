@@ -1,6 +1,8 @@
 """Every bad source ends in an error that names the culprit, before a weight is read, and leaves nothing behind."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -278,3 +280,11 @@ def test_addresses_of_no_store_are_an_error_in_words(address, tmp_path, capsys):
         assert f"error: {address} is no address that can be read: give a directory" in capsys.readouterr().err
     with pytest.raises(ValueError, match="or a hub repository as org/name"):
         pipedec_jax.load(address)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_a_destination_whose_path_is_not_utf_8_is_refused(tmp_path, capsys):
+    destination = os.fsdecode(os.fsencode(tmp_path) + b"/m\xf6del")
+    assert main(["convert", str(tiny_source(tmp_path / "source")), destination]) == 2
+    assert "is not valid UTF-8; choose another name" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

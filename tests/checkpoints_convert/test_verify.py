@@ -218,6 +218,14 @@ def test_inspect_names_the_kind_of_rope_scaling(scaling, tmp_path):
     assert found == (None if scaling is None else {"kind": scaling.kind} | dataclasses.asdict(scaling))
 
 
+def test_a_name_that_steers_the_terminal_is_shown_harmless(tmp_path, capsys):
+    converted = convert(tiny_source(tmp_path / "odd\nname\x1b[2J"), tmp_path / "converted")
+    assert main(["inspect", str(converted)]) == 0
+    text = capsys.readouterr().out
+    assert "odd?name?[2J" in text
+    assert "\x1b" not in text
+
+
 def test_inspect_works_on_both_sides(pristine, capsys):
     facts = []
     for path in map(str, pristine):
