@@ -234,7 +234,7 @@ def _check_space(config: LlamaConfig, dtype: str, place: Workplace) -> None:
     if place.in_place:
         return
     layout = _layout(config, dtype).items()
-    need = sum(stored.nbytes for path, stored in layout if place.recorded("array", path) is None)
+    need = sum(stored.chunks * stored.chunk_bytes for path, stored in layout if place.recorded("array", path) is None)
     free = shutil.disk_usage(place.root).free
     if free < need:
         raise OSError(

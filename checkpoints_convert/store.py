@@ -143,7 +143,9 @@ def chunked(path: str, shape: tuple[int, ...], dtype: str) -> StoredArray:
     """How a new array is stored; its checksums are still to come."""
     axis = device_axis(path)
     row = int(np.prod(shape, dtype=object)) // shape[axis] * STORED[dtype].itemsize
-    return StoredArray(shape, dtype, axis, min(max(CHUNK_BYTES // row, 1), shape[axis]), ())
+    chunks = -(-shape[axis] // max(CHUNK_BYTES // row, 1))
+    # As even as can be: the last is stored in full too.
+    return StoredArray(shape, dtype, axis, -(-shape[axis] // chunks), ())
 
 
 def write_array(

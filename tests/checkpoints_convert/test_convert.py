@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -149,6 +150,21 @@ def test_large_arrays_are_stored_in_chunks(source, tmp_path, monkeypatch):
     assert len(list((converted / "parameters" / "embedding").glob("[0-9]*"))) > 8
     assert not list(damage(converted))
     assert not list(differences(source, converted))
+
+
+def test_chunks_are_even_and_all_of_them_count_as_needed(source, tmp_path, monkeypatch):
+    # At most 11 rows of the embedding's 29, or of 20.
+    monkeypatch.setattr("checkpoints_convert.store.CHUNK_BYTES", 11 * 12 * 4)
+    converted = convert(source, tmp_path / "converted")
+    arrays = open_checkpoint(converted).manifest.arrays
+    for name, length, chunks in (("embedding", 10, 3), ("layers/0/gate", 10, 2), ("layers/0/down", 10, 2)):
+        assert (arrays[name].length, arrays[name].chunks) == (length, chunks), name
+    stored = sum(file.stat().st_size for file in (converted / "parameters").rglob("[0-9]*"))
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: SimpleNamespace(free=stored - 1))
+    with pytest.raises(OSError, match="make room"):
+        convert(source, tmp_path / "other")
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: SimpleNamespace(free=stored))
+    convert(source, tmp_path / "other")
 
 
 def test_an_array_of_zeros_is_stored_as_any_other(tmp_path):
