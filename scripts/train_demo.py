@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipedec_jax.command_line.output import Parser, fail, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.training import prefer_fast_products
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.until not in STAGES:
         raise ValueError(f"--until {options.until}: choose one of {', '.join(STAGES)}")
+    if options.log is not None:
+        check_place("--log", options.log)
     plans = {}
     for name in ("target", "middle", "draft"):
         plan = ModelPlan.read(getattr(options, name))

@@ -189,7 +189,8 @@ def draw_prompts(documents: Sequence[np.ndarray], begin: int | None, settings: E
 def table(report: Mapping[str, Any]) -> str:
     """The report's figures as lines of text."""
     lines = [
-        f"{'model':8} {'parameters':>11} {'per step':>10} {'nats/token':>10} {'nats/byte':>10}   top 1, 2, 4, 8 (%)"
+        "measured on held-out text, but for the weights, which are counted",
+        f"{'model':8} {'parameters':>11} {'per step':>10} {'nats/token':>10} {'nats/byte':>10}   top 1, 2, 4, 8 (%)",
     ]
     for name, row in report["models"].items():
         tops = "  ".join(f"{100 * share:5.1f}" for share in row.get("agreement", {}).values())
@@ -204,7 +205,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 def agreement_table(agreement: Mapping[str, Mapping[str, float]]) -> str:
     """The agreement of exit heads with the target, by name, as lines of text."""
-    lines = [f"{'exit head':24}   top 1, 2, 4, 8 (%)"]
+    lines = [f"{'exit head':24}   top 1, 2, 4, 8 (%, measured)"]
     lines += [
         f"{name:24} " + "".join(f"{100 * share:7.1f}" for share in row.values()) for name, row in agreement.items()
     ]

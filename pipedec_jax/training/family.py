@@ -92,6 +92,9 @@ class Family:
         portions: What the teacher records.
         root: The standard library; the running interpreter's when not given.
         log: Called with the figures of the training.
+
+    Raises:
+        ValueError: when the plans do not go together, or the folder holds a run with others.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class Family:
         self.root = root or corpus.library_root()
         self.log = log
         self.family = directory / "family"
+        self._check_plans()
+        self._check_directory()
 
     def text(self) -> None:
         """Choose the files, write the lists and the overlap report, and learn the tokenizer."""
@@ -173,6 +178,8 @@ class Family:
 
     def run(self, stage: str) -> None:
         """Run one of `STAGES` (but `evaluate`, which needs its settings)."""
+        if not self._identity_file.is_file():
+            write_whole(self._identity_file, json.dumps(self._identity, indent=1) + "\n")
         match stage:
             case "text":
                 self.text()
@@ -186,6 +193,52 @@ class Family:
                 self.export()
             case _:
                 raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES[:-1])}")
+
+    @property
+    def _identity_file(self) -> Path:
+        return self.directory / "run.json"
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a run must keep when it goes on, as JSON gives it back."""
+        plans = {f"plan of the {name}": dataclasses.asdict(plan) for name, plan in self.plans.items()}
+        records = [dataclasses.asdict(portion) for portion in self.portions]
+        return json.loads(json.dumps(plans | {"list of records": records}))
+
+    def _check_plans(self) -> None:
+        """Raise `ValueError` where a student could not learn from what the target records."""
+        target = self.plans["target"].model
+        rows: dict[int, int] = {}
+        for portion in self.portions:
+            rows[portion.length] = rows.get(portion.length, 0) + portion.sequences
+        longest = max(rows, default=0)
+        if longest > target.context:
+            raise ValueError(f"records of {longest} tokens exceed the target's context of {target.context}")
+        for name in STUDENTS:
+            plan = self.plans[name]
+            if plan.model.vocab_size != target.vocab_size:
+                raise ValueError(
+                    f"all models have one tokenizer: vocab_size of the {name} must be the target's "
+                    f"{target.vocab_size}, not {plan.model.vocab_size}"
+                )
+            for phase in plan.training.phases:
+                if rows.get(phase.length, 0) < phase.batch:
+                    raise ValueError(
+                        f"a step of the {name} takes {phase.batch} sequences of length {phase.length}, but of these "
+                        f"the target records {rows.get(phase.length, 0)}; it records lengths {sorted(rows)}"
+                    )
+
+    def _check_directory(self) -> None:
+        """Raise `ValueError` when the folder holds another run."""
+        if not self._identity_file.is_file():
+            return
+        found = read_values(self._identity_file)
+        here = self._identity
+        differing = [key for key in here if not isinstance(found, dict) or found.get(key) != here[key]]
+        if differing:
+            raise ValueError(
+                f"{self.directory} holds a run with another {' and '.join(differing)}; name another folder (--run)"
+            )
 
     def _train(self, name: str, initial: Parameters, batches: Any) -> Parameters:
         plan = self.plans[name]

@@ -18,6 +18,7 @@ import train_demo
         (evaluate_demo, ["--family", "nowhere"], "nowhere/target does not exist"),
         (train_demo, ["--run", "RUN", "--target-steps", "0"], "--target-steps must be at least 1, not 0"),
         (train_demo, ["--run", "RUN", "--until", "then"], "--until then: choose one of text, target"),
+        (train_demo, ["--run", "RUN", "--log", "/dev/null/log"], "--log /dev/null/log cannot be written: "),
         (train_demo, ["--run", "RUN", "--target", "nowhere"], "nowhere: No such file"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -92,6 +93,39 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         ModelPlan.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sequences": 3}, "a step of the middle takes 4 sequences of length 32, but of these the target records 3"),
+        ({"new": 8}, r"but of these the target records 0; it records lengths \[24\]"),
+        ({"new": 100}, "records of 116 tokens exceed the target's context of 64"),
+    ],
+)
+def test_records_that_a_student_could_not_learn_from_are_refused_at_once(tmp_path, plans, portions, change, message):
+    with pytest.raises(ValueError, match=message):
+        Family(tmp_path / "run", plans, [dataclasses.replace(portions[0], **change)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_of_another_vocabulary_is_refused(tmp_path, plans, portions):
+    model = dataclasses.replace(plans["draft"].model, vocab_size=299)
+    plans["draft"] = dataclasses.replace(plans["draft"], model=model)
+    with pytest.raises(ValueError, match="vocab_size of the draft must be the target's 300, not 299"):
+        Family(tmp_path / "run", plans, portions)
+
+
+def test_a_run_goes_on_with_its_own_plans_alone(tmp_path, plans, portions):
+    root = make_library(tmp_path / "lib")
+    Family(tmp_path / "run", plans, portions, root).run("text")
+    again = Family(tmp_path / "run", plans, portions, root)
+    again.run("text")
+    with pytest.raises(ValueError, match=r"run holds a run with another list of records; name another folder \(--run"):
+        Family(tmp_path / "run", plans, [*portions, portions[0]], root)
+    longer = plans | {"draft": plans["draft"].scaled(9)}
+    with pytest.raises(ValueError, match="run holds a run with another plan of the draft; name another folder"):
+        Family(tmp_path / "run", longer, portions, root)
 
 
 @pytest.mark.parametrize("late", [False, True])
