@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.held_out_options import add_held_out_options, check_stages
 from pipedec_jax.command_line.numbers import amount, from_1
 from pipedec_jax.command_line.output import Parser, check_place, run_command
 from pipedec_jax.whole_files import write_whole
@@ -82,6 +82,7 @@ def main() -> None:
     from pipedec_jax.exit_store import find_exit_head
 
     target = pipedec_jax.load_demo("target")
+    check_stages(args.stages, target.config)
     for exit_layer in args.exits:
         for head in args.heads or [None]:
             find_exit_head(target, exit_layer, head)

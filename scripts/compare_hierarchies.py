@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.held_out_options import add_held_out_options, check_stages
 from pipedec_jax.command_line.numbers import amount, from_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.disk_cache import use_compilation_cache
@@ -51,6 +51,7 @@ def main() -> None:
 
     models = [pipedec_jax.load_demo(name) for name in NAMES]
     target = models[-1]
+    check_stages(args.stages, target.config)
     prompts = [target.tokenizer.encode(prompt.text) for prompt in held_out_prompts(args.prompts, args.seed)]
     sources = [model.source for model in models]
     names: list[str] = list(NAMES)

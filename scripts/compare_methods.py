@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.analysis.answer_file import LineFile
+from pipedec_jax.command_line.held_out_options import check_stages
 from pipedec_jax.command_line.numbers import from_0, from_1
 from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 
@@ -56,6 +57,7 @@ def main() -> None:
 def run(options: argparse.Namespace, every: Any) -> None:
     models = {name: pipedec_jax.load_demo(name) for name in ("draft", "middle", "target")}
     layers = models["target"].config.layers
+    check_stages(options.stages, models["target"].config)
     shape = (options.width, options.children)
     wanted = [
         setting

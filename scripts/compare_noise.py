@@ -11,6 +11,7 @@ from typing import get_args
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import check_stages
 from pipedec_jax.command_line.numbers import amount, from_0, from_1
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.drafters.chances import Noise
@@ -32,7 +33,9 @@ def main() -> None:
     from pipedec_jax.analysis.method_table import guesses, plain_answers, simulate, sweep
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
-    make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
+    target, draft = pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
+    check_stages([args.stages], target.config)
+    make = functools.partial(pipedec_jax.Decoder, target, draft)
     print(f"{args.prompts} held-out prompts (seed {args.seed}), {args.max_new_tokens} tokens each; simulated ticks per")
     print(f"token at {args.stages} stages and width {args.width}")
     print("| temperature | noise of the draft | first guess right | among 8 | ticks, pipedec | ticks, best-first |")

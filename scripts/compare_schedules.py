@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.held_out_options import add_held_out_options, check_stages
 from pipedec_jax.command_line.numbers import amount, from_1
 from pipedec_jax.command_line.output import Parser, check_place, run_command
 from pipedec_jax.whole_files import write_whole
@@ -113,6 +113,7 @@ def main() -> None:
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
     target = pipedec_jax.load(args.target) if args.target else pipedec_jax.load_demo("target")
     draft = pipedec_jax.load(args.draft) if args.draft else pipedec_jax.load_demo("draft")
+    check_stages(args.stages, target.config)
     make = functools.partial(pipedec_jax.Decoder, target, draft)
 
     def chosen(settings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

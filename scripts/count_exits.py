@@ -13,6 +13,7 @@ import functools
 
 import pipedec_jax
 from pipedec_jax.analysis.held_out import held_out_prompts
+from pipedec_jax.command_line.held_out_options import check_stages
 from pipedec_jax.command_line.numbers import from_0, from_1, up_to_1
 from pipedec_jax.command_line.output import Parser, run_command
 
@@ -35,6 +36,7 @@ def main() -> None:
     from pipedec_jax.analysis.method_table import plain_answers, run, simulate
 
     model = pipedec_jax.load_demo("target")
+    check_stages(args.stages, model.config)
     make = functools.partial(pipedec_jax.Decoder, model)
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)] if args.prompts else []
     options = {"max_new_tokens": args.max_new_tokens}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import pipedec_jax
 from pipedec_jax import tree as trees
 from pipedec_jax.analysis.held_out import held_out_prompts
-from pipedec_jax.command_line.held_out_options import add_held_out_options
+from pipedec_jax.command_line.held_out_options import add_held_out_options, check_stages
 from pipedec_jax.command_line.numbers import from_1, over_0
 from pipedec_jax.command_line.output import Parser, run_command
 from pipedec_jax.schedules.best_first import BestFirstSchedule
@@ -59,7 +59,9 @@ def main() -> None:
     from pipedec_jax.analysis.method_table import plain_answers, simulate
 
     prompts = [prompt.text for prompt in held_out_prompts(args.prompts, args.seed)]
-    make = functools.partial(pipedec_jax.Decoder, pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft"))
+    target, draft = pipedec_jax.load_demo("target"), pipedec_jax.load_demo("draft")
+    check_stages(args.stages, target.config)
+    make = functools.partial(pipedec_jax.Decoder, target, draft)
     options = {"max_new_tokens": args.max_new_tokens}
     answers = plain_answers(make, prompts, **options)
 

@@ -5,15 +5,23 @@ from pathlib import Path
 import pytest
 
 import check_hosts
+import compare_exits
 import compare_head
+import compare_hierarchies
+import compare_methods
+import compare_noise
 import compare_schedules
+import compare_widths
+import count_exits
 import kill_batches
 import kill_hosts
 import measure_accelerator
 import measure_context
+import pipedec_jax
 import plot_exits
 import plot_hit_rates
 import run_long
+import study_order
 from pipedec_jax.command_line.output import run_command
 
 DRAFT = str(Path(__file__).parents[2] / "configs" / "llama-3.2-1b.json")
@@ -37,6 +45,28 @@ def test_no_number_of_something_is_refused(script, given, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert (stopped.value.code, shown.out) == (2, "")
     assert shown.err == f"error: {given[-2]} must be a whole number of at least 1, not 0\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *(compare_exits, compare_hierarchies, compare_methods, compare_noise, compare_schedules, compare_widths),
+        *(count_exits, study_order),
+    ],
+)
+def test_more_stages_than_layers_are_refused_before_fewer_are_tried(script, monkeypatch, capsys):
+    given = ["17"] if script is compare_noise else ["2", "17"]
+    monkeypatch.setattr("sys.argv", ["script", "--stages", *given])
+    monkeypatch.setattr(pipedec_jax, "use_cpu_devices", lambda _: None)  # there are fewer here
+    monkeypatch.setenv("PIPEDEC_JAX_COMPILATION_CACHE", "off")
+    with pytest.raises(SystemExit) as stopped:
+        run_command(script.main, refusals=(ValueError, OSError))
+    shown = capsys.readouterr()
+    assert (stopped.value.code, shown.out) == (2, "")
+    assert shown.err in (
+        "error: --stages must be at most 16, the target's layers, not 17\n",
+        "error: stages (17) must not exceed the target's layers (16)\n",
+    )
 
 
 @pytest.mark.parametrize(
