@@ -171,7 +171,8 @@ def join(
     # JAX would keep SIGTERM to itself, as news that this machine is taken away; here it ends the process.
     jax.config.update("jax_enable_preemption_service", False)
     _keep_standard_output()
-    late = _alarm(start_patience, f"process {'?' if index is None else index}: not all processes have come")
+    place = "" if coordinator is None else f" to {coordinator}"  # which may be what is wrong
+    late = _alarm(start_patience, f"process {'?' if index is None else index}: not all processes have come{place}")
     try:
         with _interrupts_at_once():
             jax.distributed.initialize(

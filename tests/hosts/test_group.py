@@ -186,13 +186,14 @@ def test_the_alarm_for_those_that_do_not_come_ends_with_the_joining(monkeypatch,
 
     def initialize(*arguments, **limits):
         assert not alarm.is_set()
+        assert said.pop("message") == "process 0: not all processes have come to there:1"
         assert said == {"kept": True, "jax_enable_preemption_service": False}, "SIGTERM is not kept by JAX"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "Ctrl-C is not left to Python, which is not asked"
         said.update(limits, arguments=arguments)
         if error is not None:
             raise error
 
-    monkeypatch.setattr(group, "_alarm", lambda *_: alarm)
+    monkeypatch.setattr(group, "_alarm", lambda _, message: said.update(message=message) or alarm)
     monkeypatch.setattr(group, "_keep_standard_output", lambda: said.update(kept=True))
     monkeypatch.setattr(jax.config, "update", lambda name, value: said.update({name: value}))
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
