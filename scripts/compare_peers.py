@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import pipedec_jax
 from pipedec_jax.command_line.numbers import from_0, from_1
-from pipedec_jax.command_line.output import Parser, fail, run_command
+from pipedec_jax.command_line.output import Parser, check_place, fail, run_command
 from pipedec_jax.hosts.processes import usable_cores
 from pipedec_jax.whole_files import write_whole
 
@@ -52,6 +52,8 @@ def main() -> None:
 
     use_compilation_cache()
     try:
+        if options.out is not None:
+            check_place("--out", options.out)
         with tempfile.TemporaryDirectory(prefix="pipedec_jax_peers_") as folder:
             run(options, Path(folder))
     except (ValueError, OSError, ImportError) as error:

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from pipedec_jax.analysis.papers import TABLES
+from pipedec_jax.analysis.questions import read_questions, spread_over
 from pipedec_jax.command_line.output import Parser, fail, run_command
 
 DIRECTORIES = ("draft", "middle", "target", "exit-target")
@@ -62,14 +63,15 @@ def main() -> None:
             print(f"{table.name} ({table.source}): {table.devices} devices; {need}\n  reported: {table.reported}")
         return
     given = {name: value for name in DIRECTORIES if (value := getattr(options, name.replace("-", "_")))}
-    if options.random:
-        from pipedec_jax.analysis.random_family import write_random_family
-
-        given = write_random_family(options.out / "random")
-    if options.exit_layer is not None:
-        given["exit-layer"] = str(options.exit_layer)
     size = ["--limit", str(options.limit), "--max-new-tokens", str(options.max_new_tokens)]
     try:
+        spread_over(read_questions(options.prompts), options.limit)  # before models are written
+        if options.random:
+            from pipedec_jax.analysis.random_family import write_random_family
+
+            given = write_random_family(options.out / "random")
+        if options.exit_layer is not None:
+            given["exit-layer"] = str(options.exit_layer)
         commands = [table.command(options.prompts, options.out, given, options.demo) + size for table in chosen]
     except (ValueError, OSError) as error:
         fail(error)

@@ -61,6 +61,7 @@ def test_bad_options_are_refused_at_once_with_matplotlib_and_without(
         ({"tree_ticks": [1]}, ["--method", "pipespec"], "not for --method pipespec: it has steps, and no tree"),
         ({"time": "modeled"}, [], "--time modeled needs --calibration"),
         ({"out": Path(__file__)}, [], "--out must be a directory"),
+        ({"out": Path("/dev/null/out")}, ["--max-new-tokens", "0"], "--out /dev/null/out/trace.json cannot be written"),
         ({"ticks": (9, 3)}, [], "--ticks must be two numbers from 1, the smaller one first, not 9 3"),
         ({"tree_ticks": [3, 0]}, [], "--tree-ticks are counted from 1, not 0"),
         ({"tree_nodes": 1}, [], "--tree-nodes must be at least 2, not 1"),

@@ -8,6 +8,7 @@ import sys
 
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import parse, read_prompt, request_options
+from pipedec_jax.command_line.output import check_place
 from pipedec_jax.decoding.hierarchy import HierarchyDecoder
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.hierarchy import settings as hierarchy
@@ -71,6 +72,7 @@ def check_own(own: argparse.Namespace) -> None:
     """Raise `ValueError` where the script's own options cannot be met by any answer."""
     if own.out.exists() and not own.out.is_dir():
         raise ValueError(f"--out must be a directory: {own.out} is a file")
+    check_place("--out", own.out / "trace.json")
     first, last = own.ticks
     if not 1 <= first <= last:
         raise ValueError(f"--ticks must be two numbers from 1, the smaller one first, not {first} {last}")

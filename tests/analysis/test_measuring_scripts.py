@@ -10,6 +10,7 @@ import compare_head
 import compare_hierarchies
 import compare_methods
 import compare_noise
+import compare_peers
 import compare_schedules
 import compare_widths
 import count_exits
@@ -83,12 +84,14 @@ def test_more_stages_than_layers_are_refused_before_fewer_are_tried(script, monk
         (measure_accelerator, ["--target", DRAFT, "--layers", "99"], "--layers must be at most 16, the layers of "),
         (measure_accelerator, ["--target", DRAFT, "--method", "none"], "method must be one of pp, stpp, "),
         (measure_accelerator, ["--target", DRAFT, "--out", "/dev/null/rows"], "--out /dev/null/rows cannot be written"),
+        (compare_peers, ["--out", "/dev/null/rows"], "--out /dev/null/rows cannot be written: "),
         (compare_schedules, ["--trees", "none.json"], "--trees none.json: there is no such file; find_static_tree.py"),
     ],
 )
 def test_what_there_is_not_is_refused(script, given, message, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["script", *given])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIPEDEC_JAX_COMPILATION_CACHE", "off")
     with pytest.raises(SystemExit) as stopped:
         run_command(script.main, refusals=(ValueError, OSError))
     shown = capsys.readouterr()

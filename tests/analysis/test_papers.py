@@ -39,13 +39,34 @@ def test_a_missing_directory_is_named():
 
 @pytest.mark.parametrize(("status", "ended", "said"), [(2, 2, ""), (-9, 137, "pipedec was ended by signal 9\n")])
 def test_a_table_that_fails_has_said_why_itself(status, ended, said, tmp_path, monkeypatch, capsys):
-    given = ["--tables", "pipedec", "--demo", "--prompts", "nowhere", "--out", str(tmp_path)]
+    (tmp_path / "prompts.txt").write_text("x = 1\n")
+    given = ["--tables", "pipedec", "--demo", "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["reproduce.py", *given])
     monkeypatch.setattr(reproduce.subprocess, "run", lambda command: subprocess.CompletedProcess(command, status))
     with pytest.raises(SystemExit) as stopped:
         reproduce.main()
     assert stopped.value.code == ended
     assert capsys.readouterr().err == (said and f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--prompts", "nowhere"], "nowhere: No such file"),
+        (["--prompts", "empty"], "empty holds no question"),
+        (["--prompts", "one", "--limit", "0"], "limit must be at least 1, not 0"),
+    ],
+)
+def test_bad_prompts_are_refused_before_random_models_are_written(given, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").touch()
+    (tmp_path / "one").write_text("x = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--random", "--out", "out", *given])
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_exit_is_the_trained_one_nearest_to_a_quarter():
