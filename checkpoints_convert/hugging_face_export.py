@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from pipedec_jax.small_files import read_small
 
 SHARD_BYTES = 2**30
 """Most bytes of a file, unless a single tensor has more. One file is in memory at a time."""
+SUFFIX = ".export"
+"""What the name of a directory ends in that an export is written to before it has its own name."""
 
 
 def export(converted: str | Path, directory: str | Path) -> Path:
@@ -56,6 +59,7 @@ def export(converted: str | Path, directory: str | Path) -> Path:
         raise FileExistsError(f"{directory} exists; choose another directory")
     checkpoint.check_files()
     weights = plain(checkpoint, DTYPES[checkpoint.dtype])
+    _remove_left(directory)
     need = parameter_count(checkpoint.config) * DTYPES[checkpoint.dtype].itemsize
     free = shutil.disk_usage(_existing(directory)).free
     if free < need:
@@ -63,9 +67,10 @@ def export(converted: str | Path, directory: str | Path) -> Path:
             f"the export needs {binary(need)} in {directory.parent}, which has {binary(free)} free; "
             "make room or choose another directory"
         )
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}{SUFFIX}")
     remove_tree(partial)
     partial.mkdir(parents=True)
+    held = _hold(partial)
     try:
         _write_weights(weights, DTYPES[checkpoint.dtype].itemsize, partial)
         _write_others(checkpoint, partial)
@@ -73,7 +78,42 @@ def export(converted: str | Path, directory: str | Path) -> Path:
     except BaseException:
         remove_tree(partial)
         raise
+    finally:
+        if held is not None:
+            os.close(held)
     return directory
+
+
+def _remove_left(directory: Path) -> None:
+    """Remove what exports to `directory` wrote that were killed: a model's size of files that nobody sees."""
+    name = re.compile(rf"\.{re.escape(directory.name)}\.\d+{re.escape(SUFFIX)}")
+    for left in directory.parent.glob(".*") if directory.parent.is_dir() else ():
+        if name.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            held = _hold(left)
+            if held is not None:
+                remove_tree(left)
+                os.close(held)
+
+
+def _hold(directory: Path) -> int | None:
+    """Mark a directory as in use; the mark is gone with the file that is returned, or with the process.
+
+    Returns:
+        None when another process has marked it, and where there are no such marks (on Windows).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    opened = None
+    try:
+        opened = os.open(directory, os.O_RDONLY)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if opened is not None:
+            os.close(opened)
+        return None
+    return opened
 
 
 def _write_weights(weights: ParameterSource, item_bytes: int, directory: Path) -> None:

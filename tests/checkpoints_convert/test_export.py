@@ -1,6 +1,7 @@
 """What was converted goes back bit for bit, as a directory that transformers loads."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,42 @@ def test_a_full_disk_is_told_before_anything_is_written(source, tmp_path, others
     with pytest.raises(OSError, match=r"the export needs 15\.33 KiB in .*, which has 99 B free; make room"):
         export(converted, tmp_path / "back")
     assert others() == ["converted"]
+
+
+def test_what_killed_exports_left_is_removed_and_nothing_else(source, tmp_path, others):
+    fcntl = pytest.importorskip("fcntl")
+    converted = convert(source, tmp_path / "converted")
+    left, running = tmp_path / ".back.4711.export", tmp_path / ".back.4712.export"
+    # Another export's, a conversion's to back.4711, a link, somebody's file.
+    foreign = [tmp_path / name for name in (".back.2.4711.export", ".back.4711.partial", ".back.x.export")]
+    for place in (left, running, *foreign):
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(bytes(99))
+    (tmp_path / ".back.4713.export").symlink_to(converted)
+    (tmp_path / ".back.4714.export").write_text("a file")
+    kept = sorted({*others(), ".back.4713.export", ".back.4714.export", "back"} - {left.name})
+    opened = os.open(running, os.O_RDONLY)
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    export(converted, tmp_path / "back")
+    os.close(opened)
+    assert others() == kept
+    assert all((place / "model.safetensors").is_file() for place in (running, *foreign))
+
+
+def test_an_export_that_runs_is_not_taken_for_a_killed_one(source, tmp_path, monkeypatch):
+    converted = convert(source, tmp_path / "converted")
+    write = hugging_face_export._write_others
+
+    def beside(*arguments):
+        monkeypatch.setattr(hugging_face_export, "_write_others", write)
+        monkeypatch.setattr(hugging_face_export.os, "getpid", lambda: 1)
+        export(converted, tmp_path / "back")
+        write(*arguments)
+
+    monkeypatch.setattr(hugging_face_export, "_write_others", beside)
+    with pytest.raises(OSError, match="not empty"):  # The other was quicker.
+        export(converted, tmp_path / "back")
+    assert open_source(tmp_path / "back").config == open_source(source).config
 
 
 def test_an_object_store_is_refused(source, tmp_path):
