@@ -101,6 +101,29 @@ def test_without_matplotlib_the_trace_and_the_counts_are_there_and_the_pictures_
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tree_ticks": [2, 999]}, "there is no tick 999"),
+        ({"ticks": (998, 999)}, "no ticks from 998 to"),
+    ],
+)
+def test_ticks_that_the_answer_did_not_reach_are_refused_before_a_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    _, recording = recorded(CHEAP[0])
+    decoder = types.SimpleNamespace(
+        request=lambda *_, **__: None,
+        generate=lambda *_, **__: types.SimpleNamespace(text="the answer"),
+        recording=lambda: recording,
+    )
+    monkeypatch.setattr(tracing, "open_decoder", lambda *_, **__: decoder)
+    with pytest.raises(ValueError, match=message):
+        trace(own(tmp_path / "out", **changes), [])
+    assert not (tmp_path / "out").exists()
+
+
 def test_that_plain_decoding_was_chosen_is_said_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

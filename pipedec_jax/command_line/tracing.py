@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from pipedec_jax.command_line.opening import open_decoder
 from pipedec_jax.command_line.options import parse, read_prompt, request_options
@@ -54,16 +55,17 @@ def trace(own: argparse.Namespace, rest: list[str]) -> None:
     decoder.request(prompt, **given)
     pictures = pictures_of(own, hierarchical=options.method in hierarchy.METHODS)
     answer = decoder.generate(prompt, **given)
-    own.out.mkdir(parents=True, exist_ok=True)
     recording = decoder.recording()
+    drawn = draw_pictures(own, recording) if pictures else {}  # ticks that were not reached show before a file is there
+    own.out.mkdir(parents=True, exist_ok=True)
     if isinstance(recording, PassRecording):
         written, told = pass_events(recording), summary_of_passes(recording, answer.text)
     else:
         seconds = None if own.time == "ticks" else [one.cost for one in recording.ticks]
         written, told = trace_events(recording, seconds), summary(recording, answer.text)
     write_whole(own.out / "trace.json", json.dumps(written))
-    if pictures:
-        write_pictures(own, recording)
+    for name, figure in drawn.items():
+        style.save(figure, own.out / f"{name}.{own.format}")
     print(told, *decoder.report(), sep="\n")
     print(f"written to {own.out}: {', '.join((*pictures, 'trace.json'))}")
 
@@ -95,15 +97,16 @@ def pictures_of(own: argparse.Namespace, hierarchical: bool) -> list[str]:
     return wanted
 
 
-def write_pictures(own: argparse.Namespace, recording: Recording | PassRecording) -> None:
-    """The timeline, and the tree where there is one."""
+def draw_pictures(own: argparse.Namespace, recording: Recording | PassRecording) -> dict[str, Any]:
+    """The timeline, and the tree where there is one, as matplotlib's figures by name."""
     if isinstance(recording, PassRecording):
-        style.save(draw_passes(recording, *own.ticks), own.out / f"timeline.{own.format}")
-        return
+        return {"timeline": draw_passes(recording, *own.ticks)}
     last = min(own.ticks[1], len(recording.ticks))
-    style.save(draw_timeline(recording, own.ticks[0], last), own.out / f"timeline.{own.format}")
     wanted = own.tree_ticks or telling_ticks(recording)
-    style.save(draw_tree(recording, wanted, own.tree_nodes), own.out / f"tree.{own.format}")
+    return {
+        "timeline": draw_timeline(recording, own.ticks[0], last),
+        "tree": draw_tree(recording, wanted, own.tree_nodes),
+    }
 
 
 def summary(recording: Recording, text: str) -> str:
