@@ -35,17 +35,19 @@ def any_path(path: str | os.PathLike[str]) -> Path:
     """A local path, or one of an object store, as the path library that Orbax uses has it (the same methods).
 
     Raises:
-        ValueError: for an address of no such store, such as `https://...`.
+        ValueError: for an address of no such store, such as `https://...`, or of the hub (`hf://...`).
     """
     if not is_cloud(path):
         return Path(path)
     try:
-        return cast(Path, epath.Path(path))
+        if not os.fspath(path).startswith("hf://"):
+            return cast(Path, epath.Path(path))
     except KeyError:  # What the library raises for a scheme that it does not have.
-        raise ValueError(
-            f"{path} is no address that can be read: give a directory, a path of an object store (gs://...), or a hub "
-            "repository as org/name"
-        ) from None
+        pass
+    raise ValueError(
+        f"{path} is no address that can be read: give a directory, a path of an object store (gs://...), or a hub "
+        "repository as org/name"
+    )
 
 
 def key_value_store(directory: Path) -> str | dict[str, Any]:

@@ -268,7 +268,7 @@ def test_tensors_are_read_as_they_lie_in_their_files(tmp_path):
     assert {file.name for file, _ in read} == {"a.safetensors", "b.safetensors"}
 
 
-@pytest.mark.parametrize("address", ["https://huggingface.co/org/name", "file:///models/llama"])
+@pytest.mark.parametrize("address", ["https://huggingface.co/org/name", "hf://org/name", "file:///models/llama"])
 def test_addresses_of_no_store_are_an_error_in_words(address, tmp_path, capsys):
     source = tiny_source(tmp_path / "source")
     for arguments in (
