@@ -118,9 +118,11 @@ def check_tensors(
         ValueError: naming a missing, unknown or misshapen tensor, or one of another dtype.
     """
     missing = [name for name in expected if name not in tensors and name not in set(optional)]
-    if missing:
-        raise ValueError(f"the checkpoint lacks tensors {_names(missing)}{(hints or {}).get(missing[0], '')}")
     unknown = [name for name in tensors if name not in expected and name not in set(ignored)]
+    if missing:
+        # Their names may be all that is wrong.
+        others = f"; it has unknown tensors {_names(unknown)}" if unknown else ""
+        raise ValueError(f"the checkpoint lacks tensors {_names(missing)}{(hints or {}).get(missing[0], '')}{others}")
     if unknown:
         raise ValueError(f"the checkpoint has unknown tensors {_names(unknown)}")
     dtypes = set()

@@ -81,6 +81,9 @@ def shape(**tensors):
 BAD = {
     "missing tensor": (
         shape(model__layers__1__mlp__up_proj__weight=None), r"lacks tensors 'model\.layers\.1\.mlp\.up_proj\.weight'"),
+    "misnamed tensor": (
+        shape(model__norm__weight=None, norm__weight=np.ones(12, np.float32)),
+        r"lacks tensors 'model\.norm\.weight'; it has unknown tensors 'norm\.weight'$"),
     "missing head": (shape(lm_head__weight=None), r"lacks tensors 'lm_head\.weight' \(config\.json says .* not tied"),
     "unknown tensor": (
         shape(model__layers__0__self_attn__q_proj__bias=np.ones(24, np.float32)),
