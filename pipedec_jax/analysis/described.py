@@ -128,7 +128,7 @@ def compile_method(
         together), `both_processor_s` (of processor time) and `floor_bytes` (`weight_floor`).
 
     Raises:
-        ValueError: when sizes, models and devices do not fit together.
+        ValueError: when sizes, models and devices do not fit together, or the compiler refuses.
     """
     engine = described_engine(method, sizes, target, draft, devices)
     programs, seconds = _timed(lambda: engine.programs(sizes.context))
@@ -146,7 +146,7 @@ def compile_hierarchy(
     A `ticks` row is a pass, of which a model makes several in a tick of the hierarchy.
 
     Raises:
-        ValueError: when sizes, models and devices do not fit together.
+        ValueError: when sizes, models and devices do not fit together, or the compiler refuses.
     """
     if sizes.tensor_parallel > 1:
         raise ValueError(f"{method} does not split a stage: leave out --tensor-parallel")
@@ -225,9 +225,12 @@ def _check_context(sizes: Sizes, target: LlamaConfig) -> None:
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What it gives, and its seconds by the clock and of the processor."""
+    """What compiling gives, and its seconds by the clock and of the processor."""
     begun, used = time.perf_counter(), time.process_time()
-    made = make()
+    try:
+        made = make()
+    except jax.errors.JaxRuntimeError as error:  # such as where a slice has to be used whole
+        raise ValueError(f"the compiler refuses: {error}") from error
     seconds = {"both_compiled_s": time.perf_counter() - begun, "both_processor_s": time.process_time() - used}
     return made, seconds
 

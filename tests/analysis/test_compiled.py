@@ -88,6 +88,15 @@ def test_gpus_are_described_by_their_properties(monkeypatch, topology, shape):
     assert "H100" in asked["target_config"]
 
 
+def test_what_the_compiler_refuses_is_no_fault_of_the_command(monkeypatch):
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: all slice devices")
+
+    monkeypatch.setattr(Engine, "programs", refuse)
+    with pytest.raises(ValueError, match="the compiler refuses: INTERNAL: all slice devices"):
+        compile_method("pp", Sizes(stages=2, context=30, dtype="float32"), TINY, None, jax.devices())
+
+
 def test_copies_of_what_is_held_are_counted():
     mesh = Mesh([jax.devices()[0]], ("x",))
     shape = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P()))
