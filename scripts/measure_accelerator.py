@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from pipedec_jax.analysis.accelerator import DecodeTime, measure_bandwidth, measure_decoding
+from pipedec_jax.analysis.accelerator import PROMPT_TOKENS, DecodeTime, measure_bandwidth, measure_decoding
 from pipedec_jax.analysis.profile import DeviceProfile, profile_device
 from pipedec_jax.command_line.geometries import read_geometry
 from pipedec_jax.command_line.numbers import from_1, up_to_1
@@ -24,6 +25,7 @@ from pipedec_jax.command_line.output import Parser, check_place, run_command
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.model.int8 import Int8Source
 from pipedec_jax.model.random_source import RandomSource
+from pipedec_jax.pipeline.fit import check_request
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.whole_files import write_whole
 
@@ -43,7 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=from_1, default=128, help="of the answer (128)")
     parser.add_argument("--slots", type=from_1, help="of the cache (as many as needed)")
     parser.add_argument("--repeats", type=from_1, default=5)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--profile", action="store_true", help="also print what the profiler sees on the device")
     parser.add_argument("--out", type=Path, help="also write all figures to this file, a JSON object a line")
     return parser.parse_args(arguments)
@@ -67,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for width in options.width
     ]
+    for config, one in itertools.product(configs.values(), settings):
+        check_request(one, config, config.vocab_size, [0] * PROMPT_TOKENS, options.tokens)
     device = jax.devices()[0]
     bandwidth = measure_bandwidth()
     print(

@@ -109,6 +109,10 @@ def measure_bandwidth(*, array_bytes: int = COPY_BYTES, passes: int = 10, repeat
     return Bandwidth(copy=2 * x.nbytes / copied, read=x.nbytes / summed)
 
 
+PROMPT_TOKENS = 16
+"""Random ones, before the text that is decoded."""
+
+
 def weight_bytes(engine: Engine) -> int:
     """Bytes of the layers, the last norm and the head that a tick of one stage reads."""
     params = engine.weights.target
@@ -162,7 +166,7 @@ def measure_decoding(
         repeats: of every measurement, in turn.
         around: called with the settings and a function that decodes once, compiled and warm: to profile it.
     """
-    prompt = np.random.default_rng(0).integers(source.config.vocab_size, size=16).tolist()
+    prompt = np.random.default_rng(0).integers(source.config.vocab_size, size=PROMPT_TOKENS).tolist()
     engines, computes = _compiled(source, settings, prompt, tokens)
     engines[0].start(prompt, max_new_tokens=tokens)
     answer = engines[0].run(tokens).tokens

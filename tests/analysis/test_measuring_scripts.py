@@ -83,6 +83,8 @@ def test_more_stages_than_layers_are_refused_before_fewer_are_tried(script, monk
         (measure_accelerator, ["--target", "none"], "none does not exist: give a converted checkpoint"),
         (measure_accelerator, ["--target", DRAFT, "--layers", "99"], "--layers must be at most 16, the layers of "),
         (measure_accelerator, ["--target", DRAFT, "--method", "none"], "method must be one of pp, stpp, "),
+        (measure_accelerator, ["--target", DRAFT, "--dtype", "none"], "argument --dtype: invalid choice: 'none'"),
+        (measure_accelerator, ["--target", DRAFT, "--tokens", "999999"], "prompt (16 tokens) and max_new_tokens (99"),
         (measure_accelerator, ["--target", DRAFT, "--out", "/dev/null/rows"], "--out /dev/null/rows cannot be written"),
         (compare_peers, ["--out", "/dev/null/rows"], "--out /dev/null/rows cannot be written: "),
         (compare_schedules, ["--trees", "none.json"], "--trees none.json: there is no such file; find_static_tree.py"),
