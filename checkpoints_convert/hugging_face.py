@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -14,7 +13,16 @@ from safetensors.numpy import save_file
 from checkpoints_convert.checkpoint import DTYPES, check_dtype
 from checkpoints_convert.config_json import config_json
 from pipedec_jax.config import LlamaConfig
-from pipedec_jax.model.parameters import BIAS, Parameters, flatten, input_axes, matrix_and_end, parameter_shapes
+from pipedec_jax.model.int8 import plain
+from pipedec_jax.model.parameters import (
+    BIAS,
+    SCALE,
+    MemorySource,
+    Parameters,
+    input_axes,
+    matrix_and_end,
+    parameter_shapes,
+)
 
 TOP_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 LAYER_NAMES = {
@@ -36,6 +44,8 @@ def tensor_name(path: str) -> str:
         return TOP_NAMES[path]
     _, layer, name = path.split("/")
     part, end = matrix_and_end(name)
+    if end == SCALE:
+        raise ValueError(f"Hugging Face's LLaMA has no array of scales such as {path!r}: dequantize int8 layers")
     return f"model.layers.{layer}.{LAYER_NAMES[part]}.{'bias' if end == BIAS else 'weight'}"
 
 
@@ -80,6 +90,8 @@ def export_hugging_face(
 ) -> None:
     """Write a parameter tree as a Hugging Face directory: `config.json` and `model.safetensors`.
 
+    Int8 layers are dequantized, as Hugging Face's classes take no scales.
+
     Args:
         config: geometry of the model.
         tree: arrays as `pipedec_jax.model.parameters` describes them (NumPy or JAX).
@@ -91,19 +103,14 @@ def export_hugging_face(
     Raises:
         ValueError: when arrays are missing, unknown or misshapen, or `dtype` is none of the three.
     """
-    arrays: dict[str, Any] = dict(flatten(tree))
-    shapes = parameter_shapes(config)
-    if set(arrays) != set(shapes):
-        missing, unknown = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
-        raise ValueError(f"the parameter tree lacks {missing} and has unknown {unknown}")
-    name = check_dtype(dtype if dtype is not None else str(arrays["embedding"].dtype))
+    stored = MemorySource(config, tree)
+    name = check_dtype(dtype if dtype is not None else str(stored.read("embedding").dtype))
+    source = plain(stored, DTYPES[name])
     tensors = {}
-    for path, shape in shapes.items():
-        array = np.asarray(arrays[path])
-        if array.shape != shape:
-            raise ValueError(f"{path!r} has shape {array.shape}, the config asks for {shape}")
-        tensors[tensor_name(path)] = np.ascontiguousarray(to_hugging_face(path, array).astype(DTYPES[name], copy=False))
-    values = config_json(config, name) | {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+    for path in parameter_shapes(source.config):
+        array = source.read(path).astype(DTYPES[name], copy=False)
+        tensors[tensor_name(path)] = np.ascontiguousarray(to_hugging_face(path, array))
+    values = config_json(source.config, name) | {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")

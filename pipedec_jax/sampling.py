@@ -1,7 +1,7 @@
 """Sampling that is exact and repeatable: the noise of a token depends on the seed and its position alone.
 
-The target's token at absolute position p is `argmax(filtered logits / temperature + gumbel(fold_in(key(seed), p)))`,
-with filters in Hugging Face's order: temperature, top-k, top-p (the token that crosses p stays). So the text is a
+The target's token at absolute position p is `argmax(filter(logits / temperature) + gumbel(fold_in(key(seed), p)))`,
+with filters in Hugging Face's order: top-k, then top-p (the token that crosses p stays). So the text is a
 function of prompt, seed, target and dtype; methods, widths and stage counts cannot change it.
 """
 

@@ -11,7 +11,7 @@ logits of N stages.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class NotFiniteError(FloatingPointError):
         self, stage: int | None, stages: int, layers: tuple[int, int] | None, tick: int, progress: Progress
     ) -> None:
         self.stage, self.tick, self.progress = stage, tick, progress
+        self._arguments = (stage, stages, layers, tick, progress)
         tokens = len(progress.tokens)
         if stage is None:
             what = "the target's logits are"
@@ -51,6 +52,10 @@ class NotFiniteError(FloatingPointError):
             f"{what} not finite (NaN or infinity) in {when}, after {tokens} tokens of the answer; no token is chosen "
             "from that. Check the weights (python -m checkpoints_convert verify), or give a dtype that holds more"
         )
+
+    def __reduce__(self) -> tuple[type[NotFiniteError], tuple[Any, ...]]:
+        """How it goes to another process, as those of a pool do."""
+        return type(self), self._arguments
 
 
 def not_finite(x_WD: jax.Array, live_W: jax.Array) -> jax.Array:

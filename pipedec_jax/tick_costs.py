@@ -96,6 +96,15 @@ TICKS = TickCosts()
 """Every tick costs one, whatever is in it."""
 
 
+def few_rows(width: int) -> tuple[int, ...]:
+    """Sizes for `over_live_rows` of work that takes as long as there are rows anywhere, such as drawing tokens."""
+    sizes, size = [], 1
+    while size < width:
+        sizes.append(size)
+        size *= 4
+    return (*sizes, width)
+
+
 def over_live_rows(
     sizes: Sequence[int],
     live_W: jax.Array,
@@ -109,7 +118,7 @@ def over_live_rows(
         sizes: rising, the last one W.
         live_W: which rows live.
         run: takes the carry and arrays of `[size, ...]`, gives a new carry and new arrays of `[size, ...]`.
-        carry: handed through.
+        carry: handed through; `None` for none.
         rows: a pytree of arrays `[W, ...]`.
 
     Returns:
@@ -133,6 +142,13 @@ def over_live_rows(
     carry, found = vary((carry, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)))
     if len(sizes) == 1:
         return lax.cond(count > 0, lambda carry, _: at_size(W, carry), lambda *both: both, carry, found)
+    if carry is None:
+
+        def branch(size: int) -> Callable[[Any], Any]:
+            return lambda found: at_size(size, None)[1] if size else found
+
+        which = jnp.sum(count > jnp.asarray((0, *sizes[:-1]), jnp.int32))
+        return None, lax.switch(which, [branch(size) for size in (0, *sizes)], found)
     # A loop of at most one round for each size, and not a branch: where several branches change a cache, XLA on CPU
     # copies it; what a loop carries it updates in place.
     fewer = 0

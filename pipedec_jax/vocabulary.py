@@ -15,6 +15,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.exchange import AXES, gather_over_devices
 from pipedec_jax.model import llama
 from pipedec_jax.sampling import SamplingArrays, SamplingMode, gumbel_noise, keep, scale
+from pipedec_jax.tick_costs import few_rows, over_live_rows
 
 
 def shard_size(vocab_size: int, ranks: int) -> int:
@@ -81,7 +82,7 @@ def choice_part(
 ) -> ChoicePart:
     """Pick this rank's best tokens. With top-k or top-p this holds a collective: call it at the top level.
 
-    Where no row lives, nothing is filtered: its choices mean nothing.
+    Rows that are not alive are not filtered: their choices mean nothing.
     """
     score = logit_WVr
     if mode.sampled:
@@ -104,7 +105,7 @@ def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int,
     W, Vr = scaled_WVr.shape
     whole = gather_over_devices(scaled_WVr)
     whole = jnp.moveaxis(whole, 0, 1).reshape(W, -1)[:, :vocab_size]
-    kept = lax.cond(jnp.any(live_W), lambda: keep(sampling, whole), lambda: jnp.ones(whole.shape, bool))
+    _, kept = over_live_rows(few_rows(W), live_W, lambda _, rows: (None, keep(sampling, rows)), None, whole)
     return _my_columns(kept, Vr)
 
 

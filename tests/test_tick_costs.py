@@ -17,7 +17,7 @@ from pipedec_jax.pipeline.parts import batch_price
 from pipedec_jax.pipeline.placement import make_mesh
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.schedules.best_first import BestFirstSchedule, widest_in_flight
-from pipedec_jax.tick_costs import Curve, TickCosts, over_live_rows
+from pipedec_jax.tick_costs import Curve, TickCosts, few_rows, over_live_rows
 
 W = 6
 
@@ -69,6 +69,29 @@ def test_live_rows_alone_are_computed_in_the_least_size_that_holds_them(sizes: t
         computed, found = program(live, rows)
         assert np.array_equal(np.asarray(found)[live], 10 * rows[live])
         assert int(computed[0]) == (min(size for size in sizes if size >= live.sum()) if bits else 0)
+
+
+def test_without_a_carry_live_rows_alone_are_computed_too() -> None:
+    def program(live: jax.Array, rows: jax.Array) -> jax.Array:
+        def run(_: None, rows: jax.Array) -> tuple[None, jax.Array]:
+            return None, 10 * rows + rows.shape[0]
+
+        return over_live_rows((1, 3, W), live, run, None, rows)[1]
+
+    spec = jax.sharding.PartitionSpec
+    mesh = make_mesh(1)
+    program = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(spec(), spec()), out_specs=spec(AXES)))
+    rows = np.arange(1, W + 1, dtype=np.int32)
+    for bits in range(2**W):
+        live = np.asarray([bits >> i & 1 for i in range(W)], bool)
+        found = np.asarray(program(live, rows))
+        computed = min(size for size in (1, 3, W) if size >= live.sum())
+        assert np.array_equal(found[live], 10 * rows[live] + computed)
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(1, (1,)), (4, (1, 4)), (5, (1, 4, 5)), (64, (1, 4, 16, 64))])
+def test_few_rows_grow_by_four(width: int, sizes: tuple[int, ...]) -> None:
+    assert few_rows(width) == sizes
 
 
 @settings(max_examples=20)

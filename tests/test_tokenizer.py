@@ -188,6 +188,36 @@ def test_equal_maps_pass_and_the_first_differing_token_is_named(byte_level_dir, 
         check_same_tokens(target, smaller)
 
 
+def test_tokens_that_were_added_may_differ(byte_level_dir, tmp_path):
+    """As those of LLaMA 3 and 3.2 do, and where one model has a padding token."""
+    target = Tokenizer.load(byte_level_dir)
+    other = Tokenizer.load(byte_level_dir)
+    other.backend.add_special_tokens({"pad_token": "<pad>"})
+    other.backend.add_tokens(["<tool>"])
+    check_same_tokens(target, Tokenizer(other.backend))
+    check_same_tokens(Tokenizer(other.backend), target)
+    description = json.loads((byte_level_dir / "tokenizer.json").read_text())
+    for token in description["added_tokens"]:
+        if token["content"] == "<|eot_id|>":
+            del description["model"]["vocab"]["<|eot_id|>"]
+            token["content"] = "<|finetune_right_pad_id|>"
+            description["model"]["vocab"]["<|finetune_right_pad_id|>"] = token["id"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    renamed = Tokenizer.load(tmp_path)
+    assert renamed.vocabulary != target.vocabulary
+    check_same_tokens(target, renamed)
+    # A piece of text that is an added token to the other is a difference still.
+    ordinary = min(set(target.vocabulary) - target.added, key=target.vocabulary.__getitem__)
+    del description["model"]["vocab"][ordinary]
+    place = target.vocabulary[ordinary]
+    description["model"]["vocab"]["<|new|>"] = place
+    description["added_tokens"].append({**description["added_tokens"][0], "id": place, "content": "<|new|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    clash = Tokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match=rf"is id {place} in the target's map and no such token in the draft's"):
+        check_same_tokens(target, clash)
+
+
 def test_missing_and_broken_files_are_named(byte_level_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no tokenizer in .*tokenizer\.json or tokenizer\.model"):
         Tokenizer.load(tmp_path)

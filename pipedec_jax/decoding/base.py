@@ -43,7 +43,8 @@ EngineT = TypeVar("EngineT", bound=Engine)
 class BaseDecoder(NotCopied, abc.ABC, Generic[EngineT]):
     """Decodes prompts; how, its subclasses say.
 
-    One request runs at a time: a new one, of whatever thread, ends the stream before it.
+    One request runs at a time. Whole answers that several threads ask for are given one after the other; any request
+    ends a stream before it that was not read to its end.
     """
 
     target: Model
@@ -57,6 +58,8 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[EngineT]):
         # Not kept alive: it holds the decoder, whose weights would then wait for the garbage collector.
         self._stream: weakref.ref[Stream] | None = None
         self._turn = threading.Lock()
+        self._whole = threading.RLock()
+        """Held while a whole answer is decoded, so that no other request cuts it off."""
 
     @functools.cached_property
     def engine(self) -> EngineT:
@@ -111,9 +114,10 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[EngineT]):
         return self._answer(self.request(prompt, max_new_tokens=max_new_tokens, **options))
 
     def _answer(self, request: Request) -> Generation:
-        answer = self._begin(request, self._whole_chunk(request))
-        for _ in answer:
-            pass
+        with self._whole:
+            answer = self._begin(request, self._whole_chunk(request))
+            for _ in answer:
+                pass
         return answer.result
 
     def stream(
@@ -156,7 +160,7 @@ class BaseDecoder(NotCopied, abc.ABC, Generic[EngineT]):
 
     def _begin(self, request: Request, chunk: int) -> Stream:
         check_untraced()
-        with self._turn:
+        with self._whole, self._turn:
             before = self._stream() if self._stream is not None else None
             if before is not None:
                 before.supersede()

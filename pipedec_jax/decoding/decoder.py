@@ -12,7 +12,7 @@ import numpy as np
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
-from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices
+from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices, usual_prefill_width
 from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.decoding.stream import Request
@@ -21,6 +21,7 @@ from pipedec_jax.drafters.chances import Noise
 from pipedec_jax.exit_store import given_exit_head, load_exit_head
 from pipedec_jax.loading import Model
 from pipedec_jax.model.exit_head import ExitHead, ExitHeadConfig
+from pipedec_jax.model.parameters import parameter_count
 from pipedec_jax.model.tensor_parallel import tensor_share
 from pipedec_jax.modeled import cost
 from pipedec_jax.modeled.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
@@ -77,7 +78,8 @@ class Decoder(BaseDecoder[Engine]):
         noise: under which noise the draft model guesses tokens that are drawn: `shared` with the target (the default),
             `independent` or `none`.
         dtype: one of `devices.DTYPES`; by default the checkpoint's on accelerators and float32 on CPU.
-        devices: devices to use, the first stage's first; by default JAX's, or virtual CPU devices if these are too few.
+        devices: devices to use, the first stage's first; by default JAX's, or for small models virtual CPU devices if
+            accelerators are too few.
         drafter: who guesses: `model` (the draft, or the exit head), `ngram` (look-up in the text so far), `both`, or a
             drafter of your own (see `pipedec_jax.drafters`). By default both; the exit head alone for `ppsd` and
             `eesd`.
@@ -86,7 +88,7 @@ class Decoder(BaseDecoder[Engine]):
             grow with a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         schedule: what a tick sends and extends, by a schedule of your own in place of best-first's (see
             `pipedec_jax.schedules`); width and pool are then its.
-        prefill_width: prompt tokens that prefill takes in one step.
+        prefill_width: prompt tokens that prefill takes in one step; by default 64 on CPU and 128 elsewhere.
         capacity: cache slots; by default the next power of two that suffices.
         record: whether to keep what happens in every tick, for `recording`. Tokens and ticks are the same; off, which
             it is by default, it costs nothing, and on, as many ticks at a time come back to the host.
@@ -121,7 +123,7 @@ class Decoder(BaseDecoder[Engine]):
         drafter: Drafter | DrafterName | None = None,
         calibration: Mapping[str, Any] | None = None,
         schedule: Schedule | None = None,
-        prefill_width: int = 128,
+        prefill_width: int | None = None,
         capacity: int | None = None,
         record: bool = False,
     ) -> None:
@@ -140,6 +142,8 @@ class Decoder(BaseDecoder[Engine]):
             "depth": depth,
             "draft_length": draft_length,
         }
+        if method in ("pipespec", "speculative"):
+            raise ValueError(f"method {method!r} is of a hierarchy of models: use pipedec_jax.HierarchyDecoder")
         check_used(method, drafter, **options)
         given = {name: value for name, value in options.items() if value is not None}
         if schedule is not None:
@@ -158,10 +162,9 @@ class Decoder(BaseDecoder[Engine]):
             tensor_parallel=tensor_parallel,
             exit_stages=exit_stages,
             schedule=schedule,
-            prefill_width=prefill_width,
             capacity=capacity,
             record=record,
-            **(usual | given),
+            **(usual | given | ({} if prefill_width is None else {"prefill_width": prefill_width})),
         )
         settings, head, self.exit_forecasts = pick_exit(target, settings_at, method, exit_layer, exit_head, drafter)
         """Of each stored exit head that fits, the chosen one first; none where the exit was given, or there is none."""
@@ -179,7 +182,8 @@ class Decoder(BaseDecoder[Engine]):
         draft_ranks = make_drafter(settings, guessing, drafter, target.vocab_size, target.config, head).ranks
         ranks, parts = settings.stages + draft_ranks, settings.tensor_parallel
         if devices is None:
-            self.devices = pick_devices(ranks, parts)
+            models = [target.config, *([guessing] if guessing else [])]
+            self.devices = pick_devices(ranks, parts, sum(map(parameter_count, models)))
         else:
             self.devices = check_devices(devices, ranks * parts)
         self.dtype = decoding_dtype(dtype, target.dtype, self.devices[0])
@@ -187,7 +191,12 @@ class Decoder(BaseDecoder[Engine]):
         self._costs = cost.split_over(costs, target.config, parts)
         if draft_steps is None and settings.exit_layer is None and _drafts_ahead(settings):
             settings = _with_draft_steps(settings, self._costs, target.config.layers)
-        self.settings = dataclasses.replace(settings, costs=self._tick_costs(settings, draft_ranks), dtype=self.dtype)
+        self.settings = dataclasses.replace(
+            settings,
+            costs=self._tick_costs(settings, draft_ranks),
+            dtype=self.dtype,
+            prefill_width=prefill_width or usual_prefill_width(self.devices[0]),
+        )
 
     def _tick_costs(self, settings: EngineSettings, draft_ranks: int) -> TickCosts:
         if settings.method == "eesd":

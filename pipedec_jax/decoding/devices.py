@@ -1,4 +1,4 @@
-"""Which devices decode, and in which dtype: accelerators where there are enough, else as many virtual CPU devices."""
+"""Which devices decode, and in which dtype: accelerators, where there are enough, else virtual CPU devices."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pipedec_jax.hosts.processes import cores_in_all, process_count, usable_core
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """Dtypes of weights, activations and caches to decode in; float64 needs JAX's x64 mode."""
+MOST_ON_CPU = 2**28
+"""Weights of models that are decoded on virtual CPU devices where accelerators are too few: a GiB in float32."""
 _FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -40,8 +42,13 @@ def use_cpu_devices(count: int) -> None:
         ) from error
 
 
-def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
-    """The devices to decode on: JAX's default ones if they suffice, else virtual CPU devices.
+def usual_prefill_width(device: jax.Device) -> int:
+    """Prompt tokens for one step of prefill: on CPUs, where a row costs its share of time, few more than are there."""
+    return 64 if device.platform == "cpu" else 128
+
+
+def pick_devices(ranks: int, parts: int = 1, weights: int = 0) -> list[jax.Device]:
+    """The devices to decode on: JAX's default ones if they suffice, else, for small models, virtual CPU devices.
 
     With several processes, these have as equal numbers of ranks as their devices allow, and each at least one. Where
     there are too few ranks or devices of a process for that, a rank's devices are those of several processes.
@@ -49,6 +56,7 @@ def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
     Args:
         ranks: places on the stage axis.
         parts: devices of each of them.
+        weights: how many the models have together.
 
     Raises:
         ValueError: when there are too few devices, or more processes than devices are needed, or JAX cannot start.
@@ -65,6 +73,11 @@ def pick_devices(ranks: int, parts: int = 1) -> list[jax.Device]:
     if len(devices) >= count:
         return devices[:count] if processes == 1 else _spread(devices, ranks, parts)
     platform = devices[0].platform
+    if platform != "cpu" and weights > MOST_ON_CPU:
+        raise ValueError(
+            f"{count} devices are needed (see stages) but there are {len(devices)} ({platform}): use fewer stages, or "
+            "set JAX_PLATFORMS=cpu to decode on virtual CPU devices all the same"
+        )
     if platform != "cpu":
         cpus = _cpu_devices()
         if len(cpus) >= count:
@@ -108,13 +121,13 @@ def room(devices: Sequence[jax.Device]) -> int:
     return min(len(devices), usable_cores()) if process_count() == 1 else cores_in_all(devices)
 
 
-def pick_room(ranks: int) -> list[jax.Device]:
+def pick_room(ranks: int, weights: int = 0) -> list[jax.Device]:
     """All devices that can work at the same time, accelerators or this machine's cores, and at least so many.
 
     Of several processes, all that these have, and in each at least one.
     """
     if process_count() > 1:
-        picked = pick_devices(max(ranks, process_count()))
+        picked = pick_devices(max(ranks, process_count()), weights=weights)
         every = jax.devices() if picked[0].platform == jax.devices()[0].platform else picked
         return sorted(every, key=lambda device: device.process_index)
     cores = usable_cores()
@@ -123,7 +136,8 @@ def pick_room(ranks: int) -> list[jax.Device]:
     devices = _default_devices()
     if devices[0].platform != "cpu" and len(devices) >= ranks:
         return devices
-    return pick_devices(min(len(devices), max(ranks, cores)) if devices[0].platform == "cpu" else ranks)
+    wanted = min(len(devices), max(ranks, cores)) if devices[0].platform == "cpu" else ranks
+    return pick_devices(wanted, weights=weights)
 
 
 def _default_devices() -> list[jax.Device]:

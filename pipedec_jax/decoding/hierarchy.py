@@ -11,7 +11,7 @@ import jax
 
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
 from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room
+from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room, usual_prefill_width
 from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.decoding.stream import Request
 from pipedec_jax.hierarchy import report
@@ -23,6 +23,7 @@ from pipedec_jax.hierarchy.settings import Form, HierarchySettings, check_models
 from pipedec_jax.hierarchy.together import measure_together
 from pipedec_jax.hosts.processes import process_count, process_index
 from pipedec_jax.loading import Model, short_names
+from pipedec_jax.model.parameters import parameter_count
 from pipedec_jax.modeled import cost
 from pipedec_jax.own_settings import own_settings
 from pipedec_jax.pipeline.engine import Engine
@@ -41,8 +42,9 @@ RACED_TOKENS = 64
 class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
     """Decodes prompts with two or more models, each on devices of its own.
 
-    As `pipedec_jax.Decoder`, arguments are checked at once, weights are read when they are first needed, one request
-    runs at a time, and the text is that of plain decoding by the last model.
+    As `pipedec_jax.Decoder`, arguments are checked at once, one request runs at a time, and the text is that of plain
+    decoding by the last model. Weights are read when they are first needed: for the first answer where `passes` are
+    given, else here, where they are chosen by measuring the models.
 
     Args:
         models: with the same tokens, the smallest first, the target last.
@@ -62,7 +64,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             pass between them is measured by all together.
         dtype: as for `Decoder`.
         devices: the smallest model's first.
-        prefill_width: prompt tokens that prefill takes in one step.
+        prefill_width: as for `Decoder`.
         capacity: cache slots; by default the next power of two that suffices.
         record: whether to keep what every model does, for `recording`; the programs are the same.
 
@@ -82,7 +84,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         select: bool = False,
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
-        prefill_width: int = 128,
+        prefill_width: int | None = None,
         capacity: int | None = None,
         record: bool = False,
     ) -> None:
@@ -96,7 +98,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             stages=tuple(stages) if stages is not None else (1,) * len(models),
             passes=tuple(passes) if passes is not None else (1,) * (len(models) - 1),
             width=width,
-            prefill_width=prefill_width,
+            **({} if prefill_width is None else {"prefill_width": prefill_width}),
             capacity=capacity,
         )
         self.target = models[-1]
@@ -108,7 +110,8 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         self._own_devices = devices is not None
         ranks = sum(settings.stages)
         if devices is None:
-            self.devices = pick_room(ranks) if free_stages else pick_devices(ranks)
+            weights = sum(parameter_count(model.config) for model in models)
+            self.devices = pick_room(ranks, weights) if free_stages else pick_devices(ranks, weights=weights)
         else:
             needed = check_devices(devices, ranks)
             self.devices = list(devices) if free_stages else needed
@@ -121,7 +124,8 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         """What `select` has run, the fastest first."""
         self.method: str = method
         self.form: Form = form or "lockstep"
-        self.settings = dataclasses.replace(settings, dtype=self.dtype)
+        width_of_prefill = prefill_width or usual_prefill_width(self.devices[0])
+        self.settings = dataclasses.replace(settings, dtype=self.dtype, prefill_width=width_of_prefill)
         self.models, self.record = models, record
         names = short_names(model.name for model in models)
         self._names = [names[model.name] for model in models]

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pipedec_jax.cache import LayerCache, Rows, at_least, empty_layers, over_layers
 from pipedec_jax.config import LlamaConfig
@@ -39,7 +40,7 @@ class ModelDrafter(Drafter):
     config: LlamaConfig
     children: int
     vocab_size: int
-    """Ids that are tokens; the draft's padding rows beyond it are never proposed."""
+    """Ids that are tokens. The draft's padding rows beyond it are never proposed, nor are those that it lacks."""
     sharpness: float = 1.0
     """Factor on the draft's logits before they are taken for the target's chances."""
     noise: Noise = "shared"
@@ -65,6 +66,8 @@ class ModelDrafter(Drafter):
             rows, token = at_least(view.least_rows, view.rows(node_W), at(view.tree.token, node_W, 0))
             state, x = self.run_layers(params, state, token, rows)
             logit_WV = llama.logits(self.config, params.final_norm, params.output, x)[:W, : self.vocab_size]
+            missing = self.vocab_size - logit_WV.shape[1]
+            logit_WV = jnp.pad(logit_WV, ((0, 0), (0, missing)), constant_values=-jnp.inf)
             return state, most_likely(logit_WV, view, node_W, self.children, self.sharpness, self.noise)
 
         return over_live_rows(view.sizes, view.live, run, state, view.frontier)
@@ -73,7 +76,7 @@ class ModelDrafter(Drafter):
         self, params: DraftParams, state: DraftState, token_W: jax.Array, rows: Rows
     ) -> tuple[DraftState, jax.Array]:
         """The new cache, and the hidden rows `[W, D]` of these tokens after all layers."""
-        x = params.embedding[token_W]
+        x = params.embedding.at[token_W].get(mode="clip")  # of a token that the draft lacks, anything
         rope = llama.rope_tables(self.config, rows.position, x.dtype)
 
         def step(index: int, cache: LayerCache, rows: Rows, x: jax.Array) -> tuple[LayerCache, jax.Array]:

@@ -26,6 +26,10 @@ class NGramDrafter(Drafter):
     """Chance that a guess is right whose last 1, 2, ... tokens agree (exactly so many, the last entry: or more); an
     entry of 0 makes no guess."""
 
+    def __post_init__(self) -> None:
+        if not self.chances or not all(0 <= chance <= 1 for chance in self.chances):
+            raise ValueError(f"chances must be numbers from 0 to 1, and at least one, not {self.chances!r}")
+
     def propose(self, params: Any, state: Any, view: View) -> tuple[Any, Proposals]:
         """Guesses for the frontier."""
         tree, text = view.tree, view.text
@@ -50,7 +54,7 @@ class NGramDrafter(Drafter):
         repeated = jnp.any(jnp.tril(token[:, :, None] == token[:, None, :], k=-1), axis=-1)
         chance = jnp.where(repeated, 0.0, chance)
         # The longest match is right with its chance; the next one can only be where that is wrong.
-        missed = jnp.cumprod(1.0 - chance, axis=1) / (1.0 - chance)
+        missed = jnp.cumprod(jnp.pad(1.0 - chance[:, :-1], ((0, 0), (1, 0)), constant_values=1.0), axis=1)
         log_prob, best = lax.top_k(jnp.log(chance * missed), min(self.children, size))
         token = jnp.take_along_axis(token, best, axis=1)
         missing = ((0, 0), (0, self.children - best.shape[1]))  # of a text that is shorter than that

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # where JAX keeps what jax.distributed.initialize made; there is no public way to it
 from jax.experimental import multihost_utils
 
 MOST_CORES = 4096
@@ -22,12 +21,19 @@ MOST_CORES = 4096
 
 def process_count() -> int:
     """Processes that have joined (P); 1 where `jax.distributed` is not in use."""
-    return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+    return _joined().num_processes if jax.distributed.is_initialized() else 1
 
 
 def process_index() -> int:
     """This process's number, from 0."""
-    return distributed.global_state.process_id if jax.distributed.is_initialized() else 0
+    return _joined().process_id if jax.distributed.is_initialized() else 0
+
+
+def _joined() -> Any:
+    """What `jax.distributed.initialize` made: there is no public way to it, and only several processes need it."""
+    from jax._src import distributed
+
+    return distributed.global_state
 
 
 def store() -> Any:
@@ -36,7 +42,7 @@ def store() -> Any:
     Raises:
         RuntimeError: where `jax.distributed` is not in use.
     """
-    client = distributed.global_state.client
+    client = _joined().client if jax.distributed.is_initialized() else None
     if client is None:
         raise RuntimeError("this process has joined no others: call jax.distributed.initialize first")
     return client

@@ -41,7 +41,7 @@ class Llama(nn.Module):
             if self.config.int8 and self.has_variable("params", name):
                 found = self.get_variable("params", name)
             else:
-                found = self.param(name, lambda key: initialize(self.config, key, self.dtype)[name])
+                found = self.param(name, lambda key: initialize(self.config, key, self.dtype, only=name)[name])
             # A checkpoint's arrays are NumPy's, which traced tokens cannot index.
             return jax.tree.map(jnp.asarray, found)
 

@@ -137,8 +137,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
+def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32, only: str | None = None) -> Parameters:
     """Random weights: normal with standard deviation 0.02, output projections scaled down by depth, norms 1, biases 0.
+
+    Args:
+        config: geometry of the model.
+        key: of the noise.
+        dtype: of the arrays.
+        only: what of the tree's top level is wanted, such as `layers`; by default all.
 
     Raises:
         ValueError: for a model of int8 layers, which are made from plain ones (`pipedec_jax.model.int8`).
@@ -147,6 +153,8 @@ def initialize(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) ->
         raise ValueError("a model of int8 layers is made from plain weights: initialize it without int8")
     flat: dict[str, jax.Array] = {}
     for index, (path, shape) in enumerate(parameter_shapes(config).items()):
+        if only is not None and path.split("/")[0] != only:
+            continue
         if path.endswith(BIAS) or len(shape) == 1:
             flat[path] = jnp.full(shape, 0 if path.endswith(BIAS) else 1, dtype)
             continue

@@ -46,12 +46,8 @@ def check_fit(
             f"capacity must be at most {most}, not {settings.capacity}: as many cache slots hold the target's context"
             f" of {target.context} tokens and the largest tree"
         )
-    for name, config in (("target", target), ("draft", draft)):
-        if config is not None and vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the {name} has {config.vocab_size} embedding rows for {vocab_size} tokens"
-                + ("; choose a draft of the target's family" if name == "draft" else "")
-            )
+    if vocab_size > target.vocab_size:
+        raise ValueError(f"the target has {target.vocab_size} embedding rows for {vocab_size} tokens")
     if settings.method == "pp":
         return
     if settings.children > vocab_size:

@@ -45,7 +45,7 @@ NOTHING = Progress([], [], [], [], [], nodes=0, done=False)
 def read_progress(shared: Shared, prompt_length: int, before: Progress = NOTHING) -> Progress:
     """What the devices have committed after a prompt of so many tokens; waits for them.
 
-    What was read `before` is not read again: looks at a long answer would take longer and longer.
+    What was read `before` is not made numbers of again: looks at a long answer would take longer and longer.
     """
     text, nodes = jax.device_get((shared.text, shared.sent))
     new = slice(prompt_length + len(before.tokens), int(text.length))

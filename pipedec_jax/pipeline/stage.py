@@ -19,7 +19,7 @@ from pipedec_jax.model.held import HeldModel
 from pipedec_jax.model.tensor_parallel import part_config
 from pipedec_jax.pipeline.split import StageSplit
 from pipedec_jax.sampling import SamplingArrays, SamplingMode
-from pipedec_jax.tick_costs import over_live_rows
+from pipedec_jax.tick_costs import few_rows, over_live_rows
 
 
 class TargetParams(HeldModel):
@@ -134,8 +134,7 @@ def run_head(
     _, logit = over_live_rows(sizes, live, head, None, (x, own))
     noise = jnp.zeros_like(logit[:W])
     if mode.sampled:
-        few = (*(size for size in sizes if size < W), W)
-        _, noise = over_live_rows(few, live_W, draw, None, (noise, position_W))
+        _, noise = over_live_rows(few_rows(W), live_W, draw, None, (noise, position_W))
     part = vocabulary.choice_part(mode, sampling, logit[:W], noise, target.vocab_size, live_W)
     return part, None if beside is None else logit[W:]
 

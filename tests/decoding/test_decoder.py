@@ -1,7 +1,10 @@
 """The decoder over the real engine and tiny random models: its answers, streams, threads and devices."""
 
 import concurrent.futures
+import dataclasses
 import gc
+import threading
+import time
 import weakref
 
 import jax
@@ -83,20 +86,55 @@ def test_an_abandoned_stream_does_not_disturb_the_next_answer(pipedec):
         next(abandoned)
 
 
-def test_two_threads_get_right_answers_or_none(pipedec):
+def test_threads_get_whole_answers_one_after_the_other(pipedec):
     expected = {prompt: pipedec.generate(prompt, max_new_tokens=12).tokens for prompt in PROMPTS[:2]}
-    found = []
+    left = pipedec.stream(PROMPTS[0], max_new_tokens=12, chunk=1)
+    next(left)
 
     def ask(prompt):
-        for _ in range(20):
-            try:
-                found.append(pipedec.generate(prompt, max_new_tokens=12).tokens == expected[prompt])
-            except RuntimeError as error:
-                found.append("its decoder has started another answer" in str(error))
+        whole = [pipedec.generate(prompt, max_new_tokens=12).tokens == expected[prompt] for _ in range(10)]
+        many = pipedec.generate_many([prompt] * 5, max_new_tokens=12)
+        return whole + [answer.tokens == expected[prompt] for answer in many]
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(ask, expected))
-    assert found == [True] * 40
+        assert list(pool.map(ask, expected)) == [[True] * 15] * 2
+    with pytest.raises(RuntimeError, match="another answer"):
+        next(left)
+
+
+def test_a_stream_begins_after_another_threads_whole_answer(pipedec):
+    prompt, begun = PROMPTS[0], threading.Event()
+    expected = pipedec.generate(prompt, max_new_tokens=40)
+    run = pipedec.engine.run
+
+    def slow(tokens):
+        begun.set()
+        time.sleep(0.1)
+        return run(tokens)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipedec.engine, "run", slow)
+        whole = pool.submit(pipedec.generate, prompt, max_new_tokens=40)
+        assert begun.wait(60)
+        stream = pipedec.stream(prompt, max_new_tokens=40)
+        assert whole.result().tokens == expected.tokens
+        assert "".join(stream) == expected.text
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 3}], ids=["greedy", "drawn"])
+def test_a_draft_that_lacks_tokens_changes_none(pp, target, options):
+    """As where tokens were added to the target alone. The draft is the target without its last rows."""
+    whole = pp.generate(PROMPTS[0], max_new_tokens=40, **options)
+    rows = max(whole.token_ids)  # so that of these it lacks the last one
+    tree = {path: target.source.read(path) for path in parameter_shapes(target.config)}
+    tree["embedding"] = tree["embedding"][:rows]
+    config = dataclasses.replace(target.config, vocab_size=rows)
+    draft = pipedec_jax.Model(config, target.tokenizer, lambda: MemorySource(config, nest(tree)))
+    found = Decoder(target, draft, stages=2, width=4, drafter="model").generate(
+        PROMPTS[0], max_new_tokens=40, **options
+    )
+    assert found.token_ids == whole.token_ids
+    assert 0 < found.hits < 39
 
 
 def test_a_mesh_of_the_callers_own_makes_no_difference(pp, target):

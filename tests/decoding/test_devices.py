@@ -83,6 +83,9 @@ def test_enough_accelerators_are_used_and_too_few_are_not(monkeypatch):
     assert devices.pick_devices(2) == accelerators
     with pytest.warns(UserWarning, match="decoding on virtual CPU devices: 3 are needed and there are 2 of gpu"):
         assert devices.pick_devices(3) == cpus[:3]
+    with pytest.raises(ValueError, match=r"3 devices are needed .* there are 2 \(gpu\): .* set JAX_PLATFORMS=cpu"):
+        devices.pick_devices(3, weights=devices.MOST_ON_CPU + 1)
+    assert devices.pick_devices(2, weights=devices.MOST_ON_CPU + 1) == accelerators
     with pytest.raises(ValueError, match=rf"{DEVICES + 1} devices are needed .* there are 2 \(gpu\)"):
         devices.pick_devices(DEVICES + 1)
 

@@ -23,6 +23,14 @@ def test_module_has_the_converted_checkpoints_parameter_tree():
     assert shapes == parameter_shapes(CONFIG)
 
 
+def test_parts_of_a_random_tree_are_those_of_the_whole():
+    whole = initialize(CONFIG, jax.random.key(1))
+    for name, part in whole.items():
+        alone = initialize(CONFIG, jax.random.key(1), only=name)
+        assert alone.keys() == {name}
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, alone[name], part))
+
+
 def test_module_computes_what_the_pure_function_computes():
     token_BT = jnp.asarray([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]], jnp.int32)
     params = initialize(CONFIG, jax.random.key(1))

@@ -212,6 +212,19 @@ def looked_up(text: list[int], context: list[int], drafter: NGramDrafter) -> dic
     return result
 
 
+def test_a_guess_that_is_sure_leaves_no_chance_to_others() -> None:
+    drafter = NGramDrafter(children=3, chances=(0.5, 1.0))
+    found = jax.device_get(drafter.propose(None, (), view_of([1, 2, 3, 1, 2, 5, 3, 2, 4, 1, 2], []))[1])
+    guessed = dict(zip(found.token[0].tolist(), np.exp(found.log_prob[0]).tolist(), strict=True))
+    assert guessed == {5: 1.0, **{token: 0.0 for token in guessed if token != 5}}
+
+
+@pytest.mark.parametrize("chances", [(), (0.5, 1.5), (-0.1,), (float("nan"),)])
+def test_chances_of_looked_up_guesses_must_be_chances(chances: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="chances must be numbers from 0 to 1"):
+        NGramDrafter(children=2, chances=chances)
+
+
 look_up = jax.jit(lambda view: NGramDrafter(children=3).propose(None, (), view)[1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import types
 
 import jax
@@ -186,3 +187,10 @@ def test_layers_of_stages_of_different_lengths_are_counted_one_after_the_other()
         assert part in text
     assert "in tick 7" in told[2]
     assert "in tick 6" in told[3], "the logits share the last stage's"
+
+
+def test_the_error_comes_back_from_another_process_as_it_was() -> None:
+    error = not_finite_error(bench(SHAPE, "float64").load(PAIR).target, 2, 7, NOTHING)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), str(error))
+    assert (copy.stage, copy.tick, copy.progress) == (error.stage, error.tick, error.progress) == (2, 7, NOTHING)
