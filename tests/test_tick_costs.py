@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipedec_jax import tree
 from pipedec_jax.exchange import AXES
-from pipedec_jax.pipeline.parts import batch_price
+from pipedec_jax.pipeline.methods import batch_price
 from pipedec_jax.pipeline.placement import make_mesh
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.schedules.best_first import BestFirstSchedule, widest_in_flight

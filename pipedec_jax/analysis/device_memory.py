@@ -17,7 +17,7 @@ from pipedec_jax.model.exit_head import ExitHeadConfig, head_shapes
 from pipedec_jax.model.tensor_parallel import part_config
 from pipedec_jax.modeled.cost import head_bytes, layer_bytes
 from pipedec_jax.pipeline.fit import cache_slots
-from pipedec_jax.pipeline.parts import make_split
+from pipedec_jax.pipeline.methods import make_split
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.vocabulary import shard_size

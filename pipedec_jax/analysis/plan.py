@@ -33,7 +33,7 @@ from pipedec_jax.modeled.closed_forms import ppsd_ticks_per_token
 from pipedec_jax.modeled.cost import pp_token_cost
 from pipedec_jax.modeled.exit_cost import exit_tick_costs
 from pipedec_jax.pipeline.fit import MOST_PLACES, cache_slots, tree_slots
-from pipedec_jax.pipeline.parts import make_split
+from pipedec_jax.pipeline.methods import make_split
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 

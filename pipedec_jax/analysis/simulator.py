@@ -29,7 +29,7 @@ from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.drafting import draft_at_exit, draft_here, exit_view
 from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.pipeline.fit import cache_slots, check_fit
-from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
+from pipedec_jax.pipeline.methods import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.placement import SAME
 from pipedec_jax.pipeline.prefill import Request, begin
 from pipedec_jax.pipeline.progress import Progress, read_progress

@@ -20,7 +20,7 @@ import numpy as np
 from pipedec_jax.analysis.method_table import MethodRow, simulate
 from pipedec_jax.decoding.decoder import Decoder
 from pipedec_jax.drafters.replay import random_text
-from pipedec_jax.pipeline.parts import make_schedule
+from pipedec_jax.pipeline.methods import make_schedule
 from pipedec_jax.schedules.static import StaticSchedule
 from pipedec_jax.whole_files import write_whole
 

@@ -27,7 +27,7 @@ from pipedec_jax.modeled import cost
 from pipedec_jax.modeled.exit_cost import Cycle, cycle, eesd_tick_costs, exit_tick_costs
 from pipedec_jax.pipeline.engine import Engine
 from pipedec_jax.pipeline.fit import check_fit, check_request, has_places
-from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
+from pipedec_jax.pipeline.methods import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.settings import EXIT_ONLY, DrafterName, EngineSettings, Method, check_used
 from pipedec_jax.recording.history import Recording
 from pipedec_jax.schedules.base import Schedule

@@ -13,7 +13,7 @@ from pipedec_jax.modeled.closed_forms import eesd_ticks_per_token, ppsd_ticks_pe
 from pipedec_jax.modeled.cost import byte_costs, layer_bytes, split_over
 from pipedec_jax.modeled.exit_cost import eesd_tick_costs, exit_tick_costs
 from pipedec_jax.pipeline.fit import check_places
-from pipedec_jax.pipeline.parts import make_split
+from pipedec_jax.pipeline.methods import make_split
 from pipedec_jax.pipeline.settings import EXIT_ONLY, EngineSettings
 from pipedec_jax.pipeline.split import LIKELY_RATE, StageSplit
 

@@ -1,5 +1,15 @@
 """The early-exit head: the target's first layers draft for the rest of it (PPSD, arXiv 2509.19368).
 
+PPSD's loop, of n stages, the first e of which are the exit path, and where each step of it is:
+
+1. In a tick token y_t enters stage 1 while stage k runs the token that entered k - 1 ticks before it (`tick.send`).
+2. The token that leaves stage e has its hidden row turned into a guess of the next one: the exit's rank offers the row,
+   every device multiplies it with its slice of the vocabulary, and all settle on the same guess (`offer`, `share` and
+   `settle` here, called by `drafting.draft`, `share_at_exit` and `draft_at_exit`). It is sent in the next tick: the
+   chain of the paper is `schedules.levels` with levels of one node. So one token enters every e ticks.
+3. The token that leaves stage n gives the target's choice z. If z is the token that was guessed after it, it is
+   committed; otherwise what is in flight is dropped, and z is sent (`tick.walk`).
+
 The head sits behind the last stage of the exit path, on that stage's rank, and turns the hidden rows of the nodes that
 have just passed it into guesses. The exit path is the target's own first E layers with their own cache: a node is
 computed once, as a guess's source and as the beginning of its verification. A head with a transformer block has one

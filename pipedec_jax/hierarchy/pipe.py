@@ -1,11 +1,18 @@
 """One model of a hierarchy as a pipe: it reads the buffer below, verifies it, and writes its own.
 
-A pass is a tick of the pipe's stages (one stage: a whole pass of the model). The next rows, at most W, enter: tokens of
-the buffer below from where the pipe has read, or the model's own last token when nothing is there to verify. Rows that
-leave give the model's choices; it appends those that agree with what was read, and one more of its own. A token's slot
-in the cache is its position and the mask is causal, so a rollback only moves the cursor of what was read back: the
-right tokens are written over the wrong ones. `fed` remembers what was read where, and is compared with the text before
-every pass; rows in flight that no longer belong to it are dropped.
+PipeSpec's loop (arXiv 2505.01572) for model M_i of M_0 .. M_k with output buffer O_i, and where each step of it is:
+
+1. Where O_i is not what a model above holds, it is rolled back to that (`step`, `buffers.aligned`).
+2. M_i takes what O_(i-1) holds beyond O_i, or with nothing to verify its own last token (`make_pass`,
+   `buffers.continuation`, `send`), and runs it in one pass (`compute`).
+3. It appends to O_i the prefix that it agrees with, and one token of its own (`append`).
+4. It publishes O_i, for M_(i-1) to follow and M_(i+1) to verify (`publish`), and goes on without waiting for either.
+   All ends when O_k is complete.
+
+A pass is a tick of the pipe's stages (one stage: a whole pass of the model): the next rows enter, at most W, and others
+leave. A token's slot in the cache is its position and the mask is causal, so a rollback only moves the cursor of what
+was read back: the right tokens are written over the wrong ones. `fed` remembers what was read where, and is compared
+with the text before every pass; rows in flight that no longer belong to it are dropped.
 
 Everything here runs under `shard_map` over the stages of this model alone.
 """
@@ -129,13 +136,13 @@ def step(
     """Follow the models above, then make some passes.
 
     Args:
-        pipe: this model.
+        pipe: this model, M_i.
         weights: its `TargetParams`; its words `[T]` where they are known.
         request: what is decoded.
-        state: of the pipe.
+        state: of the pipe, O_i in it.
         local: of each rank.
-        below: the published buffer of the next smaller model; `None` for the smallest.
-        above: those of the larger models, the next larger one's first.
+        below: the published buffer of the next smaller model, O_(i-1); `None` for the smallest.
+        above: those of the larger models, O_(i+1) first.
         control: `[2]` int32: the most passes to make, and the most tokens to be ahead of the target.
 
     Returns:

@@ -22,7 +22,7 @@ from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.compiler_options import compiler_options
 from pipedec_jax.pipeline.fit import cache_slots, check_fit, check_request
-from pipedec_jax.pipeline.parts import make_drafter, make_schedule, make_split
+from pipedec_jax.pipeline.methods import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.placement import OWN, SAME
 from pipedec_jax.pipeline.prefill import Request, prefill
 from pipedec_jax.pipeline.progress import NOTHING, Progress, check_sound, read_progress

@@ -10,7 +10,7 @@ from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter, check_drafter
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from pipedec_jax.model.tensor_parallel import check_parts
-from pipedec_jax.pipeline.parts import make_schedule, make_split
+from pipedec_jax.pipeline.methods import make_schedule, make_split
 from pipedec_jax.pipeline.settings import DRAFTERS, EngineSettings
 
 MOST_PLACES = 16384

@@ -1,6 +1,6 @@
 """Ours: every tick sends the best candidates not yet sent, of any depth.
 
-PipeDec's level gives up a sibling that lost its place, and sends one level a tick, so one token a tick is its best
+PipeDec gives up a sibling that lost its place in a level, and sends one level a tick, so one token a tick is its best
 case. Here every guess stays a candidate while its parent lives: a place that pruning frees goes to the next best one,
 however late, and a batch may hold parents beside their children, so that the root can walk several steps in one tick.
 With several draft steps a tick the tree is that many levels deeper before the next batch is chosen.

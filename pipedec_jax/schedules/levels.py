@@ -1,9 +1,18 @@
 """PipeDec's schedule (arXiv 2504.04104): one level of the prediction tree a tick.
 
-Each tick the draft extends the nodes that were just sent by their most likely children. A child's score is its path's
-log-probability; the best `width` of the children of the deepest level become the next level, which is sent at once.
-What loses its place is not tried again. When the target's choice is a child of the root, that child becomes the root
-and its siblings' subtrees are pruned; otherwise the choice alone is sent, and the pipe refills.
+The algorithm, and where each step of it is:
+
+1. The root is the last committed token. What is in flight is a queue of levels, of nodes of one depth
+   (`state.Shared.pipe`). At the start, and after a miss, the level is the root alone (`tree.plant`).
+2. In each tick the draft extends the nodes that were just sent, the deepest level, by their most likely children
+   (`Schedule.frontier`, `drafting.draft_here`). A child's score is its path's log-probability.
+3. The best `width` of that level's children are the next level, which enters the pipe at once (`score` here,
+   `Schedule.next_batch`, `tick.send`). What loses its place is not tried again, unless the level that was chosen is
+   pruned away whole.
+4. Every stage's rows attend to the committed text and their own ancestors (`cache.tree_rows`, `stage.run_stage`).
+5. The row of the root leaves the last stage, and the LM head gives the target's token (`stage.run_head`).
+6. Hit, where that is a child of the root: the child becomes the root, and its siblings' subtrees are pruned from tree,
+   pipe and caches (`tree.advance`). Miss: everything is dropped, and the token is the new root (`tick.walk`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.drafters.base import Drafter
 from pipedec_jax.pipeline.fit import cache_slots, check_fit, check_request, tree_slots
-from pipedec_jax.pipeline.parts import make_schedule
+from pipedec_jax.pipeline.methods import make_schedule
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 

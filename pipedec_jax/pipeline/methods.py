@@ -1,4 +1,16 @@
-"""What a method is made of, by its settings: the split of the layers, the schedule and the drafter."""
+"""What each method is made of, by its settings: the split of the layers, the schedule and the drafter.
+
+What follows is the same for all of them: a tick (`pipeline.tick`) with R draft steps (`EngineSettings.steps`).
+
+    pp           nothing drafts; the root alone is sent (`schedules.plain`)
+    stpp         a draft model, look-up or both; a static tree, drafted first (`schedules.static`)
+    pipedec      the same drafters; one level of the tree a tick (`schedules.levels`)
+    best-first   the same drafters; the best guesses not yet sent (`schedules.best_first`)
+    ppsd         an exit head of the target (`drafters.exit`); levels of one node, PPSD's chain, or of more
+    eesd         the same head; a chain, drafted first (`schedules.synchronous`)
+
+`pipedec` and `best-first` take an exit head too. PipeSpec's models do not share a tick: `pipedec_jax.hierarchy`.
+"""
 
 from __future__ import annotations
 
