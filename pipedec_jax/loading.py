@@ -21,7 +21,7 @@ from checkpoints_convert.workplace import workplace_of
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.disk_cache import CACHE_VARIABLE, cache_directory
 from pipedec_jax.model.int8 import Int8Source, as_int8
-from pipedec_jax.model.parameters import CheckedSource, MemorySource, ParameterSource
+from pipedec_jax.model.parameters import CheckedSource, MemorySource, Parameters, ParameterSource
 from pipedec_jax.small_files import read_small
 from pipedec_jax.tokenizer import TOKENIZER_FILES, Message, Tokenizer
 
@@ -68,6 +68,32 @@ class Model:
         self.dtype = dtype
         self.name = name
         self._weights = weights
+
+    @classmethod
+    def from_tree(
+        cls,
+        config: LlamaConfig,
+        tree: Parameters,
+        tokenizer: Tokenizer,
+        *,
+        end_tokens: Sequence[int] = (),
+        name: str = "model",
+    ) -> Model:
+        """A model of a parameter tree that is in memory, such as one that was trained further.
+
+        Args:
+            config: geometry.
+            tree: arrays as `pipedec_jax.model.parameters` describes them (NumPy or JAX).
+            tokenizer: of the model.
+            end_tokens: tokens that end an answer.
+            name: what to call the model.
+
+        Raises:
+            ValueError: where arrays are missing, unknown or misshapen.
+        """
+        source = MemorySource(config, tree)
+        dtype = str(source.read("embedding").dtype)
+        return cls(config, tokenizer, lambda: source, end_tokens=end_tokens, dtype=dtype, name=name)
 
     @property
     def vocab_size(self) -> int:

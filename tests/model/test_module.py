@@ -68,12 +68,19 @@ def test_a_tree_that_was_trained_further_is_decoded_with(family):
         return -jnp.mean(jax.nn.log_softmax(module.apply({"params": tree}, token_BT))[..., 7])
 
     tree = jax.tree.map(lambda array, slope: array - slope, tree, jax.grad(loss)(tree))
-    model = pipedec_jax.Model(config, published.tokenizer, lambda: MemorySource(config, tree))
+    model = pipedec_jax.Model.from_tree(config, tree, published.tokenizer)
+    assert model.dtype == "float32"
     found = pipedec_jax.Decoder(model, method="pp", stages=1, dtype="float32").generate(
         [3, 1, 4, 1, 5], max_new_tokens=1
     )
     logits = module.apply({"params": tree}, token_BT)
     assert found.token_ids == [int(jnp.argmax(logits[0, -1, : model.vocab_size]))] == [7]
+
+
+def test_a_tree_that_is_none_of_the_models_is_refused(family):
+    published = pipedec_jax.load(family["draft"])
+    with pytest.raises(ValueError, match="the parameter tree lacks"):
+        pipedec_jax.Model.from_tree(published.config, {}, published.tokenizer)
 
 
 def test_a_parameter_of_another_shape_is_refused():
