@@ -41,6 +41,7 @@ REPORT = "report"
 """Of what a run keeps of a decoder's choices: lines that say why; the rest are options of `generate.py`."""
 
 EXACT = "all {} settings gave the same tokens in all {} answers"
+NEAR_TIES = "{} of {} answers have other tokens than the first setting's ({}, where near ties are common): {}"
 NO_PLOTS = "no plots: matplotlib is missing; pip install 'pipedec_jax[plots]' and run the same command again"
 
 
@@ -273,12 +274,17 @@ def report(
     device = next(iter(benchmark.decoders.values())).devices[0]
     cores = usable_cores()
     where = f"{device.platform}, {device.device_kind}" if device.platform != "cpu" else f"CPU, {cores} cores"
+    dtype = next(iter(benchmark.decoders.values())).dtype.name
     exact = EXACT.format(len(who), summary["answers"])
+    if differing := {name: len(found) for name, found in benchmark.differing.items() if found}:
+        counts = ", ".join(f"{count} of {name}" for name, count in differing.items())
+        exact = NEAR_TIES.format(sum(differing.values()), summary["answers"], dtype, counts)
     summary = {
         "settings": settings,
         "models": benchmark.directories,
         "machine": where,
         "tokens": exact,
+        "first_differences": benchmark.differing,
         "questions_left_out": {str(key): reason for key, reason in benchmark.left_out.items()},
         **summary,
     }
@@ -288,7 +294,7 @@ def report(
     lines = [
         f"{summary['questions']} questions of {options.prompts.name} ({left} more are too long), {summary['answers']} "
         f"answers of at most {options.max_new_tokens} tokens, temperature {options.temperature:g}; {where}, "
-        f"{next(iter(benchmark.decoders.values())).dtype.name}. Checked: {exact}."
+        f"{dtype}. Checked: {exact}."
     ]
     if device.platform == "cpu":
         lines.append(

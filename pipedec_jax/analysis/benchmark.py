@@ -1,7 +1,8 @@
 """Runs decoders over the same questions in turn (A B A B), keeps every answer, and goes on where a kill stopped it.
 
 Two files of lines are kept for each decoder: Spec-Bench's answer file, and the figures of every answer with its
-tokens. Every answer is compared, token by token, with that of the first decoder before it is kept.
+tokens. Every answer is compared, token by token, with that of the first decoder before it is kept: another token is an
+error in float32 and float64, and counted in bfloat16 and float16, where near ties of two tokens are common.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Benchmark:
         """Names of each decoder's models, the target last."""
         self.left_out: dict[int | str, str] = {}
         """Why questions were not asked at all."""
+        self.differing: dict[str, dict[int | str, str]] = {name: {} for name in self.decoders}
+        """In bfloat16 and float16: by decoder and question, where its tokens first differ from the first decoder's."""
         self.kept = {name: Kept(self.folder, name) for name in self.decoders}
         self.warm_ups = LineFile(self.folder / "warm_ups.jsonl")
         """`measured_compile_s` of each decoder's first compiling, once in each session."""
@@ -112,7 +115,8 @@ class Benchmark:
         """Ask all questions that are not answered yet.
 
         Raises:
-            TokensDifferError: when decoders gave different tokens; the answer that differs is not kept.
+            TokensDifferError: when decoders gave different tokens in float32 or float64; the answer that differs is not
+                kept.
             ValueError: when no question fits into the target's context.
         """
         asked = [question for question in self.questions if self._fits(question)]
@@ -194,19 +198,31 @@ class Benchmark:
         return {"question_id": question.id, "category": question.category, "left_out": left_out, "turns": turns}
 
     def _check(self, question: Question, name: str, row: dict[str, Any]) -> None:
-        """Raise `TokensDifferError` when a row has other tokens than the first decoder's."""
+        """Raise `TokensDifferError`, or count it, when a row has other tokens than the first decoder's."""
         first = next((other for other in self.decoders if question.id in self._answered(other)), name)
         expected = self._answered(first).get(question.id, row)
-        ours, theirs = ([turn["token_ids"] for turn in answer["turns"]] for answer in (row, expected))
-        for turn in range(max(len(ours), len(theirs))):
-            pair = [answers[turn] if turn < len(answers) else [] for answers in (ours, theirs)]
-            for place, (own, other) in enumerate(itertools.zip_longest(*pair)):
-                if own != other:
-                    raise TokensDifferError(
-                        f"tokens differ: question {question.id!r}, turn {turn + 1}, new token {place}: {own} by "
-                        f"{name}, {other} by {first}; nothing was summed up. In float32 and float64 this is a bug or a "
-                        "near tie of two tokens; in bfloat16 and float16 near ties are common"
-                    )
+        where = first_difference(row, expected)
+        if where is None:
+            return
+        turn, place, own, other = where
+        found = f"turn {turn + 1}, new token {place}: {own} by {name}, {other} by {first}"
+        if self.decoders[name].dtype.itemsize > 2:
+            raise TokensDifferError(
+                f"tokens differ: question {question.id!r}, {found}; nothing was summed up. This is a bug or a near tie "
+                "of two tokens"
+            )
+        self.differing[name][question.id] = found
+
+
+def first_difference(row: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int, Any, Any] | None:
+    """Turn and place, from 0, at which two answers first have different tokens, and these; `None` for nowhere."""
+    ours, theirs = ([turn["token_ids"] for turn in answer["turns"]] for answer in (row, expected))
+    for turn in range(max(len(ours), len(theirs))):
+        pair = [answers[turn] if turn < len(answers) else [] for answers in (ours, theirs)]
+        for place, (own, other) in enumerate(itertools.zip_longest(*pair)):
+            if own != other:
+                return turn, place, own, other
+    return None
 
 
 def directories_of(decoder: AnyDecoder) -> list[str]:

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pipedec_jax
@@ -253,6 +255,24 @@ def test_other_tokens_are_an_error_and_not_kept(decoders, tmp_path):
         benchmark.run()
     assert [row["question_id"] for row in LineFile(tmp_path / "answers" / "best-first-2x4.jsonl").rows] == ASKED[:2]
     assert [row["question_id"] for row in LineFile(tmp_path / "answers" / "pp-2.jsonl").rows] == ASKED
+
+
+def test_other_tokens_are_counted_in_16_bits(decoders, tmp_path):
+    names = list(decoders)
+    half = {name: Counting(decoders[name], wrong=QUESTIONS[3].turns[0] if name != names[0] else None) for name in names}
+    for decoder in half.values():
+        decoder.dtype = np.dtype("float16")
+    benchmark = Benchmark(half, QUESTIONS, tmp_path, OPTIONS)
+    benchmark.run()
+    assert benchmark.differing["pp-2"] == {}
+    assert list(benchmark.differing["best-first-2x4"]) == [83]
+    assert re.fullmatch(
+        r"turn 1, new token 9: \d+ by best-first-2x4, \d+ by pp-2", benchmark.differing["best-first-2x4"][83]
+    )
+    assert [row["question_id"] for row in benchmark.rows()["best-first-2x4"]] == ASKED
+    again = Benchmark(half, QUESTIONS, tmp_path, OPTIONS)
+    again.run()
+    assert again.differing == benchmark.differing
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import pytest
 import benchmark as script
 import pipedec_jax
 from pipedec_jax.analysis import startup
+from pipedec_jax.analysis.benchmark import Benchmark
 from pipedec_jax.command_line import opening
 from pipedec_jax.model.exit_head import ExitHeadConfig
 from tests.analysis.asked import NAMES, QUESTIONS
@@ -50,6 +51,14 @@ def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, fami
     script.main(command)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     capsys.readouterr()
+    other = {NAMES[0]: {}, NAMES[1]: {81: "turn 1, new token 3"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "_check", lambda self, question, name, row: self.differing[name].update(other[name]))
+        script.main(command)
+    counted = "1 of 6 answers have other tokens than the first setting's (float32, where near ties are common): 1 of "
+    assert counted + NAMES[1] in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert found["first_differences"] == {NAMES[0]: {}, NAMES[1]: {"81": "turn 1, new token 3"}}
     expect_error(capsys, [*command, "--seed", "1"], "holds a run with other settings (seed: 0 there, 1 now)")
     path = tmp_path / "out" / "figures" / "pp-2.jsonl"
     path.write_text(path.read_text().replace('"token_ids": [', '"token_ids": [7, '))
