@@ -53,7 +53,7 @@ def test_the_script_prints_tables_and_writes_a_summary_and_goes_on(command, fami
     capsys.readouterr()
     other = {NAMES[0]: {}, NAMES[1]: {81: "turn 1, new token 3"}}
     with monkeypatch.context() as patch:
-        patch.setattr(Benchmark, "_check", lambda self, question, name, row: self.differing[name].update(other[name]))
+        patch.setattr(Benchmark, "_check", lambda self, _question, name, _row: self.differing[name].update(other[name]))
         script.main(command)
     counted = "1 of 6 answers have other tokens than the first setting's (float32, where near ties are common): 1 of "
     assert counted + NAMES[1] in capsys.readouterr().out
