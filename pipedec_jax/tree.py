@@ -25,7 +25,17 @@ NO_SLOT = 2**31 - 1
 """Slot of a node that has none: past the end of every cache, so a write to it is dropped."""
 
 DRAFTING = (
-    *("token", "parent", "rank", "position", "log_prob", "alive", "slot", "sent_tick", "drafted", "known", "ancestor"),
+    "token",
+    "parent",
+    "child_index",
+    "position",
+    "log_prob",
+    "alive",
+    "slot",
+    "sent_tick",
+    "drafted",
+    "known",
+    "ancestor",
 )
 """The fields of a tree that draft steps change, but for the guesses."""
 
@@ -41,7 +51,7 @@ class PredictionTree(struct.PyTreeNode):
     """[C] int32: the guessed token."""
     parent: jax.Array
     """[C] int32: index of the parent; C for the root, whose parent is committed text."""
-    rank: jax.Array
+    child_index: jax.Array
     """[C] int32: which of its parent's guesses the node was."""
     position: jax.Array
     """[C] int32: absolute position of the token in the text."""
@@ -97,7 +107,7 @@ def plant(capacity: int, children: int, token: jax.Array, position: jax.Array) -
     return PredictionTree(
         token=jnp.where(first, token.astype(jnp.int32), 0),
         parent=jnp.full(capacity, capacity, jnp.int32),
-        rank=jnp.zeros(capacity, jnp.int32),
+        child_index=jnp.zeros(capacity, jnp.int32),
         position=jnp.where(first, position.astype(jnp.int32), 0),
         log_prob=jnp.zeros(capacity, jnp.float32),
         alive=first,
@@ -144,18 +154,18 @@ def guess(tree: PredictionTree, node_W: jax.Array, token_WK: jax.Array, log_prob
 def open_guesses(tree: PredictionTree) -> jax.Array:
     """`[C, K]`: path log-probability of every guess that is not a node, minus infinity in place of the others."""
     parent = jnp.where(tree.alive, tree.parent, tree.capacity)
-    taken = jnp.zeros(tree.guess_token.shape, bool).at[parent, tree.rank].set(True, mode="drop")
+    taken = jnp.zeros(tree.guess_token.shape, bool).at[parent, tree.child_index].set(True, mode="drop")
     there = (tree.alive & tree.drafted)[:, None] & ~taken
     return jnp.where(there, tree.log_prob[:, None] + tree.guess_log_prob, -jnp.inf)
 
 
-def add(tree: PredictionTree, parent_M: jax.Array, rank_M: jax.Array) -> tuple[PredictionTree, jax.Array]:
+def add(tree: PredictionTree, parent_M: jax.Array, child_index_M: jax.Array) -> tuple[PredictionTree, jax.Array]:
     """Make nodes of up to M guesses, in dead places, in order.
 
     Args:
         tree: the tree.
         parent_M: the nodes they follow; rows of a dead or undrafted one are skipped, and those of "none".
-        rank_M: which of the parent's guesses each is.
+        child_index_M: which of the parent's guesses each is.
 
     Returns:
         The new tree and the index of each new node, C where it was skipped or no place was left.
@@ -167,14 +177,14 @@ def add(tree: PredictionTree, parent_M: jax.Array, rank_M: jax.Array) -> tuple[P
     # By place, not by row: reading where to write from fuses, where a write for every field would be a kernel each.
     row = jnp.full(C, M, jnp.int32).at[index].set(jnp.arange(M, dtype=jnp.int32), mode="drop")
     new = row < M
-    parent, rank = at(parent_M, row, 0), at(rank_M, row, 0)
+    parent, child_index = at(parent_M, row, 0), at(child_index_M, row, 0)
     itself = jnp.eye(C, dtype=bool)
     tree = tree.replace(
-        token=jnp.where(new, tree.guess_token[parent, rank], tree.token),
+        token=jnp.where(new, tree.guess_token[parent, child_index], tree.token),
         parent=jnp.where(new, parent, tree.parent),
-        rank=jnp.where(new, rank, tree.rank),
+        child_index=jnp.where(new, child_index, tree.child_index),
         position=jnp.where(new, tree.position[parent] + 1, tree.position),
-        log_prob=jnp.where(new, tree.log_prob[parent] + tree.guess_log_prob[parent, rank], tree.log_prob),
+        log_prob=jnp.where(new, tree.log_prob[parent] + tree.guess_log_prob[parent, child_index], tree.log_prob),
         alive=tree.alive | new,
         slot=jnp.where(new, NO_SLOT, tree.slot),
         sent_tick=jnp.where(new, 0, tree.sent_tick),

@@ -1,7 +1,8 @@
-"""Embedding and LM head with the vocabulary sharded over the ranks, so that no rank holds or computes them whole.
+"""Embedding and LM head with the vocabulary sharded over all devices, so that none holds or computes them whole.
 
-Rank r holds rows `r Vr .. (r + 1) Vr` of the embedding and of the head, where `R Vr` is the vocabulary padded to a
-multiple of the ranks R. A head product thus costs each rank a part in R, and none of it lies on one stage alone.
+Device d holds rows `d Vr .. (d + 1) Vr` of the embedding and of the head, where the vocabulary is padded to a multiple
+of their number. With tensor parallelism a stage is several devices. A head product thus costs each device its part, and
+none of it lies on one stage alone.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pipedec_jax.sampling import SamplingArrays, SamplingMode, gumbel_noise, kee
 from pipedec_jax.tick_costs import few_rows, over_live_rows
 
 
-def shard_size(vocab_size: int, ranks: int) -> int:
-    """Rows of the vocabulary on each rank (Vr), the last ones padding."""
-    return -(-vocab_size // ranks)
+def shard_size(vocab_size: int, devices: int) -> int:
+    """Rows of the vocabulary on each device (Vr), the last ones padding."""
+    return -(-vocab_size // devices)
 
 
 def embed_part(shard: jax.Array, token_W: jax.Array) -> jax.Array:
-    """This rank's part `[W, D]` of the embeddings: rows of tokens it holds, zeros elsewhere; sum over the ranks."""
+    """This device's part `[W, D]` of the embeddings: rows of tokens it holds, zeros elsewhere; sum over the devices."""
     local = token_W - lax.axis_index(AXES) * shard.shape[0]
     mine = (local >= 0) & (local < shard.shape[0])
     return jnp.where(mine[:, None], shard[jnp.where(mine, local, 0)], jnp.zeros((), shard.dtype))
@@ -38,7 +39,7 @@ def head_part(
     vocab_size: int,
     least_rows: int = 1,
 ) -> jax.Array:
-    """This rank's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over.
+    """This device's logits `[W, Vr]`; minus infinity for padding, that is for ids of `vocab_size` and over.
 
     The norm's weights are `[D]`, or `[W, D]` of each row. A logit that is infinite becomes NaN, so that no sum over
     them hides it (see `choose`). At least `least_rows` rows are computed (`placement.least_rows`).
@@ -54,20 +55,20 @@ def head_part(
 
 
 class ChoicePart(struct.PyTreeNode):
-    """One rank's part of the target's choices; gathered, they give the choice."""
+    """One device's part of the target's choices; gathered, they give the choice."""
 
     best: jax.Array
-    """[W] the highest score (logit, or scaled logit plus noise) among this rank's tokens."""
+    """[W] the highest score (logit, or scaled logit plus noise) among this device's tokens."""
     token: jax.Array
     """[W] int32: the token that has it."""
     logit: jax.Array
     """[W] that token's logit."""
     total: jax.Array
-    """[W] log of the sum of the exponentials of this rank's logits."""
+    """[W] log of the sum of the exponentials of this device's logits."""
 
 
 def noise_part(sampling: SamplingArrays, logit_WVr: jax.Array, position_W: jax.Array, vocab_size: int) -> jax.Array:
-    """This rank's slice of the noise of the positions at which the tokens are drawn, `[W, Vr]`."""
+    """This device's slice of the noise of the positions at which the tokens are drawn, `[W, Vr]`."""
     noise = gumbel_noise(sampling, position_W, vocab_size).astype(logit_WVr.dtype)
     return _my_columns(noise, logit_WVr.shape[-1])
 
@@ -80,7 +81,7 @@ def choice_part(
     vocab_size: int,
     live_W: jax.Array,
 ) -> ChoicePart:
-    """Pick this rank's best tokens. With top-k or top-p this holds a collective: call it at the top level.
+    """Pick this device's best tokens. With top-k or top-p this holds a collective: call it at the top level.
 
     Rows that are not alive are not filtered: their choices mean nothing.
     """
@@ -101,7 +102,7 @@ def choice_part(
 
 
 def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int, live_W: jax.Array) -> jax.Array:
-    """This rank's slice of the filters' mask, which needs all logits: the one thing that is gathered whole."""
+    """This device's slice of the filters' mask, which needs all logits: the one thing that is gathered whole."""
     W, Vr = scaled_WVr.shape
     whole = gather_over_devices(scaled_WVr)
     whole = jnp.moveaxis(whole, 0, 1).reshape(W, -1)[:, :vocab_size]
@@ -110,18 +111,18 @@ def _kept_part(sampling: SamplingArrays, scaled_WVr: jax.Array, vocab_size: int,
 
 
 def _my_columns(whole_WV: jax.Array, size: int) -> jax.Array:
-    """This rank's `size` columns of an array over the vocabulary, zeros past its end."""
+    """This device's `size` columns of an array over the vocabulary, zeros past its end."""
     missing = lax.axis_size(AXES) * size - whole_WV.shape[-1]
     whole_WV = jnp.pad(whole_WV, ((0, 0), (0, missing))) if missing > 0 else whole_WV
     return lax.dynamic_slice_in_dim(whole_WV, lax.axis_index(AXES) * size, size, axis=1)
 
 
 def choose(parts: ChoicePart) -> tuple[jax.Array, jax.Array]:
-    """The target's choices from all ranks' parts `[R, W]`: tokens `[W]` int32 and their log-probabilities `[W]`.
+    """The target's choices from all devices' parts: tokens `[W]` int32 and their log-probabilities `[W]`.
 
-    Where any rank's logits are not finite, neither is the log-probability: that token must not be used.
+    Where any device's logits are not finite, neither is the log-probability: that token must not be used.
     """
-    winner = jnp.argmax(parts.best, axis=0)[None, :]  # the lowest rank on a tie, as argmax over the whole would
+    winner = jnp.argmax(parts.best, axis=0)[None, :]  # the lowest device on a tie, as argmax over the whole would
     token = jnp.take_along_axis(parts.token, winner, axis=0)[0]
     logit = jnp.take_along_axis(parts.logit, winner, axis=0)[0]
     return token, logit - jax.nn.logsumexp(parts.total, axis=0)

@@ -258,7 +258,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert array.sent_tick[index] == node.sent_tick
             assert array.known[index] == (node.choice is not None)
             assert array.drafted[index] == (node.guesses is not None)
-            assert node.parent is None or array.rank[index] == node.rank
+            assert node.parent is None or array.child_index[index] == node.rank
             if node.choice is not None:
                 assert array.choice[index] == node.choice
         waiting = [index for index, node in living.items() if not node.sent_tick]
