@@ -31,7 +31,7 @@ from pipedec_jax.pipeline.engine import make_request
 from pipedec_jax.pipeline.fit import cache_slots, check_fit
 from pipedec_jax.pipeline.methods import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.placement import SAME
-from pipedec_jax.pipeline.prefill import Request, begin
+from pipedec_jax.pipeline.prefill import RequestArrays, begin
 from pipedec_jax.pipeline.progress import Progress, read_progress
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import StageSplit
@@ -178,7 +178,7 @@ class Simulator:
 
 
 def simulate(
-    system: System, settings: EngineSettings, most_ticks: int, params: Any, request: Request, known_S: jax.Array
+    system: System, settings: EngineSettings, most_ticks: int, params: Any, request: RequestArrays, known_S: jax.Array
 ) -> tuple[Shared, jax.Array]:
     """All ticks of one request whose text, prompt and answer, is known, and the rows at every stage in the first ticks.
 
@@ -211,7 +211,7 @@ def simulate(
     return shared, rows
 
 
-def prefill_drafter(system: System, settings: EngineSettings, params: Any, request: Request) -> Any:
+def prefill_drafter(system: System, settings: EngineSettings, params: Any, request: RequestArrays) -> Any:
     """The drafter's state after the prompt, all but its last token."""
     slots = request.prompt.shape[0]
     width = min(settings.prefill_width, slots)

@@ -32,7 +32,7 @@ from pipedec_jax import soundness, vocabulary
 from pipedec_jax.cache import Rows, chunk_rows
 from pipedec_jax.exchange import AXIS, gather_over_devices, leads, pass_on, sum_over_devices
 from pipedec_jax.hierarchy.buffers import Buffer, aligned, complete, continuation, difference, pack, unpack
-from pipedec_jax.pipeline.prefill import Request
+from pipedec_jax.pipeline.prefill import RequestArrays
 from pipedec_jax.pipeline.stage import StageCache, Target, TargetParams, run_head, run_stage
 from pipedec_jax.pipeline.state import Local
 from pipedec_jax.sampling import SamplingMode
@@ -93,7 +93,7 @@ class State(struct.PyTreeNode):
     """[] int32: the pass in which that row was read; 0 for prefill."""
 
 
-def begin(pipe: Pipe, request: Request, spoiled: jax.Array | None = None) -> State:
+def begin(pipe: Pipe, request: RequestArrays, spoiled: jax.Array | None = None) -> State:
     """The state after prefill, spoiled where that says so: the prompt's last token is the first to be read."""
     T, N = request.prompt.shape[0], pipe.stages
     zero = jnp.zeros((), jnp.int32)
@@ -126,7 +126,7 @@ def publish(state: State) -> jax.Array:
 def step(
     pipe: Pipe,
     weights: Any,
-    request: Request,
+    request: RequestArrays,
     state: State,
     local: Local,
     below: jax.Array | None,
@@ -176,7 +176,7 @@ def step(
 
 
 def make_pass(
-    pipe: Pipe, weights: Any, request: Request, state: State, local: Local, below: Buffer | None
+    pipe: Pipe, weights: Any, request: RequestArrays, state: State, local: Local, below: Buffer | None
 ) -> tuple[State, Local]:
     """One tick of the pipe: rows enter, all stages work, rows leave, their choices are compared."""
     state = send(pipe, state, continuation(state.own, below) if below is not None else state.own)
@@ -212,7 +212,7 @@ def send(pipe: Pipe, state: State, source: Buffer) -> State:
 
 
 def compute(
-    pipe: Pipe, target: Target, params: TargetParams, request: Request, state: State, local: Local
+    pipe: Pipe, target: Target, params: TargetParams, request: RequestArrays, state: State, local: Local
 ) -> tuple[jax.Array, jax.Array, jax.Array, Local]:
     """All stages at once; choices `[W]` of what leaves, log-probabilities, and where rows are unsound `[N, W]`."""
     W, T = pipe.width, request.prompt.shape[0]
@@ -238,7 +238,7 @@ def compute(
     return choice, log_prob, soundness.places(found, log_prob, pipe.stages), local
 
 
-def append(pipe: Pipe, state: State, request: Request, choice: jax.Array, log_prob: jax.Array) -> State:
+def append(pipe: Pipe, state: State, request: RequestArrays, choice: jax.Array, log_prob: jax.Array) -> State:
     """Compare the choices of the rows that leave with what was read after them, and append what is new.
 
     Nothing is appended from a row that is not finite: there the pipe is stuck.

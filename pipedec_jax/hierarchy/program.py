@@ -26,7 +26,7 @@ from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
 from pipedec_jax.pipeline.compiler_options import compiler_options
 from pipedec_jax.pipeline.placement import OWN, SAME
-from pipedec_jax.pipeline.prefill import Request, prefill
+from pipedec_jax.pipeline.prefill import RequestArrays, prefill
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.pipeline.stage import Target
 from pipedec_jax.pipeline.state import Local, System, Weights
@@ -94,7 +94,7 @@ class ModelProgram:
         self._makers: dict[int, Any] = {}
         self._prefills: dict[Any, Any] = {}
         self._local: tuple[int, Local] | None = None
-        self._request: Request | None = None
+        self._request: RequestArrays | None = None
         self._ready: Any = None
         self._step: Any = None
         self._state: State | None = None
@@ -129,12 +129,12 @@ class ModelProgram:
         """A published buffer, on this model's devices; does not wait."""
         return put(self.mesh, packed)
 
-    def start(self, request: Request, mode: SamplingMode, below: bool, above: int) -> jax.Array | None:
+    def start(self, request: RequestArrays, mode: SamplingMode, below: bool, above: int) -> jax.Array | None:
         """Make ready for a prompt, then prefill it; returns the buffer to publish, `None` where it is not here."""
         self.make_ready(request, mode, below, above)
         return self.prefill()
 
-    def make_ready(self, request: Request, mode: SamplingMode, below: bool, above: int) -> None:
+    def make_ready(self, request: RequestArrays, mode: SamplingMode, below: bool, above: int) -> None:
         """Make caches and compile, when needed.
 
         Args:
@@ -203,7 +203,7 @@ class ModelProgram:
         weights = self.weights if self.target is not None else ()
         return {"weights": placement.bytes_per_device(weights), "cache": placement.bytes_per_device(cache)}
 
-    def programs(self, request: Request, mode: SamplingMode, below: bool, above: int) -> Programs:
+    def programs(self, request: RequestArrays, mode: SamplingMode, below: bool, above: int) -> Programs:
         """What `make_ready` compiles, and no more: there is nothing else to do on devices that are only described."""
         request = jax.tree.map(functools.partial(placement.replicate, self.mesh), request)
         return self._compile(request, self.new_local(request.prompt.shape[0]), mode, below, above)
@@ -221,7 +221,7 @@ class ModelProgram:
             drafter=(),
         )
 
-    def _compile(self, request: Request, local: Local, mode: SamplingMode, below: bool, above: int) -> Programs:
+    def _compile(self, request: RequestArrays, local: Local, mode: SamplingMode, below: bool, above: int) -> Programs:
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
         key = (shapes, mode, below, above)
         if key in self._programs:
@@ -249,7 +249,7 @@ class ModelProgram:
     def _pipe(self, mode: SamplingMode) -> Pipe:
         return Pipe(self.width, self.target, mode, self.sizes, self.stages)
 
-    def _begin(self, weights: Any, request: Request, local: Local) -> tuple[tuple[State, jax.Array], Local]:
+    def _begin(self, weights: Any, request: RequestArrays, local: Local) -> tuple[tuple[State, jax.Array], Local]:
         """Prefill, under `shard_map`."""
         mode, spoiled = SamplingMode(), None
         if self.target is not None:

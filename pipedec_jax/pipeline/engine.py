@@ -24,7 +24,7 @@ from pipedec_jax.pipeline.compiler_options import compiler_options
 from pipedec_jax.pipeline.fit import cache_slots, check_fit, check_request
 from pipedec_jax.pipeline.methods import make_drafter, make_schedule, make_split
 from pipedec_jax.pipeline.placement import OWN, SAME
-from pipedec_jax.pipeline.prefill import Request, prefill
+from pipedec_jax.pipeline.prefill import RequestArrays, prefill
 from pipedec_jax.pipeline.progress import NOTHING, Progress, check_sound, read_progress
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.stage import Target, TargetParams
@@ -40,7 +40,7 @@ END_TOKENS = 16
 
 def make_request(
     prompt: Sequence[int], max_new_tokens: int, capacity: int, sampling: Sampling, end_tokens: Sequence[int] = ()
-) -> Request:
+) -> RequestArrays:
     """A request for a cache of so many slots. NumPy arrays, the same in every process: they enter it replicated."""
     ends = np.asarray(end_tokens if len(end_tokens) else [-1], np.int32)
     fields: dict[str, Any] = {
@@ -50,7 +50,7 @@ def make_request(
         "end_token": np.pad(ends, (0, -len(ends) % END_TOKENS), constant_values=-1),
         "sampling": jax.tree.map(np.asarray, sampling.arrays()),
     }
-    return Request(**fields)
+    return RequestArrays(**fields)
 
 
 INTERRUPTED = (
@@ -326,7 +326,7 @@ class Engine:
             drafter=make_state(),
         )
 
-    def _compile(self, mode: SamplingMode, request: Request, local: Local) -> Programs:
+    def _compile(self, mode: SamplingMode, request: RequestArrays, local: Local) -> Programs:
         """The programs for these shapes and this sampling mode, compiled when they are new."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((self.weights, request, local)))
         if (shapes, mode) not in self._programs:
@@ -336,7 +336,7 @@ class Engine:
             self.compile_seconds += time.perf_counter() - begun
         return self._programs[shapes, mode]
 
-    def _compile_new(self, shapes: Any, mode: SamplingMode, request: Request, local: Local) -> None:
+    def _compile_new(self, shapes: Any, mode: SamplingMode, request: RequestArrays, local: Local) -> None:
         system = self.system(mode)
         width = min(self.settings.prefill_width, request.prompt.shape[0])
         own = jax.tree.map(lambda leaf: leaf.sharding.spec, self.weights)

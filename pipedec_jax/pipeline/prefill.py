@@ -22,8 +22,8 @@ from pipedec_jax.sampling import SamplingArrays
 from pipedec_jax.tree import plant
 
 
-class Request(struct.PyTreeNode):
-    """What to decode. S is the capacity."""
+class RequestArrays(struct.PyTreeNode):
+    """What to decode, as arrays (`decoding.stream.Request` on the devices). S is the capacity."""
 
     prompt: jax.Array
     """[S] int32: the prompt's tokens, then anything."""
@@ -36,7 +36,7 @@ class Request(struct.PyTreeNode):
     sampling: SamplingArrays
 
 
-def begin(system: System, request: Request, spoiled: jax.Array) -> Shared:
+def begin(system: System, request: RequestArrays, spoiled: jax.Array) -> Shared:
     """The replicated state before the first tick: the prompt's last token is the root, nothing is in flight."""
     slots, width = request.prompt.shape[0], system.schedule.width
     capacity = system.schedule.capacity(system.stages)
@@ -55,7 +55,7 @@ def begin(system: System, request: Request, spoiled: jax.Array) -> Shared:
     )
 
 
-def prefill(system: System, width: int, weights: Weights, request: Request, local: Local) -> tuple[Shared, Local]:
+def prefill(system: System, width: int, weights: Weights, request: RequestArrays, local: Local) -> tuple[Shared, Local]:
     """Fill the caches with the prompt's first `length - 1` tokens, `width` at a time, and begin.
 
     One compiled program serves every prompt length: the number of chunks is a value, not a shape. A row that is not
