@@ -21,7 +21,7 @@ from pipedec_jax.hierarchy.buffers import FIGURES
 from pipedec_jax.hierarchy.program import ModelProgram
 from pipedec_jax.model.parameters import ParameterSource
 from pipedec_jax.pipeline import placement
-from pipedec_jax.pipeline.engine import Engine, Request, make_request
+from pipedec_jax.pipeline.engine import Engine, RequestArrays, make_request
 from pipedec_jax.pipeline.settings import EngineSettings
 from pipedec_jax.pipeline.split import split_layers
 from pipedec_jax.sampling import GREEDY
@@ -53,7 +53,7 @@ class Workload:
         return 1 << (max(map(len, self.prompts)) + self.new_tokens + max(self.widths) - 1).bit_length()
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[RequestArrays]:
         """Of every prompt."""
         capacity = self.capacity
         return [make_request(prompt, capacity - len(prompt), capacity, GREEDY) for prompt in self.prompts]
@@ -303,7 +303,9 @@ def _packed(prompt: Sequence[int], text: Sequence[int], capacity: int) -> np.nda
     return packed
 
 
-def _one_row(program: ModelProgram, request: Request, smaller: bool, passes: int, capacity: int) -> Callable[[], float]:
+def _one_row(
+    program: ModelProgram, request: RequestArrays, smaller: bool, passes: int, capacity: int
+) -> Callable[[], float]:
     """Passes that each read the model's own last token, in one program."""
 
     def run() -> float:
@@ -316,7 +318,7 @@ def _one_row(program: ModelProgram, request: Request, smaller: bool, passes: int
 
 
 def _wide(
-    program: ModelProgram, request: Request, text: np.ndarray, smaller: bool, passes: int, capacity: int
+    program: ModelProgram, request: RequestArrays, text: np.ndarray, smaller: bool, passes: int, capacity: int
 ) -> Callable[[], float]:
     """Passes that read a text, each as many rows as the program can: one from above, of the target one from below."""
 
@@ -328,7 +330,7 @@ def _wide(
     return run
 
 
-def _steps(program: ModelProgram, request: Request, steps: int, capacity: int) -> Callable[[], float]:
+def _steps(program: ModelProgram, request: RequestArrays, steps: int, capacity: int) -> Callable[[], float]:
     """Programs of one pass, one after another."""
 
     def run() -> float:
