@@ -18,7 +18,7 @@ class NotCopied:
         )
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise `ValueError` unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")

@@ -46,6 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", "--methods", dest="methods", nargs="+", choices=METHODS, metavar="METHOD")
     parser.add_argument("--stages", type=int, metavar="N", help="by default all devices but those of smaller models")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="T")
+    parser.add_argument("--idle-ranks", type=int, default=0, metavar="K", help="that hold their vocabulary alone (0)")
     parser.add_argument("--width", type=int, default=16, metavar="W")
     parser.add_argument("--children", type=int, default=16, metavar="K")
     parser.add_argument("--draft-steps", type=int, default=1, metavar="R", help="of best-first")
@@ -78,11 +79,11 @@ def main(arguments: list[str] | None = None) -> None:
         devices = described.described_devices(options.topology, options.platform)
         if options.stages is None:
             ranks = len(devices) // max(1, options.tensor_parallel)
-            smaller = len(middle) + 1 if draft else 0
+            smaller = (len(middle) + 1 if draft else 0) + options.idle_ranks
             if ranks <= smaller:
                 raise ValueError(
                     f"{options.topology} has {len(devices)} devices, too few for a stage over "
-                    f"{options.tensor_parallel} and {smaller} smaller model(s): give a larger --topology"
+                    f"{options.tensor_parallel} and {smaller} smaller model(s) and idle ranks: give a larger --topology"
                 )
             options.stages = min(target.layers, ranks - smaller)
         sizes = described.Sizes(**{name: getattr(options, name) for name in names})

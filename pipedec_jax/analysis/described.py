@@ -70,6 +70,8 @@ class Sizes:
     stages: int
     """Of the target (N)."""
     tensor_parallel: int = 1
+    idle_ranks: int = 0
+    """Of all methods but hierarchies."""
     width: int = 16
     children: int = 16
     draft_steps: int = 1
@@ -182,6 +184,7 @@ def described_engine(
         method=method,
         stages=sizes.stages,
         tensor_parallel=sizes.tensor_parallel,
+        idle_ranks=sizes.idle_ranks,
         width=1 if chain else sizes.width,
         children=1 if chain else sizes.children,
         draft_steps=sizes.draft_steps if method == "best-first" else 1,

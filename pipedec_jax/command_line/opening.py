@@ -67,6 +67,7 @@ def open_decoder(options: argparse.Namespace, record: bool = False) -> AnyDecode
         draft,
         stages=4 if options.stages is None else options.stages,
         tensor_parallel=1 if options.tensor_parallel is None else options.tensor_parallel,
+        idle_ranks=options.idle_ranks or 0,
         calibration=read_calibration(options.calibration),
         record=record,
         **{name: getattr(options, name) for name in AS_GIVEN},

@@ -31,6 +31,7 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
     **{name: methods for name, methods in OPTIONS_OF.items() if name != "adaptive"},
     "width": (*GUESSING, *hierarchy.METHODS),
     "tensor_parallel": METHODS,
+    "idle_ranks": METHODS,
 }
 """Methods of an option that others would drop without a word."""
 
@@ -110,6 +111,12 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         "model, in the order of --models",
     )
     parser.add_argument("--tensor-parallel", metavar="T", type=int, help="devices that each stage is split over (1)")
+    parser.add_argument(
+        "--idle-ranks",
+        metavar="K",
+        type=int,
+        help="ranks that only keep devices of a TPU slice in use (0)",
+    )
     parser.add_argument(
         "--width",
         metavar="W",

@@ -55,6 +55,8 @@ class Decoder(BaseDecoder[Engine]):
         stages: stages that the target's layers are spread over; the draft takes one more.
         tensor_parallel: devices that each stage is split over, by heads, feed-forward width and vocabulary; the draft
             is whole on each of its own.
+        idle_ranks: ranks behind all others, which hold a slice of the vocabulary alone (the draft and caches too, as
+            arrays of all ranks are alike): where devices of a TPU slice may not be left out. By default none.
         width: most guesses that a tick sends into the pipe; by default 16, and 1 for `ppsd` (the paper's chain) and
             `eesd`.
         children: most guesses of the draft after each token; beside a draft, look-up adds a few. By default 16; of
@@ -106,6 +108,7 @@ class Decoder(BaseDecoder[Engine]):
         method: Method = "best-first",
         stages: int = 4,
         tensor_parallel: int = 1,
+        idle_ranks: int = 0,
         width: int | None = None,
         children: int | None = None,
         draft_steps: int | None = None,
@@ -160,6 +163,7 @@ class Decoder(BaseDecoder[Engine]):
             method=method,
             stages=stages,
             tensor_parallel=tensor_parallel,
+            idle_ranks=idle_ranks,
             exit_stages=exit_stages,
             schedule=schedule,
             capacity=capacity,
@@ -180,7 +184,7 @@ class Decoder(BaseDecoder[Engine]):
         self._given_head = given_exit_head(exit_head, target.config) if isinstance(exit_head, ExitHead) else None
         guessing = draft.config if draft else None
         draft_ranks = make_drafter(settings, guessing, drafter, target.vocab_size, target.config, head).ranks
-        ranks, parts = settings.stages + draft_ranks, settings.tensor_parallel
+        ranks, parts = settings.stages + draft_ranks + settings.idle_ranks, settings.tensor_parallel
         if devices is None:
             models = [target.config, *([guessing] if guessing else [])]
             self.devices = pick_devices(ranks, parts, sum(map(parameter_count, models)))

@@ -113,7 +113,8 @@ class Engine:
         )
         self._schedule = make_schedule(settings)
         self._wait = wait
-        self.mesh: Mesh = placement.make_mesh(settings.stages + self._drafter.ranks, devices, settings.tensor_parallel)
+        ranks = settings.stages + self._drafter.ranks + settings.idle_ranks
+        self.mesh: Mesh = placement.make_mesh(ranks, devices, settings.tensor_parallel)
         self.target = Target(
             target.config,
             split,
@@ -145,7 +146,7 @@ class Engine:
 
     @property
     def devices(self) -> int:
-        """Devices in use: the target's stages, then the drafter's ranks, each of as many as a stage is split over."""
+        """Devices in use: stages, the drafter's rank, idle ranks, each of as many as a stage is split over."""
         return self.mesh.size
 
     def capacity_for(self, length: int) -> int:

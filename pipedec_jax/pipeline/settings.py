@@ -71,6 +71,8 @@ class EngineSettings:
     """Stages of the target (N)."""
     tensor_parallel: int = 1
     """Devices over which each stage is split (T)."""
+    idle_ranks: int = 0
+    """Ranks behind all others that hold a slice of the vocabulary alone, so that no device of a slice is left out."""
     width: int = 16
     """Most nodes of a tick's batch, or of a tree level of STPP (W); PP ignores it."""
     children: int = 8
@@ -125,6 +127,8 @@ class EngineSettings:
         ):
             check_count(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's numbers become Python's
+        check_count("idle_ranks", self.idle_ranks, least=0)
+        object.__setattr__(self, "idle_ranks", int(self.idle_ranks))
         if self.pool is not None:
             check_used(self.method, pool=self.pool)
         if self.steps > MOST_STEPS:

@@ -18,6 +18,7 @@ OPTIONS = {
         "method",
         "stages",
         "tensor_parallel",
+        "idle_ranks",
         "width",
         "children",
         "max_new_tokens",

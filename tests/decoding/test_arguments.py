@@ -67,6 +67,7 @@ def test_float64_is_taken_in_64_bit_mode_and_refused_where_that_has_ended(target
         ({"stages": 5}, r"stages \(5\) must not exceed the target's layers \(4\)"),
         ({"stages": 0}, r"stages must be a whole number of at least 1, not 0"),
         ({"width": 0}, r"width must be"),
+        ({"idle_ranks": -1}, r"idle_ranks must be a whole number of at least 0, not -1"),
         ({"width": 2.5}, r"width must be a whole number of at least 1, not 2.5"),
         ({"children": True}, r"children must be"),
         ({"children": 401}, r"children \(401\) must not exceed the number of tokens \(400\)"),

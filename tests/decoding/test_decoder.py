@@ -121,6 +121,38 @@ def test_a_stream_begins_after_another_threads_whole_answer(pipedec):
         assert "".join(stream) == expected.text
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "pp", "stages": 3},
+        {"method": "best-first", "stages": 2, "width": 4, "draft_steps": 2},
+        {"method": "pipedec", "stages": 2, "width": 4, "tensor_parallel": 2},
+        {"method": "best-first", "stages": 3, "width": 4, "drafter": "ngram"},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_idle_ranks_change_no_token_and_no_tick(target, draft, options):
+    guesses = options["method"] != "pp" and options.get("drafter") != "ngram"
+    models = (target, draft) if guesses else (target,)
+    expected, found = (
+        Decoder(*models, **options, idle_ranks=idle).generate(
+            PROMPTS[0], max_new_tokens=24, temperature=0.6, top_p=0.9, seed=2
+        )
+        for idle in (0, 2)
+    )
+    assert found.tokens == expected.tokens
+    with_idle = Decoder(*models, **options, idle_ranks=2)
+    assert len(with_idle.devices) == (options["stages"] + guesses + 2) * options.get("tensor_parallel", 1)
+
+
+def test_what_is_not_finite_is_named_beside_idle_ranks(target):
+    broken = {path: np.array(target.source.read(path)) for path in parameter_shapes(target.config)}
+    broken["layers/3/value"][0, 0, 0] = np.nan
+    unsound = pipedec_jax.Model.from_tree(target.config, nest(broken), target.tokenizer)
+    with pytest.raises(pipedec_jax.NotFiniteError, match="stage 2 of 2"):
+        Decoder(unsound, method="pp", stages=2, idle_ranks=2).generate([5], max_new_tokens=8)
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 3}], ids=["greedy", "drawn"])
 def test_a_draft_that_lacks_tokens_changes_none(pp, target, options):
     """As where tokens were added to the target alone. The draft is the target without its last rows."""
