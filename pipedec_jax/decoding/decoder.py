@@ -12,7 +12,7 @@ import numpy as np
 
 from pipedec_jax.config import LlamaConfig
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
-from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices, usual_prefill_width
+from pipedec_jax.decoding.devices import check_devices, check_dtype, decoding_dtype, pick_devices
 from pipedec_jax.decoding.exit_choice import describe_choice, pick_exit
 from pipedec_jax.decoding.request_options import check_request_options
 from pipedec_jax.decoding.stream import Request
@@ -90,7 +90,7 @@ class Decoder(BaseDecoder[Engine]):
             grow with a batch's rows, fewer rows are computed as such, and `adaptive` has something to go by.
         schedule: what a tick sends and extends, by a schedule of your own in place of best-first's (see
             `pipedec_jax.schedules`); width and pool are then its.
-        prefill_width: prompt tokens that prefill takes in one step; by default 64 on CPU and 128 elsewhere.
+        prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
         record: whether to keep what happens in every tick, for `recording`. Tokens and ticks are the same; off, which
             it is by default, it costs nothing, and on, as many ticks at a time come back to the host.
@@ -126,7 +126,7 @@ class Decoder(BaseDecoder[Engine]):
         drafter: Drafter | DrafterName | None = None,
         calibration: Mapping[str, Any] | None = None,
         schedule: Schedule | None = None,
-        prefill_width: int | None = None,
+        prefill_width: int = 128,
         capacity: int | None = None,
         record: bool = False,
     ) -> None:
@@ -166,9 +166,10 @@ class Decoder(BaseDecoder[Engine]):
             idle_ranks=idle_ranks,
             exit_stages=exit_stages,
             schedule=schedule,
+            prefill_width=prefill_width,
             capacity=capacity,
             record=record,
-            **(usual | given | ({} if prefill_width is None else {"prefill_width": prefill_width})),
+            **(usual | given),
         )
         settings, head, self.exit_forecasts = pick_exit(target, settings_at, method, exit_layer, exit_head, drafter)
         """Of each stored exit head that fits, the chosen one first; none where the exit was given, or there is none."""
@@ -195,12 +196,7 @@ class Decoder(BaseDecoder[Engine]):
         self._costs = cost.split_over(costs, target.config, parts)
         if draft_steps is None and settings.exit_layer is None and _drafts_ahead(settings):
             settings = _with_draft_steps(settings, self._costs, target.config.layers)
-        self.settings = dataclasses.replace(
-            settings,
-            costs=self._tick_costs(settings, draft_ranks),
-            dtype=self.dtype,
-            prefill_width=prefill_width or usual_prefill_width(self.devices[0]),
-        )
+        self.settings = dataclasses.replace(settings, costs=self._tick_costs(settings, draft_ranks), dtype=self.dtype)
 
     def _tick_costs(self, settings: EngineSettings, draft_ranks: int) -> TickCosts:
         if settings.method == "eesd":

@@ -42,11 +42,6 @@ def use_cpu_devices(count: int) -> None:
         ) from error
 
 
-def usual_prefill_width(device: jax.Device) -> int:
-    """Prompt tokens for one step of prefill: on CPUs, where a row costs its share of time, few more than are there."""
-    return 64 if device.platform == "cpu" else 128
-
-
 def pick_devices(ranks: int, parts: int = 1, weights: int = 0) -> list[jax.Device]:
     """The devices to decode on: JAX's default ones if they suffice, else, for small models, virtual CPU devices.
 

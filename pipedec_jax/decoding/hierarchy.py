@@ -11,7 +11,7 @@ import jax
 
 from pipedec_jax.decoding.base import BaseDecoder, Prompt
 from pipedec_jax.decoding.decoder import Decoder
-from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room, usual_prefill_width
+from pipedec_jax.decoding.devices import check_devices, pick_devices, pick_room, room
 from pipedec_jax.decoding.request_options import RequestOptions
 from pipedec_jax.decoding.stream import Request
 from pipedec_jax.hierarchy import report
@@ -64,7 +64,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             pass between them is measured by all together.
         dtype: as for `Decoder`.
         devices: the smallest model's first.
-        prefill_width: as for `Decoder`.
+        prefill_width: prompt tokens that prefill takes in one step.
         capacity: cache slots; by default the next power of two that suffices.
         record: whether to keep what every model does, for `recording`; the programs are the same.
 
@@ -84,7 +84,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         select: bool = False,
         dtype: Any = None,
         devices: Sequence[jax.Device] | None = None,
-        prefill_width: int | None = None,
+        prefill_width: int = 128,
         capacity: int | None = None,
         record: bool = False,
     ) -> None:
@@ -98,7 +98,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
             stages=tuple(stages) if stages is not None else (1,) * len(models),
             passes=tuple(passes) if passes is not None else (1,) * (len(models) - 1),
             width=width,
-            **({} if prefill_width is None else {"prefill_width": prefill_width}),
+            prefill_width=prefill_width,
             capacity=capacity,
         )
         self.target = models[-1]
@@ -124,8 +124,7 @@ class HierarchyDecoder(BaseDecoder[HierarchyEngine | Engine]):
         """What `select` has run, the fastest first."""
         self.method: str = method
         self.form: Form = form or "lockstep"
-        width_of_prefill = prefill_width or usual_prefill_width(self.devices[0])
-        self.settings = dataclasses.replace(settings, dtype=self.dtype, prefill_width=width_of_prefill)
+        self.settings = dataclasses.replace(settings, dtype=self.dtype)
         self.models, self.record = models, record
         names = short_names(model.name for model in models)
         self._names = [names[model.name] for model in models]
