@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipedec_jax.analysis.answer_file import LineFile, accept_lengths, answer_line
 from pipedec_jax.analysis.questions import Question
-from pipedec_jax.clock import TokensDifferError
+from pipedec_jax.clock import TokensDifferError, first_difference
 from pipedec_jax.decoding.hierarchy import AnyDecoder, HierarchyDecoder
 from pipedec_jax.decoding.result import Generation
 from pipedec_jax.exit_store import description_path
@@ -201,7 +201,7 @@ class Benchmark:
         """Raise `TokensDifferError`, or count it, when a row has other tokens than the first decoder's."""
         first = next((other for other in self.decoders if question.id in self._answered(other)), name)
         expected = self._answered(first).get(question.id, row)
-        where = first_difference(row, expected)
+        where = difference(row, expected)
         if where is None:
             return
         turn, place, own, other = where
@@ -214,14 +214,13 @@ class Benchmark:
         self.differing[name][question.id] = found
 
 
-def first_difference(row: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int, Any, Any] | None:
+def difference(row: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[int, int, int | None, int | None] | None:
     """Turn and place, from 0, at which two answers first have different tokens, and these; `None` for nowhere."""
-    ours, theirs = ([turn["token_ids"] for turn in answer["turns"]] for answer in (row, expected))
-    for turn in range(max(len(ours), len(theirs))):
-        pair = [answers[turn] if turn < len(answers) else [] for answers in (ours, theirs)]
-        for place, (own, other) in enumerate(itertools.zip_longest(*pair)):
-            if own != other:
-                return turn, place, own, other
+    answers = ([turn["token_ids"] for turn in answer["turns"]] for answer in (row, expected))
+    for turn, (ours, theirs) in enumerate(itertools.zip_longest(*answers, fillvalue=[])):
+        if (place := first_difference(ours, theirs)) is not None:
+            own, other = (tokens[place] if place < len(tokens) else None for tokens in (ours, theirs))
+            return turn, place, own, other
     return None
 
 

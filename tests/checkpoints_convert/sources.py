@@ -7,6 +7,7 @@ import numpy as np
 
 from checkpoint_trials.synthetic import write_tokenizer
 from checkpoints_convert import conversion, export_hugging_face, manifest
+from checkpoints_convert.source import same_bits
 from pipedec_jax.config import Llama3Scaling, LlamaConfig
 from pipedec_jax.model.parameters import Parameters, nest, parameter_shapes
 
@@ -151,3 +152,14 @@ def save_pickled(model, directory: Path, dtype: str = "float32", shards: int = 1
         weight_map |= dict.fromkeys(part, file)
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return directory
+
+
+def same_arrays(a, b) -> bool:
+    """Whether two checkpoints of one geometry and dtype hold the same bits."""
+    assert (a.config, a.dtype) == (b.config, b.dtype)
+    return all(same_bits(a.read(path), b.read(path)) for path in parameter_shapes(a.config))
+
+
+def halve(file: Path) -> None:
+    """Cut a file's second half off."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

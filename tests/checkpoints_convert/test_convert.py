@@ -28,7 +28,6 @@ from checkpoints_convert import (
     open_hugging_face,
 )
 from checkpoints_convert.checkpoint import DTYPES
-from checkpoints_convert.hugging_face import tensor_name
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import damage, differences
 from pipedec_jax.config import LlamaConfig
@@ -64,19 +63,6 @@ def test_tensors_come_back_bit_for_bit(name, dtype, tmp_path):
     assert found.keys() == expected.keys()
     for tensor, value in expected.items():
         assert same_bits(found[tensor], value), tensor
-
-
-def test_int8_layers_are_exported_as_what_they_stand_for(tmp_path):
-    source = tiny_source(tmp_path / "source", dtype="bfloat16")
-    checkpoint = open_checkpoint(convert(source, tmp_path / "converted", int8=True))
-    export_hugging_face(checkpoint.config, checkpoint.read_all(), tmp_path / "tree")
-    export(tmp_path / "converted", tmp_path / "whole")
-    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("tree", "whole"))
-    assert found.keys() == expected.keys()
-    for tensor, value in expected.items():
-        assert same_bits(found[tensor], value), tensor
-    with pytest.raises(ValueError, match=r"no array of scales such as 'layers/0/query_scale'"):
-        tensor_name("layers/0/query_scale")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,15 +4,25 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from checkpoints_convert import conversion, convert, export, open_checkpoint, open_hugging_face, store
+from checkpoints_convert import (
+    conversion,
+    convert,
+    export,
+    export_hugging_face,
+    open_checkpoint,
+    open_hugging_face,
+    store,
+)
 from checkpoints_convert.__main__ import main
+from checkpoints_convert.hugging_face import tensor_name
 from checkpoints_convert.library import library
 from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import damage, differences
 from pipedec_jax.model.int8 import DequantizedSource, Int8Source
 from pipedec_jax.model.parameters import parameter_shapes
-from tests.checkpoints_convert.sources import edit_json, stop_at
+from tests.checkpoints_convert.sources import edit_json, stop_at, tiny_source
 from tests.checkpoints_convert.stopping import Stopped, contents
 from tests.checkpoints_convert.test_bad_input import edit_tensors
 
@@ -106,3 +116,16 @@ def test_what_int8_cannot_hold_and_a_damaged_manifest_are_named(source, tmp_path
     with pytest.raises(ValueError, match="'layers/0/up' has values that are not finite numbers, which int8 cannot"):
         convert(source, tmp_path / "other", int8=True)
     assert others() == ["converted"]
+
+
+def test_int8_layers_are_exported_as_what_they_stand_for(tmp_path):
+    source = tiny_source(tmp_path / "source", dtype="bfloat16")
+    checkpoint = open_checkpoint(convert(source, tmp_path / "converted", int8=True))
+    export_hugging_face(checkpoint.config, checkpoint.read_all(), tmp_path / "tree")
+    export(tmp_path / "converted", tmp_path / "whole")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("tree", "whole"))
+    assert found.keys() == expected.keys()
+    for tensor, value in expected.items():
+        assert same_bits(found[tensor], value), tensor
+    with pytest.raises(ValueError, match=r"no array of scales such as 'layers/0/query_scale'"):
+        tensor_name("layers/0/query_scale")

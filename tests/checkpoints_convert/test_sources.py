@@ -2,11 +2,7 @@
 
 import functools
 import json
-import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +11,20 @@ import pytest
 import torch
 
 from checkpoint_trials.synthetic import sentencepiece_model
-from checkpoints_convert import convert, open_checkpoint, open_source, pickle_reader
+from checkpoints_convert import convert, open_checkpoint, open_source
 from checkpoints_convert.__main__ import main
 from checkpoints_convert.reference_logits import reference_logits
-from checkpoints_convert.source import same_bits
 from checkpoints_convert.verify import differences, logit_difference
 from pipedec_jax.config import Llama3Scaling
 from pipedec_jax.model import llama
-from pipedec_jax.model.parameters import parameter_shapes
 from tests.checkpoints_convert.meta_files import save_as_meta, write_tiktoken
 from tests.checkpoints_convert.sources import (
     GEOMETRIES,
     edit_json,
     edit_manifest,
+    halve,
     hugging_face_model,
+    same_arrays,
     save,
     save_pickled,
 )
@@ -41,11 +37,6 @@ LLAMA_1, LLAMA_2, ONE_KV = (
 EVEN = 528
 """A vocabulary that several files can share, with room for a tokenizer of bytes and special tokens."""
 PROMPT = np.random.default_rng(0).integers(EVEN, size=(1, 500), dtype=np.int32)
-
-
-def same_arrays(a, b) -> bool:
-    assert (a.config, a.dtype) == (b.config, b.dtype)
-    return all(same_bits(a.read(path), b.read(path)) for path in parameter_shapes(a.config))
 
 
 def logits_agree(model, checkpoint) -> None:
@@ -245,10 +236,6 @@ def edit_rank(source, rank=1, **changes):
     torch.save({name: value for name, value in tensors.items() if value is not None}, file)
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 BAD_META = {
     "missing rank": (lambda s: (s / "consolidated.00.pth").unlink(), r"lacks consolidated\.00\.pth"),
     "missing last rank": (
@@ -261,7 +248,7 @@ BAD_META = {
     "misshapen part": (
         lambda s: edit_rank(s, output__weight=torch.ones(3, 64)), r"'output\.weight' has shape \(3, 64\), params.json"),
     "integers": (lambda s: edit_rank(s, norm__weight=torch.ones(64, dtype=torch.int8)), "is stored as int8"),
-    "truncated": (lambda s: truncate(s / "consolidated.01.pth"), r"01\.pth is no complete PyTorch file"),
+    "truncated": (lambda s: halve(s / "consolidated.01.pth"), r"01\.pth is no complete PyTorch file"),
     "no width": (spoil_meta(dim=...), r"params\.json: the configuration lacks 'dim'"),
     "heads": (spoil_meta(n_heads=7), r"dim \(64\) is no multiple of n_heads \(7\)"),
     "layers": (spoil_meta(n_layers=10**9), "layers must be at most"),
@@ -288,105 +275,6 @@ def test_bad_files_of_metas_are_named(name, meta, tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "converted")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-class Harmful:
-    def __init__(self, file):
-        self.file = str(file)
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.file),)
-
-
-@pytest.fixture(scope="module")
-def pickled(tmp_path_factory):
-    return save_pickled(hugging_face_model(GEOMETRIES[LLAMA_1]), tmp_path_factory.mktemp("pickled") / "source")
-
-
-def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(pickled, tmp_path, monkeypatch):
-    source = shutil.copytree(pickled, tmp_path / "source")
-    tensors = torch.load(source / "pytorch_model.bin")
-    torch.save(tensors | {"extra": Harmful(tmp_path / "ran")}, source / "pytorch_model.bin")
-    # Not even where the user asks torch for the old behaviour.
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused .* it would run code") as error:
-        convert(source, tmp_path / "converted")
-    assert not re.search("weights_only|safe_globals", str(error.value))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
-
-
-BAD_PICKLES = {
-    "truncated": (lambda file: truncate(file), "no complete PyTorch file"),
-    "no archive": (lambda file: file.write_bytes(b"\x80\x02}q\x00."), "no complete PyTorch file"),
-    "a list": (lambda file: torch.save([torch.ones(2)], file), "must hold a dictionary of named tensors, not a list"),
-    "numbers": (lambda file: torch.save({"model.norm.weight": 3}, file), "other than a plain tensor under 'model.norm"),
-    "repeated data": (
-        lambda file: torch.save({"a": torch.ones(1).expand(10**6)}, file), "tensor 'a' repeats what is stored"),
-    "to be negated": (
-        lambda file: torch.save({"a": torch._neg_view(torch.ones(2))}, file), "other than a plain tensor under 'a'"),
-    "sparse": (lambda file: torch.save({"a": torch.ones(2, 2).to_sparse()}, file), "plain tensor|refused"),
-    "compressed": (lambda file: compress(file), "is compressed"),
-}  # fmt: skip
-
-
-def compress(file):
-    import zipfile
-
-    with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-
-
-@pytest.mark.parametrize("name", BAD_PICKLES)
-def test_bad_pickles_are_named(name, pickled, tmp_path):
-    spoil, message = BAD_PICKLES[name]
-    source = shutil.copytree(pickled, tmp_path / "source")
-    spoil(source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=message):
-        open_source(source)
-
-
-def test_tensors_of_pickled_files_need_not_lie_in_one_piece(pickled, tmp_path):
-    source = shutil.copytree(pickled, tmp_path / "source")
-    tensors = torch.load(source / "pytorch_model.bin")
-    matrices = [name for name, tensor in tensors.items() if tensor.dim() == 2]
-    changed = {name: tensors[name].t().contiguous().t() for name in matrices[::3]}
-    for name in matrices[1::3]:
-        wide = torch.zeros(*tensors[name].shape, 3)
-        changed[name] = wide[..., 1].copy_(tensors[name])
-    # All others are slices of one storage.
-    rest = [name for name in tensors if name not in changed]
-    whole = torch.cat([tensors[name].flatten() for name in rest])
-    sizes = [tensors[name].numel() for name in rest]
-    changed |= {name: part.view(tensors[name].shape) for name, part in zip(rest, whole.split(sizes), strict=True)}
-    torch.save(changed, source / "pytorch_model.bin")
-    assert same_arrays(open_source(source), open_source(pickled))
-    assert same_arrays(open_checkpoint(convert(source, tmp_path / "converted")), open_source(pickled))
-
-
-def test_pages_of_pickled_files_are_let_go(pickled, monkeypatch):
-    loads, load = [], pickle_reader._load_tensors
-    monkeypatch.setattr(pickle_reader, "_load_tensors", lambda file: loads.append(file) or load(file))
-    monkeypatch.setattr(pickle_reader, "RELOAD_BYTES", 50_000)
-    checkpoint = open_source(pickled)
-    for path in checkpoint.reading_order():
-        checkpoint.read(path)
-    assert 5 <= len(loads) <= 15
-    assert checkpoint.nbytes > 200_000
-
-
-def test_missing_torch_is_a_clear_message(pickled, tmp_path):
-    code = (
-        "import sys\nsys.modules['torch'] = None\n"
-        "from checkpoints_convert.__main__ import main\n"
-        f"sys.exit(main(['convert', {str(pickled)!r}, {str(tmp_path / 'converted')!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "only PyTorch reads safely: pip install 'pipedec_jax[torch]'" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_the_original_folder_of_a_repository_is_pointed_to(meta, tmp_path):
